@@ -1,0 +1,15 @@
+"""The one exception that a user's input can cause."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something given to jax_backtrack is wrong: says what, where, and what would mend it."""
+
+
+def nearest(wrong: str, right: Iterable[str]) -> str:
+    """A clause that names the entry of `right` closest to `wrong`, or lists all of them."""
+    right = sorted(right)
+    close = difflib.get_close_matches(wrong, right, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(right)}"

@@ -1,0 +1,1 @@
+"""Hugging Face in and out: weights, gguf, the tokenizer with [RESET], export."""

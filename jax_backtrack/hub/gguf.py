@@ -1,0 +1,136 @@
+"""Reads a llama-architecture `.gguf` file as if it were a Hugging Face folder: configuration, weights, tokenizer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from jax_backtrack.errors import InputError
+
+# gguf name -> Hugging Face name; `{layer}` on both sides.
+_HF_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "blk.{layer}.attn_norm.weight": "model.layers.{layer}.input_layernorm.weight",
+    "blk.{layer}.attn_q.weight": "model.layers.{layer}.self_attn.q_proj.weight",
+    "blk.{layer}.attn_k.weight": "model.layers.{layer}.self_attn.k_proj.weight",
+    "blk.{layer}.attn_v.weight": "model.layers.{layer}.self_attn.v_proj.weight",
+    "blk.{layer}.attn_output.weight": "model.layers.{layer}.self_attn.o_proj.weight",
+    "blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
+    "blk.{layer}.ffn_gate.weight": "model.layers.{layer}.mlp.gate_proj.weight",
+    "blk.{layer}.ffn_up.weight": "model.layers.{layer}.mlp.up_proj.weight",
+    "blk.{layer}.ffn_down.weight": "model.layers.{layer}.mlp.down_proj.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_CONTROL = 3  # token types that are special: control tokens
+
+
+class GGUFFile:
+    """An open `.gguf` file. Raises InputError for other architectures and for files that cannot be read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._reader = gguf.GGUFReader(path)
+        except Exception as error:
+            raise InputError(f"{path} cannot be read as gguf: {error}") from error
+        architecture = self._field("general.architecture")
+        if architecture != "llama":
+            raise InputError(f"{path}: architecture {architecture!r} is not supported; only 'llama' is")
+        self._tensors = {self._hf_name(tensor.name): tensor for tensor in self._reader.tensors}
+
+    def hf_config(self) -> dict:
+        """The file's metadata in the field names of a Hugging Face `config.json`."""
+        if (rope_scaling := self._field("llama.rope.scaling.type", "none")) != "none":
+            raise InputError(f"{self.path}: rope scaling {rope_scaling!r} is not supported")
+        return {
+            "model_type": "llama",
+            "vocab_size": len(self._field("tokenizer.ggml.tokens")),
+            "hidden_size": self._field("llama.embedding_length"),
+            "intermediate_size": self._field("llama.feed_forward_length"),
+            "num_hidden_layers": self._field("llama.block_count"),
+            "num_attention_heads": self._heads,
+            "num_key_value_heads": self._kv_heads,
+            "head_dim": self._field("llama.rope.dimension_count"),
+            "rope_theta": self._field("llama.rope.freq_base"),
+            "rms_norm_eps": self._field("llama.attention.layer_norm_rms_epsilon"),
+            "tie_word_embeddings": "lm_head.weight" not in self._tensors,
+            "max_position_embeddings": self._field("llama.context_length"),
+        }
+
+    def tensor_names(self) -> Iterator[str]:
+        """Hugging Face names of the tensors in the file."""
+        return iter(self._tensors)
+
+    def tensor(self, hf_name: str) -> np.ndarray:
+        """One tensor, dequantised to float32, in the Hugging Face layout."""
+        tensor = self._tensors[hf_name]
+        weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        if "q_proj" in hf_name:
+            return _unpermute(weight, self._heads)
+        if "k_proj" in hf_name:
+            return _unpermute(weight, self._kv_heads)
+        return weight
+
+    def tokenizer(self) -> transformers.PreTrainedTokenizerFast:
+        """The byte-level BPE tokenizer and the chat template inside the file."""
+        kind = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre", "default")
+        if kind != ("gpt2", "smollm"):
+            raise InputError(f"{self.path}: tokenizer {kind} is not supported; use the model's Hugging Face folder")
+        tokens = self._field("tokenizer.ggml.tokens")
+        merges = [tuple(merge.split(" ")) for merge in self._field("tokenizer.ggml.merges")]
+        tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        types = self._field("tokenizer.ggml.token_type")
+        special = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+
+        def token_at(field):
+            return tokens[self._field(field)]
+
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            bos_token=token_at("tokenizer.ggml.bos_token_id"),
+            eos_token=token_at("tokenizer.ggml.eos_token_id"),
+            unk_token=token_at("tokenizer.ggml.unknown_token_id"),
+            pad_token=token_at("tokenizer.ggml.padding_token_id"),
+            chat_template=self._field("tokenizer.chat_template"),
+            model_max_length=self._field("llama.context_length"),
+            clean_up_tokenization_spaces=False,
+        )
+
+    @property
+    def _heads(self) -> int:
+        return self._field("llama.attention.head_count")
+
+    @property
+    def _kv_heads(self) -> int:
+        return self._field("llama.attention.head_count_kv", self._heads)
+
+    def _field(self, name: str, *default):
+        field = self._reader.fields.get(name)
+        if field is not None:
+            return field.contents()
+        if default:
+            return default[0]
+        raise InputError(f"{self.path}: the metadata field {name!r} is missing")
+
+    def _hf_name(self, name: str) -> str:
+        parts = name.split(".")
+        layer = parts[1] if parts[0] == "blk" else ""
+        pattern = name.replace(f"blk.{layer}.", "blk.{layer}.", 1)
+        if pattern not in _HF_NAMES:
+            raise InputError(f"{self.path}: the tensor {name!r} has no place in a Llama")
+        return _HF_NAMES[pattern].format(layer=layer)
+
+
+def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Undoes llama.cpp's reordering of query and key rows, which interleaves the halves that rope turns together."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)

@@ -1,0 +1,140 @@
+"""`load` and `save`: a model and its tokenizer, from and to where people keep them."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import jax.numpy as jnp
+import transformers
+from flax import nnx
+from jax.sharding import Mesh
+
+from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.hub import weights
+from jax_backtrack.hub.gguf import GGUFFile
+from jax_backtrack.hub.tokenizer import ChatTokenizer
+from jax_backtrack.models import llama
+from jax_backtrack.models.transformer import Compute, Transformer
+from jax_backtrack.sharding import make_mesh, param_shardings
+
+DTYPES = ("float32", "bfloat16")
+EXPORT = "export"
+
+
+def load(
+    path: str,
+    mesh: Mesh | None = None,
+    dtype: str = "float32",
+    *,
+    compute_dtype: str | None = None,
+    remat: bool = False,
+) -> tuple[Transformer, ChatTokenizer]:
+    """Loads a model and its tokenizer.
+
+    path:          a Hugging Face folder, a workdir of ours (its `export/`), a `.gguf` file, or a Hub id
+    mesh:          devices to shard the parameters over; one device if None
+    dtype:         of the parameters, whatever the file holds; `compute_dtype` (same if None) that of the activations
+    remat:         recompute each layer in the backward pass instead of keeping its activations
+
+    Raises InputError for what cannot be loaded as it stands: see `weights.fill`, `llama.from_hf_config`.
+    """
+    for given in (dtype, compute_dtype or dtype):
+        if given not in DTYPES:
+            raise InputError(f"dtype {given!r}: {nearest(given, DTYPES)}")
+    source, hf_config, hf_tokenizer = _open(path)
+    if hf_config.get("model_type") != "llama":
+        raise InputError(f"{path}: model_type {hf_config.get('model_type')!r} is not supported; only 'llama' is")
+    config = llama.from_hf_config(hf_config)
+    compute = Compute(dtype=compute_dtype or dtype, remat=remat)
+    model = nnx.eval_shape(
+        lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute)
+    )
+    weights.fill(model, source, param_shardings(model, mesh or make_mesh()))
+    tokenizer = ChatTokenizer(hf_tokenizer, reset_context=hf_config.get("backtracking", {}).get("context"))
+    check_agreement(model, tokenizer, hf_config)
+    return model, tokenizer
+
+
+def save(model: Transformer, tokenizer: ChatTokenizer, folder: str | Path, *, overwrite: bool = False) -> None:
+    """Writes model, configuration and tokenizer as a Hugging Face folder. The folder appears whole or not at all."""
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise InputError(f"{folder} exists already and would be overwritten; choose another folder or allow it")
+    check_agreement(model, tokenizer, {})
+    writing = folder.with_name(folder.name + ".writing")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    weights.save(model, writing)
+    token_ids = {
+        "bos_token_id": tokenizer.hf.bos_token_id,
+        "eos_token_id": tokenizer.eot_id,
+        "pad_token_id": tokenizer.hf.pad_token_id,
+    }
+    config = llama.to_hf_config(model.config) | token_ids
+    config["dtype"] = str(model.embedding_VxM.dtype)
+    if tokenizer.reset_context:
+        config["backtracking"] = {"reset_token_id": tokenizer.reset_id, "context": tokenizer.reset_context}
+    (writing / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (writing / "generation_config.json").write_text(json.dumps(token_ids, indent=2) + "\n")
+    tokenizer.hf.save_pretrained(writing)
+    if folder.exists():
+        shutil.rmtree(folder)
+    writing.rename(folder)
+
+
+def packaged_gguf(package: str) -> str | None:
+    """Path of the `.gguf` file that an installed Python package carries, or None. The package is not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    return str(files[0]) if files else None
+
+
+def check_agreement(model: Transformer, tokenizer: ChatTokenizer, hf_config: dict) -> None:
+    """Raises InputError where tokenizer, embedding and configuration do not agree on the vocabulary or on [RESET]."""
+    rows = model.embedding_VxM.shape[0]
+    if rows != model.config.vocab_size:
+        raise InputError(f"the embedding has {rows} rows, the configuration says vocab_size {model.config.vocab_size}")
+    if tokenizer.largest_id >= rows:
+        raise InputError(f"the tokenizer gives ids up to {tokenizer.largest_id}, the embedding has {rows} rows")
+    recorded = hf_config.get("backtracking", {}).get("reset_token_id", tokenizer.reset_id)
+    if recorded != tokenizer.reset_id:
+        raise InputError(f"config.json says [RESET] is id {recorded}, the tokenizer says {tokenizer.reset_id}")
+
+
+def _open(path: str):
+    """Weights source, configuration as a dict, and Hugging Face tokenizer of whatever `path` names."""
+    local = Path(path).expanduser()
+    if local.suffix == ".gguf":
+        if not local.is_file():
+            raise InputError(f"{path}: no such file")
+        file = GGUFFile(local)
+        return file, file.hf_config(), file.tokenizer()
+    if not local.exists():
+        local = _download(path)
+    elif (local / EXPORT / "config.json").is_file():
+        local = local / EXPORT
+    if not (local / "config.json").is_file():
+        raise InputError(f"{path} is neither a Hugging Face folder (no config.json) nor a workdir with {EXPORT}/")
+    try:
+        config = json.loads((local / "config.json").read_text())
+    except ValueError as error:
+        raise InputError(f"{local / 'config.json'} is not JSON: {error}") from None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(local)
+    except Exception as error:
+        raise InputError(f"{path}: its tokenizer cannot be loaded: {error}") from error
+    return weights.SafetensorsFolder(local), config, tokenizer
+
+
+def _download(path: str) -> Path:
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise InputError(f"{path}: no such file or folder, and not a Hub id (owner/name)")
+    try:
+        files = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+        return Path(huggingface_hub.snapshot_download(path, allow_patterns=files))
+    except Exception as error:
+        raise InputError(f"{path}: no such folder here, and the Hub does not give it: {error}") from error

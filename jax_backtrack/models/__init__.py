@@ -1,0 +1,1 @@
+"""Flax NNX ports of decoder-only transformers, with token trees in place of the causal mask."""

@@ -1,0 +1,47 @@
+"""Scores of token trees: the vocabulary projection runs for scored tokens only, in chunks."""
+
+import jax
+import jax.numpy as jnp
+
+from jax_backtrack.trees import Rows
+
+
+def token_scores(model, rows: Rows, chunk: int = 128) -> jax.Array:
+    """`log p(token | path to its parent)`, `[B, S]` float32; 0 where a token's weight is 0.
+
+    The scored tokens of each row come first in `ceil(S / chunk)` chunks of `[B, chunk]` tokens, and a chunk without
+    scored tokens is skipped at run time. Logits of one chunk at a time exist, in the backward pass too.
+    """
+    hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.end)
+    batch, length = rows.tokens.shape
+    chunk = min(chunk, length)
+    scored_BxS = rows.weight != 0
+    order_BxS = jnp.argsort(~scored_BxS, axis=1, stable=True)
+
+    def in_chunks(x_BxS):
+        """Puts scored tokens first and gives `[chunks, B, chunk, ...]`."""
+        padding = [(0, 0), (0, -length % chunk)] + [(0, 0)] * (x_BxS.ndim - 2)
+        x = jnp.pad(x_BxS, padding).reshape(batch, -1, chunk, *x_BxS.shape[2:])
+        return jnp.moveaxis(x, 1, 0)
+
+    ordered_scored_BxS = jnp.take_along_axis(scored_BxS, order_BxS, axis=1)
+    target_BxS = jnp.take_along_axis(rows.tokens, order_BxS, axis=1)
+    parent_BxS = jnp.maximum(jnp.take_along_axis(rows.parent, order_BxS, axis=1), 0)
+    parent_hidden_BxSxM = jnp.take_along_axis(hidden_BxSxM, parent_BxS[..., None], axis=1)
+
+    @jax.checkpoint
+    def project(hidden_BxCxM, target_BxC, scored_BxC):
+        logits_BxCxV = model.logits(hidden_BxCxM)
+        target_logit_BxC = jnp.take_along_axis(logits_BxCxV, target_BxC[..., None], axis=-1)[..., 0]
+        return jnp.where(scored_BxC, target_logit_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1), 0.0)
+
+    def one_chunk(_, inputs):
+        scored_BxC = inputs[2]
+        nothing = jnp.zeros(scored_BxC.shape, jnp.float32)
+        return None, jax.lax.cond(jnp.any(scored_BxC), project, lambda *_: nothing, *inputs)
+
+    chunks = in_chunks(parent_hidden_BxSxM), in_chunks(target_BxS), in_chunks(ordered_scored_BxS)
+    _, score_CsxBxC = jax.lax.scan(one_chunk, None, chunks)
+    ordered_score_BxS = jnp.moveaxis(score_CsxBxC, 0, 1).reshape(batch, -1)[:, :length]
+    row = jnp.arange(batch)[:, None]
+    return jnp.zeros((batch, length), jnp.float32).at[row, order_BxS].set(ordered_score_BxS)

@@ -1,0 +1,332 @@
+"""The token tree: how a preference pair with its drafts and resets becomes one row of tokens.
+
+A row of `S` tokens in depth-first order holds one or more trees side by side:
+
+    x ─┬─ y-[:i] ─┬─ [RESET] ─ y+ <eot>       +   backtrack pair
+       │          └─ y-[i:] <eot>             -   backtrack pair
+       └─ y+[:j] ─┬─ y+[j:] <eot>             +   guard pair
+                  └─ [RESET] ─ y- <eot>       -   guard pair
+
+Every token names the row index of its parent, and `end` is one past the last index of its subtree. That one integer
+says who may attend to whom: `k` is an ancestor of `q` exactly when `k <= q < end[k]`.
+
+With the reset context `keep` the reply after a reset hangs under the draft, as drawn. With `rewind` it hangs under a
+second, unscored `[RESET]` that is a child of the prompt, because the sampler drops the draft from the cache there.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_backtrack.errors import InputError, nearest
+
+CONTEXTS = ("keep", "rewind", "resample")
+NO_PARENT = -1
+NO_PAIR = -1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Token trees as arrays, `[S]` for one row or `[B, S]` for a batch.
+
+    tokens:   int32, token ids
+    parent:   int32, row index of the token before it on its path; -1 at a root
+    position: int32, depth in the tree, which is what rope sees
+    end:      int32, one past the last row index of the token's subtree
+    pair:     int32, loss term that the token belongs to, a number below S and unique in its row; -1 for none
+    weight:   float32, sign or weight of the token's score in that term; 0 where the token is context only
+    """
+
+    tokens: np.ndarray | jax.Array
+    parent: np.ndarray | jax.Array
+    position: np.ndarray | jax.Array
+    end: np.ndarray | jax.Array
+    pair: np.ndarray | jax.Array
+    weight: np.ndarray | jax.Array
+
+    def __len__(self) -> int:
+        return self.tokens.shape[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """A run of tokens with one loss term, and the branches that go on from its last token."""
+
+    tokens: Sequence[int]
+    pair: int = NO_PAIR
+    weight: float = 0.0
+    children: tuple["Branch", ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One conversation in token ids. Replies stand without their end-of-turn token.
+
+    `backtracks` is True where `rejected` is unsafe, so that drafts of it are to be taken back; False for utility data.
+    """
+
+    prompt: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray | None = None
+    backtracks: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What becomes of an example: the objective, whether drafts and resets take part, and the ids that it needs."""
+
+    objective: str
+    backtrack: bool
+    context: str
+    reset_id: int | None
+    eot_id: int
+
+    def __post_init__(self):
+        if self.objective not in ("sft", "dpo"):
+            raise InputError(f"objective {self.objective!r}: {nearest(self.objective, ('sft', 'dpo'))}")
+        if self.context not in CONTEXTS:
+            raise InputError(f"reset.context {self.context!r}: {nearest(self.context, CONTEXTS)}")
+        if self.backtrack and self.reset_id is None:
+            raise InputError("backtracking needs a [RESET] token, and this tokenizer has none: call add_reset first")
+
+
+# --------------------------------------------------------------------------------------------------- building
+
+
+def flatten(root: Branch) -> Rows:
+    """Lays a tree out in depth-first order. An empty branch passes its children on to its parent."""
+    tokens, parent, position, pair, weight = [], [], [], [], []
+    last_of_path: list[tuple[Branch, int]] = [(root, NO_PARENT)]
+    while last_of_path:
+        branch, above = last_of_path.pop()
+        for token in branch.tokens:
+            parent.append(above)
+            position.append(0 if above == NO_PARENT else position[above] + 1)
+            above = len(tokens)
+            tokens.append(token)
+            pair.append(branch.pair)
+            weight.append(branch.weight)
+        last_of_path.extend((child, above) for child in reversed(branch.children))
+    rows = Rows(
+        tokens=np.asarray(tokens, np.int32),
+        parent=np.asarray(parent, np.int32),
+        position=np.asarray(position, np.int32),
+        end=_subtree_ends(parent),
+        pair=np.asarray(pair, np.int32),
+        weight=np.asarray(weight, np.float32),
+    )
+    check(rows)
+    return rows
+
+
+def _subtree_ends(parent: Sequence[int]) -> np.ndarray:
+    ends = np.arange(1, len(parent) + 1, dtype=np.int32)
+    for index in range(len(parent) - 1, -1, -1):
+        if parent[index] != NO_PARENT:
+            ends[parent[index]] = max(ends[parent[index]], ends[index])
+    return ends
+
+
+def shortest_draft(chosen: np.ndarray, rejected: np.ndarray) -> int:
+    """Length of the shortest prefix of `rejected` that is not also a prefix of `chosen`.
+
+    A draft that both replies share gives no reason to reset. Larger than `len(rejected)` where there is no such draft.
+    """
+    shared = min(len(chosen), len(rejected))
+    differs = np.flatnonzero(chosen[:shared] != rejected[:shared])
+    return (int(differs[0]) if len(differs) else shared) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Cuts:
+    """Where an example's replies are cut: the tokens of `rejected` in the draft, of `chosen` in the guarded prefix."""
+
+    draft: int
+    guard: int
+
+
+def draw_cuts(example: Example, rng: np.random.Generator) -> Cuts:
+    """Draws both cuts uniformly over 1..length of the reply; a draft is at least `shortest_draft` long.
+
+    Both are drawn for every example, used or not, so that the recipe does not change what the next draw gives.
+    """
+    guard = int(rng.integers(1, len(example.chosen) + 1))
+    if example.rejected is None:
+        return Cuts(draft=0, guard=guard)
+    shortest = shortest_draft(example.chosen, example.rejected)
+    if shortest > len(example.rejected):
+        raise InputError("the rejected reply is a prefix of the chosen one: no draft of it can be taken back")
+    return Cuts(draft=int(rng.integers(shortest, len(example.rejected) + 1)), guard=guard)
+
+
+def build_tree(example: Example, recipe: Recipe, cuts: Cuts) -> Rows:
+    """The token tree of one example under one recipe, `[S]`."""
+    if recipe.objective == "sft":
+        branches = _sft_branches(example, recipe, cuts.draft)
+    else:
+        branches = _dpo_branches(example, recipe, cuts)
+    return flatten(Branch(example.prompt, children=branches))
+
+
+def tree_length(example: Example, recipe: Recipe, cuts: Cuts) -> int:
+    """Number of tokens of `build_tree(example, recipe, cuts)`, without building it."""
+    prompt, chosen = len(example.prompt), len(example.chosen) + 1
+    rejected = 0 if example.rejected is None else len(example.rejected) + 1
+    rewound = int(recipe.context == "rewind")
+    backtracks = recipe.backtrack and example.backtracks
+    if recipe.objective == "sft":
+        return prompt + chosen + (cuts.draft + 1 + rewound + chosen if backtracks else 0)
+    first = chosen + rejected + int(backtracks)
+    guarded = chosen + 1 + rejected + rewound if recipe.backtrack else 0
+    return prompt + first + guarded
+
+
+def _sft_branches(example: Example, recipe: Recipe, draft: int) -> tuple[Branch, ...]:
+    """Loss on `y+` after the prompt, and on `[RESET]` and `y+` after a draft of `y-`; the draft itself is context."""
+    chosen = [*example.chosen, recipe.eot_id]
+    plain = Branch(chosen, pair=0, weight=1.0)
+    if not (recipe.backtrack and example.backtracks):
+        return (plain,)
+    taken_back = example.rejected[:draft]
+    if recipe.context == "rewind":
+        return (
+            Branch(taken_back, children=(Branch([recipe.reset_id], pair=0, weight=1.0),)),
+            Branch([recipe.reset_id], children=(Branch(chosen, pair=0, weight=1.0),)),
+            plain,
+        )
+    return Branch(taken_back, children=(Branch([recipe.reset_id, *chosen], pair=0, weight=1.0),)), plain
+
+
+def _dpo_branches(example: Example, recipe: Recipe, cuts: Cuts) -> tuple[Branch, ...]:
+    """Backtrack pair (or, for utility data and the baseline, a plain pair) and guard pair; see METHOD in docs."""
+    chosen = [*example.chosen, recipe.eot_id]
+    rejected = [*example.rejected, recipe.eot_id]
+    plain = Branch(chosen, pair=0, weight=1.0), Branch(rejected, pair=0, weight=-1.0)
+    if not recipe.backtrack:
+        return plain
+    reset = recipe.reset_id
+    rewound: tuple[Branch, ...] = ()
+    if recipe.context == "rewind":
+        after_backtrack = Branch([reset], pair=0, weight=1.0)
+        after_guard = Branch([reset], pair=1, weight=-1.0)
+        replies = (Branch(chosen, pair=0, weight=1.0),) if example.backtracks else ()
+        rewound = (Branch([reset], children=(*replies, Branch(rejected, pair=1, weight=-1.0))),)
+    else:
+        after_backtrack = Branch([reset, *chosen], pair=0, weight=1.0)
+        after_guard = Branch([reset, *rejected], pair=1, weight=-1.0)
+    left_to_write = Branch(rejected[cuts.draft :], pair=0, weight=-1.0)
+    first = plain
+    if example.backtracks:
+        first = (
+            Branch(rejected[: cuts.draft], children=(after_backtrack, left_to_write)),
+        )
+    goes_on = Branch(chosen[cuts.guard :], pair=1, weight=1.0)
+    guarded = Branch(chosen[: cuts.guard], children=(goes_on, after_guard))
+    return (*first, guarded, *rewound)
+
+
+# ---------------------------------------------------------------------------------------------------- packing
+
+
+def pack(trees: Iterable[Rows], row_length: int) -> Rows:
+    """Lays trees side by side in one row `[S = row_length]` and pads it.
+
+    A padding token is a root of its own: it attends to itself, nothing attends to it, and it carries no weight.
+    """
+    trees = list(trees)
+    starts = np.cumsum([0, *(len(tree) for tree in trees)])
+    used = int(starts[-1])
+    if used > row_length:
+        raise InputError(f"{used} tokens do not fit into a row of {row_length}: raise train.row_length")
+    padding = Rows(
+        tokens=np.zeros(row_length - used, np.int32),
+        parent=np.full(row_length - used, NO_PARENT, np.int32),
+        position=np.zeros(row_length - used, np.int32),
+        end=np.arange(used + 1, row_length + 1, dtype=np.int32),
+        pair=np.full(row_length - used, NO_PAIR, np.int32),
+        weight=np.zeros(row_length - used, np.float32),
+    )
+
+    def shift(tree: Rows, start: int) -> Rows:
+        return dataclasses.replace(
+            tree,
+            parent=np.where(tree.parent == NO_PARENT, NO_PARENT, tree.parent + start),
+            end=tree.end + start,
+            pair=np.where(tree.pair == NO_PAIR, NO_PAIR, tree.pair + start),
+        )
+
+    parts = [shift(tree, int(start)) for tree, start in zip(trees, starts[:-1], strict=True)]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays).astype(arrays[-1].dtype), *parts, padding)
+
+
+def stack(rows: Sequence[Rows]) -> Rows:
+    """Stacks rows of one length into a batch `[B, S]`."""
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
+
+
+def causal(tokens_BxS: jax.Array) -> Rows:
+    """Plain sequences as trees without branches: what a model sees outside training. Traceable."""
+    index_BxS = jnp.broadcast_to(jnp.arange(tokens_BxS.shape[1], dtype=jnp.int32), tokens_BxS.shape)
+    return Rows(
+        tokens=tokens_BxS,
+        parent=index_BxS - 1,
+        position=index_BxS,
+        end=jnp.full_like(index_BxS, tokens_BxS.shape[1]),
+        pair=jnp.full_like(index_BxS, NO_PAIR),
+        weight=jnp.zeros(tokens_BxS.shape, jnp.float32),
+    )
+
+
+# ----------------------------------------------------------------------------------- the rule, and its checks
+
+
+def attention_rule(position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None) -> jax.Array:
+    """bool `[B, S, S]`: may query `q` (second axis) attend to key `k` (third axis)?
+
+    `k <= q and q < end[k] and position[q] - position[k] < window`: an ancestor of `q` or `q` itself, in the window.
+    """
+    index = jnp.arange(end_BxS.shape[1])
+    query, key = index[None, :, None], index[None, None, :]
+    visible_BxSxS = (key <= query) & (query < end_BxS[:, None, :])
+    if window is not None:
+        visible_BxSxS &= position_BxS[:, :, None] - position_BxS[:, None, :] < window
+    return visible_BxSxS
+
+
+def check(rows: Rows) -> None:
+    """Raises InputError where the arrays of one row `[S]` contradict each other, naming the first such token."""
+    size = len(rows)
+
+    def broken(index: int, what: str):
+        raise InputError(f"broken token tree at index {index}: {what}")
+
+    for field in dataclasses.fields(Rows):
+        shape = getattr(rows, field.name).shape
+        if shape != (size,):
+            raise InputError(f"broken token tree: {field.name} has shape {shape}, tokens has ({size},)")
+    parent, position, end = rows.parent.tolist(), rows.position.tolist(), rows.end.tolist()
+    path: list[int] = []
+    for index in range(size):
+        above = parent[index]
+        if not NO_PARENT <= above < index:
+            broken(index, f"its parent {above} does not stand before it")
+        depth = 0 if above == NO_PARENT else position[above] + 1
+        if position[index] != depth:
+            broken(index, f"its position is {position[index]}, its depth {depth}")
+        while path and path[-1] != above:
+            path.pop()
+        if above != NO_PARENT and not path:
+            broken(index, f"its parent {above} is not on the path of the token before it: not depth-first order")
+        path.append(index)
+        if rows.weight[index] and (above == NO_PARENT or rows.pair[index] == NO_PAIR):
+            broken(index, "it is scored, but is a root or belongs to no loss term")
+        if not NO_PAIR <= rows.pair[index] < size:
+            broken(index, f"its loss term {rows.pair[index]} is outside -1..{size - 1}")
+    last = _subtree_ends(parent)
+    wrong = np.flatnonzero(last != rows.end)
+    if len(wrong):
+        broken(int(wrong[0]), f"its subtree ends at {end[wrong[0]]}, its last descendant is {last[wrong[0]] - 1}")
