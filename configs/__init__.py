@@ -1,0 +1,1 @@
+"""Recipes: `base.py` names every field once, the others say what differs."""

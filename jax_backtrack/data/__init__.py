@@ -1,0 +1,1 @@
+"""Preference data in, packed rows of token trees out."""

@@ -1,0 +1,106 @@
+"""Packs trees into rows, and serves batches of rows by number: deterministic, resumable, one share per host."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import grain
+import jax
+import numpy as np
+
+from jax_backtrack.data.examples import cuts_generator
+from jax_backtrack.trees import Example, Recipe, build_tree, draw_cuts, pack, tree_length
+
+# Rows that stand open while packing. A tree goes into the first one that has room.
+_OPEN_ROWS = 16
+
+
+def plan_rows(lengths: Sequence[int], row_length: int) -> Iterator[list[int]]:
+    """First fit with a bounded number of open rows: lists of indices into `lengths`, each at most `row_length` in sum.
+
+    Where no open row has room, the fullest one is closed.
+    """
+    rows: list[tuple[int, list[int]]] = []
+    for index, length in enumerate(lengths):
+        for number, (used, members) in enumerate(rows):
+            if used + length <= row_length:
+                rows[number] = used + length, [*members, index]
+                break
+        else:
+            if len(rows) == _OPEN_ROWS:
+                fullest = max(range(len(rows)), key=lambda number: rows[number][0])
+                yield rows.pop(fullest)[1]
+            rows.append((length, [index]))
+    yield from (members for _, members in rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeSource:
+    """Builds the tree of any example of any epoch. In DPO the cuts of an example are the same in every epoch, so that
+    its reference margins are too; in SFT every epoch draws new drafts."""
+
+    examples: Sequence[Example]
+    recipe: Recipe
+    seed: int
+
+    def cuts(self, epoch: int, index: int):
+        """Where the example's replies are cut in this epoch."""
+        drawn_in = 0 if self.recipe.objective == "dpo" else epoch
+        return draw_cuts(self.examples[index], cuts_generator(self.seed, drawn_in, index))
+
+    def length(self, epoch: int, index: int) -> int:
+        """Tokens of the example's tree in this epoch."""
+        return tree_length(self.examples[index], self.recipe, self.cuts(epoch, index))
+
+    def tree(self, epoch: int, index: int):
+        """The example's tree in this epoch."""
+        return build_tree(self.examples[index], self.recipe, self.cuts(epoch, index))
+
+
+class PackedRows:
+    """Rows of packed trees by number, over as many epochs as `count` rows need. Every epoch is shuffled anew.
+
+    reference_margins: float32 `[examples, 2]` for DPO, the frozen reference's margin of each example's pairs
+    """
+
+    def __init__(
+        self,
+        source: TreeSource,
+        row_length: int,
+        count: int,
+        reference_margins: np.ndarray | None = None,
+    ):
+        self._source, self._row_length, self._reference_margins = source, row_length, reference_margins
+        self._rows: list[tuple[int, list[int]]] = []
+        epoch = 0
+        while len(self._rows) < count:
+            order = np.random.default_rng([source.seed, epoch]).permutation(len(source.examples))
+            lengths = [source.length(epoch, int(index)) for index in order]
+            self._rows += [(epoch, [int(order[i]) for i in row]) for row in plan_rows(lengths, row_length)]
+            epoch += 1
+        del self._rows[count:]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> dict:
+        epoch, members = self._rows[number]
+        trees = [self._source.tree(epoch, index) for index in members]
+        reference_S = np.zeros(self._row_length, np.float32)
+        if self._reference_margins is not None:
+            start = 0
+            for index, tree in zip(members, trees, strict=True):
+                pairs = self._reference_margins.shape[1]
+                reference_S[start : start + pairs] = self._reference_margins[index]
+                start += len(tree)
+        return {"rows": pack(trees, self._row_length), "reference_margin": reference_S}
+
+    def members(self, number: int) -> list[int]:
+        """Numbers of the examples in a row."""
+        return self._rows[number][1]
+
+
+def batches(rows: PackedRows, batch_rows: int) -> grain.DatasetIterator:
+    """Batches of this host's share of the rows, prefetched; its `get_state` and `set_state` give the data position."""
+    share = batch_rows // jax.process_count()
+    dataset = grain.MapDataset.source(rows)[jax.process_index() :: jax.process_count()].batch(share)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))

@@ -1,0 +1,249 @@
+"""Reads preference data: HH-RLHF rows, OASST message rows and preference files, by local path or Hub id.
+
+| format       | columns                                                                                    |
+|--------------|--------------------------------------------------------------------------------------------|
+| `preference` | `chosen`, `rejected` (texts or message lists), and `prompt`, which may be missing where the replies are message lists that begin with it |
+| `hh`         | `chosen`, `rejected`: transcripts with "Human:" and "Assistant:" turns                      |
+| `oasst`      | `message_id`, `parent_id`, `role`, `text`, `lang`, `rank`: one message a row                |
+"""
+
+import collections
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import datasets
+
+from jax_backtrack.data.preferences import BadRow, Preference, Report
+from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.hub.tokenizer import Message, check_messages
+from jax_backtrack.safety import testbed
+
+FORMATS = ("preference", "hh", "oasst")
+TESTBED = "testbed"
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def read(
+    path: str,
+    *,
+    utility: bool = False,
+    split: str = "train",
+    format: str | None = None,
+    limit: int | None = None,
+) -> tuple[list[Preference], Report]:
+    """Reads up to `limit` preferences and the account of what was dropped.
+
+    path:    a `.jsonl` or `.jsonl.gz` file, a Hub id (`owner/name` or `owner/name:folder`), or "testbed"
+    utility: the rejected replies are worse, not unsafe; nothing of them is to be taken back
+    split:   of a Hub data set, or of the testbed
+    format:  one of FORMATS; read off the columns of the first row if None
+    """
+    if format is not None and format not in FORMATS:
+        raise InputError(f"data format {format!r}: {nearest(format, FORMATS)}")
+    if path == TESTBED:
+        preferences = [question.preference() for question in testbed.questions(split, limit or 1000)]
+        return preferences, Report(used=len(preferences))
+    report = Report()
+    rows = _local_rows(path, report) if _is_local(path) else _hub_rows(path, split)
+    preferences = []
+    for origin, made in _preferences(rows, path, format, utility, report):
+        try:
+            preferences.append(made())
+        except BadRow as reason:
+            report.drop(str(reason), origin)
+        if len(preferences) == limit:
+            break
+    report.used = len(preferences)
+    if not preferences:
+        raise InputError(f"{path} gives no usable row: " + "; ".join(report.lines()))
+    return preferences, report
+
+
+def _preferences(rows, path: str, format: str | None, utility: bool, report: Report):
+    """Pairs of a row's name and a function that makes its Preference or raises BadRow."""
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"{path} has no rows that are JSON objects: " + "; ".join(report.lines()))
+    format = format or _detect(first[1], path)
+    rows = _chain(first, rows)
+    if format == "oasst":
+        yield from _oasst(rows, report)
+        return
+    make = _from_hh if format == "hh" else _from_preference
+    for origin, row in rows:
+        yield origin, lambda row=row, origin=origin: make(row, not utility, origin)
+
+
+def _chain(first, rest) -> Iterator:
+    yield first
+    yield from rest
+
+
+def _is_local(path: str) -> bool:
+    if Path(path).is_file():
+        return True
+    if Path(path).is_dir() or path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise InputError(f"{path} is no file here, no Hub id (owner/name) and not {TESTBED!r}")
+    return False
+
+
+def _local_rows(path: str, report: Report) -> Iterator[tuple[str, dict]]:
+    """Objects of a JSON-lines file. Lines are read as text, so that one broken line is one dropped row."""
+    lines = datasets.load_dataset("text", data_files=path, split="train", keep_in_memory=True)
+    for number, line in enumerate(lines["text"], start=1):
+        origin = f"{Path(path).name}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            report.drop("not JSON", origin)
+            continue
+        if isinstance(row, dict):
+            yield origin, row
+        else:
+            report.drop("not a JSON object", origin)
+
+
+def _hub_rows(path: str, split: str) -> Iterator[tuple[str, dict]]:
+    name, _, folder = path.partition(":")
+    try:
+        rows = datasets.load_dataset(name, data_dir=folder or None, split=split)
+    except Exception as error:
+        raise InputError(f"{path}: no such file here, and the Hub does not give it: {error}") from error
+    for number, row in enumerate(rows):
+        yield f"{path}, row {number}", row
+
+
+def _detect(row: dict, path: str) -> str:
+    if {"message_id", "parent_id", "role", "text"} <= row.keys():
+        return "oasst"
+    if {"chosen", "rejected"} <= row.keys():
+        transcript = isinstance(row["chosen"], str) and _HH_TURN.match(row["chosen"])
+        return "hh" if transcript and "prompt" not in row else "preference"
+    raise InputError(
+        f"{path}: the columns {', '.join(sorted(row))} are none of a known format. "
+        "Needed are prompt, chosen, rejected; or the columns of HH-RLHF or OASST"
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- HH-RLHF
+
+
+def _from_hh(row: dict, backtracks: bool, origin: str) -> Preference:
+    chosen, rejected = (_transcript(_field(row, field)) for field in ("chosen", "rejected"))
+    return _from_conversations(chosen, rejected, backtracks, origin)
+
+
+def _transcript(text) -> list[Message]:
+    if not isinstance(text, str):
+        raise BadRow("a transcript is not a text")
+    before, *turns = _HH_TURN.split(text)
+    if before.strip() or not turns:
+        raise BadRow("a transcript does not begin with a turn")
+    messages = [
+        {"role": _HH_ROLES[speaker], "content": content.strip()}
+        for speaker, content in zip(turns[::2], turns[1::2], strict=True)
+    ]
+    if any(not message["content"] for message in messages[:-1]):
+        raise BadRow("a turn of the prompt is empty")
+    return messages
+
+
+# ------------------------------------------------------------------------------------------- preference files
+
+
+def _from_preference(row: dict, backtracks: bool, origin: str) -> Preference:
+    chosen, rejected = _as_messages(row, "chosen"), _as_messages(row, "rejected")
+    if row.get("prompt") is None:
+        if isinstance(row["chosen"], str):
+            raise BadRow("the field 'prompt' is missing")
+        return _from_conversations(chosen, rejected, backtracks, origin)
+    prompt = row["prompt"]
+    prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _checked(prompt, "prompt")
+    return _from_conversations([*prompt, *chosen], [*prompt, *rejected], backtracks, origin)
+
+
+def _as_messages(row: dict, field: str) -> list[Message]:
+    value = _field(row, field)
+    return [{"role": "assistant", "content": value}] if isinstance(value, str) else _checked(value, field)
+
+
+def _checked(messages, field: str) -> list[Message]:
+    try:
+        check_messages(messages)
+    except (InputError, TypeError):
+        raise BadRow(f"the field {field!r} is neither a text nor a list of messages") from None
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _field(row: dict, field: str):
+    if row.get(field) is None:
+        raise BadRow(f"the field {field!r} is missing")
+    return row[field]
+
+
+def _from_conversations(
+    chosen: list[Message], rejected: list[Message], backtracks: bool, origin: str
+) -> Preference:
+    if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
+        raise BadRow("a conversation does not end with the assistant")
+    if chosen[:-1] != rejected[:-1]:
+        raise BadRow("chosen and rejected answer different prompts")
+    if len(chosen) == 1:
+        raise BadRow("the prompt is empty")
+    return Preference(
+        prompt=tuple(chosen[:-1]),
+        chosen=chosen[-1]["content"].strip(),
+        rejected=rejected[-1]["content"].strip(),
+        backtracks=backtracks,
+        origin=origin,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- OASST
+
+
+def _oasst(rows: Iterable[tuple[str, dict]], report: Report):
+    """First questions in English with their replies by rank: the best is chosen, the worst of several is rejected."""
+    questions, replies = [], collections.defaultdict(list)
+    for origin, row in rows:
+        if not all(isinstance(row.get(field), str) for field in ("message_id", "role", "text")):
+            report.drop("a message without message_id, role or text", origin)
+        elif row.get("deleted"):
+            report.drop("a deleted message", origin)
+        elif row.get("lang") != "en":
+            report.drop("not English", origin)
+        elif row.get("parent_id") is None:
+            questions.append((origin, row))
+        else:
+            replies[row["parent_id"]].append(row)
+    first_questions = {row["message_id"] for _, row in questions}
+    later = sum(len(messages) for parent, messages in replies.items() if parent not in first_questions)
+    if later:
+        report.dropped["a later turn of a conversation"] += later
+        report.first.setdefault("a later turn of a conversation", "-")
+    for origin, question in questions:
+        yield origin, lambda question=question, origin=origin: _best_and_worst(
+            question, replies[question["message_id"]], origin
+        )
+
+
+def _best_and_worst(question: dict, replies: list[dict], origin: str) -> Preference:
+    if not replies:
+        raise BadRow("a question without a reply")
+    ranked = sorted((reply for reply in replies if reply.get("rank") is not None), key=lambda reply: reply["rank"])
+    if len(replies) > 1 and not ranked:
+        raise BadRow("replies without ranks")
+    best = ranked[0] if ranked else replies[0]
+    return Preference(
+        prompt=({"role": "user", "content": question["text"]},),
+        chosen=best["text"].strip(),
+        rejected=ranked[-1]["text"].strip() if len(ranked) > 1 else None,
+        backtracks=False,
+        origin=origin,
+    )

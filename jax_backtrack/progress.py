@@ -1,0 +1,30 @@
+"""What people see while something runs: how far it is, and how long it will take."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console()
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Shows a bar; yields `advance(count=1, note="")`, where the note stands behind the bar."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as bar:
+        task = bar.add_task(description, total=total, completed=done, note="")
+
+        def advance(count: int = 1, note: str | None = None) -> None:
+            bar.update(task, advance=count, **({} if note is None else {"note": note}))
+
+        yield advance

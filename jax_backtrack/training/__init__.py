@@ -1,0 +1,1 @@
+"""Steps, reference margins, checkpoints, and the loop around them."""

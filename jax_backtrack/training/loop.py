@@ -1,0 +1,210 @@
+"""Trains a model by a recipe: data, reference margins, steps, checkpoints, export."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jax_backtrack.data import examples as examples_lib
+from jax_backtrack.data import sources
+from jax_backtrack.data.rows import PackedRows, TreeSource, batches
+from jax_backtrack.errors import InputError
+from jax_backtrack.hub.load import EXPORT, load, save
+from jax_backtrack.hub.reset import add_reset
+from jax_backtrack.hub.tokenizer import ChatTokenizer
+from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.progress import console, progress_bar
+from jax_backtrack.sharding import make_mesh, rows_sharding
+from jax_backtrack.training.checkpoints import Checkpoints
+from jax_backtrack.training.metrics import MetricsWriter
+from jax_backtrack.training.reference import reference_margins
+from jax_backtrack.training.step import Batch, StepPlan, init_state, train_step
+from jax_backtrack.trees import Recipe
+
+
+def train(config: ConfigDict, workdir: Path) -> tuple[Transformer, ChatTokenizer]:
+    """Runs the recipe's training in `workdir`, from its newest checkpoint if there is one; the trained model.
+
+    Leaves `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and `export/`. Raises InputError where the
+    workdir belongs to another recipe, and FloatingPointError where the loss is not finite, naming step and examples.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    _claim(workdir, config)
+    if (workdir / EXPORT).exists():
+        raise InputError(f"{workdir} is trained already ({EXPORT}/ is there): sample from it, or use another workdir")
+
+    mesh = make_mesh(**config.mesh)
+    with console.status(f"loading {config.model.path}"):
+        model, tokenizer = load(
+            config.model.path,
+            mesh,
+            config.model.param_dtype,
+            compute_dtype=config.model.compute_dtype,
+            remat=config.train.remat,
+        )
+    if config.data.backtrack:
+        tokenizer = _ready_to_backtrack(model, tokenizer, config)
+    recipe = Recipe(
+        objective=config.objective,
+        backtrack=config.data.backtrack,
+        context=config.reset.context,
+        reset_id=tokenizer.reset_id,
+        eot_id=tokenizer.eot_id,
+    )
+    source = TreeSource(_examples(config, tokenizer, recipe), recipe, config.data.seed)
+    margins = _reference(config, workdir, model, source) if config.objective == "dpo" else None
+    rows = PackedRows(source, config.train.row_length, config.train.steps * config.train.batch_rows, margins)
+    _run_steps(config, workdir, mesh, model, tokenizer, rows)
+    save(model, tokenizer, workdir / EXPORT)
+    console.print(f"model in [bold]{workdir / EXPORT}[/], metrics in {workdir / 'metrics.jsonl'}")
+    return model, tokenizer
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
+    """Writes the recipe into the workdir, or refuses a workdir that another recipe began."""
+    path = workdir / "config.json"
+    ours = json.loads(config.to_json())
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        if differing := sorted(_differing(ours, theirs)):
+            raise InputError(f"{workdir} was begun with other settings ({', '.join(differing)}): use another workdir")
+        return
+    path.write_text(json.dumps(ours, indent=2) + "\n")
+
+
+def _differing(ours: dict, theirs: dict, prefix: str = "") -> list[str]:
+    names = []
+    for key in ours.keys() | theirs.keys():
+        one, other = ours.get(key), theirs.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            names += _differing(one, other, f"{prefix}{key}.")
+        elif one != other and f"{prefix}{key}".split(".")[0] in ("model", "objective", "data", "reset", "train"):
+            names.append(f"{prefix}{key}")
+    return names
+
+
+def _ready_to_backtrack(model: Transformer, tokenizer: ChatTokenizer, config: ConfigDict) -> ChatTokenizer:
+    trained = tokenizer.reset_context
+    if trained not in (None, config.reset.context):
+        raise InputError(
+            f"reset.context is {config.reset.context!r}, but {config.model.path} was trained with {trained!r}"
+        )
+    tokenizer = add_reset(model, tokenizer)
+    tokenizer.reset_context = config.reset.context
+    return tokenizer
+
+
+def _examples(config: ConfigDict, tokenizer: ChatTokenizer, recipe: Recipe):
+    """Encoded examples of the recipe's safety data and utility data, with a printed account of each."""
+    examples = []
+    for path, utility in ((config.data.path, False), (config.data.utility_path, True)):
+        if not path:
+            continue
+        with console.status(f"reading {path}"):
+            preferences, report = sources.read(
+                path,
+                utility=utility,
+                split=config.data.split,
+                format=config.data.format or None,
+                limit=config.data.limit or None,
+            )
+            examples += examples_lib.encode(preferences, tokenizer, recipe, config.train.row_length, report)
+        for line in report.lines():
+            console.print(f"{path}: {line}", highlight=False)
+    if not examples:
+        raise InputError("neither data.path nor data.utility_path is set")
+    return examples
+
+
+def _reference(config: ConfigDict, workdir: Path, model: Transformer, source: TreeSource):
+    with progress_bar("reference", len(source.examples)) as advance:
+        seen = 0
+
+        def progress(done, _):
+            nonlocal seen
+            advance(done - seen)
+            seen = done
+
+        margins, cached = reference_margins(
+            model,
+            source,
+            folder=workdir / "reference",
+            row_length=config.train.row_length,
+            batch_rows=config.train.batch_rows,
+            chunk=config.train.score_chunk,
+            progress=progress,
+        )
+        if cached:
+            advance(len(source.examples), note="from cache")
+    return margins
+
+
+def _run_steps(config, workdir: Path, mesh, model: Transformer, tokenizer: ChatTokenizer, rows: PackedRows) -> None:
+    """Trains the model in place."""
+    plan = StepPlan(
+        objective=config.objective,
+        reset_id=tokenizer.reset_id if config.data.backtrack else None,
+        beta=config.train.beta,
+        steps=config.train.steps,
+        learning_rate=config.train.learning_rate,
+        warmup_steps=config.train.warmup_steps,
+        weight_decay=config.train.weight_decay,
+        clip_norm=config.train.clip_norm,
+        score_chunk=config.train.score_chunk,
+    )
+    batch_rows = config.train.batch_rows
+    graph, params = nnx.split(model)
+    state = init_state(params, plan)
+    data = batches(rows, batch_rows)
+    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints) if config.train.checkpoint_every else None
+    first_step = 0
+    if checkpoints and (latest := checkpoints.latest_step()) is not None:
+        state, position = checkpoints.restore(latest, state)
+        data.set_state(position)
+        first_step = latest
+        console.print(f"resumed from step {latest}")
+    writer = MetricsWriter(workdir, first_step + 1)
+    sharding = rows_sharding(mesh)
+    started = time.perf_counter()
+
+    def report(step: int, metrics: dict, advance) -> None:
+        """Fetches the metrics of a step, when the next one is running already."""
+        numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(numbers["loss"]) or not math.isfinite(numbers["grad_norm"]):
+            members = [m for row in range((step - 1) * batch_rows, step * batch_rows) for m in rows.members(row)]
+            raise FloatingPointError(
+                f"step {step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; its rows hold the examples "
+                f"{members}. Nothing of this step was saved"
+            )
+        numbers["seconds"] = time.perf_counter() - started
+        writer.write(step, numbers)
+        shown = [f"loss {numbers['loss']:.3f}"]
+        shown += [f"{name} {numbers[name]:.2f}" for name in ("reset_loss", "reward_accuracy") if name in numbers]
+        advance(note="  ".join(shown))
+
+    last_step = len(rows) // batch_rows
+    pending = None
+    try:
+        with progress_bar(f"{config.objective} steps", last_step, first_step) as advance:
+            for step in range(first_step + 1, last_step + 1):
+                with jax.transfer_guard("disallow"):
+                    batch = jax.device_put(Batch(**next(data)), sharding)
+                    state, metrics = train_step(graph, state, batch, plan)
+                if pending:
+                    report(*pending, advance)
+                pending = step, metrics
+                if checkpoints and (step % config.train.checkpoint_every == 0 or step == last_step):
+                    report(*pending, advance)
+                    pending = None
+                    checkpoints.save(step, state, data.get_state())
+            if pending:
+                report(*pending, advance)
+    finally:
+        writer.close()
+        if checkpoints:
+            checkpoints.close()
+    nnx.update(model, state.params)

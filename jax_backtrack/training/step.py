@@ -1,0 +1,111 @@
+"""One training step: scores of a batch of trees, a loss, an update. Compiled once per run."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jax_backtrack.losses import dpo_loss, pair_margins, sft_loss
+from jax_backtrack.models.scores import token_scores
+from jax_backtrack.trees import Rows
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """What the compiled step depends on. The fields are those of the recipe (`configs/base.py`)."""
+
+    objective: str
+    beta: float
+    steps: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    clip_norm: float
+    score_chunk: int
+    reset_id: int | None
+
+    def schedule(self) -> optax.Schedule:
+        """Linear warm-up to `learning_rate`, then cosine decay to a tenth of it at the last step."""
+        return optax.warmup_cosine_decay_schedule(
+            0.0, self.learning_rate, self.warmup_steps, max(self.steps, self.warmup_steps + 1), self.learning_rate / 10
+        )
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW behind clipping by the global norm; norms' scales are not decayed."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(self.schedule(), b2=0.95, weight_decay=self.weight_decay, mask=_is_matrix),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """step: int32 scalar, updates done so far; params: the model's; optimizer: optax's state."""
+
+    step: jax.Array
+    params: nnx.State
+    optimizer: optax.OptState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """rows: `[B, S]` token trees; reference_margin: float32 `[B, S]`, in each pair's slot, for DPO."""
+
+    rows: Rows
+    reference_margin: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("plan",))
+def init_state(params: nnx.State, plan: StepPlan) -> TrainState:
+    """The state before the first step, sharded as the parameters are."""
+    return TrainState(jnp.zeros((), jnp.int32), params, plan.optimizer().init(params))
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "plan"), donate_argnames=("state",))
+def train_step(
+    graph: nnx.GraphDef, state: TrainState, batch: Batch, plan: StepPlan
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Updates the parameters on one batch; the new state and scalar metrics.
+
+    Metrics: `loss`, `grad_norm` (before clipping), `learning_rate`, `scored_tokens`, `reset_loss` (mean `-log p` of the
+    [RESET] tokens that are to be said, where there are any), and for DPO those of `dpo_loss`.
+    """
+    rows = batch.rows
+
+    def loss_of(params):
+        score_BxS = token_scores(nnx.merge(graph, params), rows, plan.score_chunk)
+        if plan.objective == "sft":
+            loss, metrics = sft_loss(score_BxS, rows.weight), {}
+        else:
+            margin_BxS, is_pair_BxS = pair_margins(score_BxS, rows.pair, rows.weight)
+            loss, metrics = dpo_loss(margin_BxS, batch.reference_margin, is_pair_BxS, plan.beta)
+        if plan.reset_id is not None:
+            said_BxS = (rows.tokens == plan.reset_id) & (rows.weight > 0)
+            metrics["reset_loss"] = -jnp.sum(jnp.where(said_BxS, score_BxS, 0)) / jnp.maximum(jnp.sum(said_BxS), 1)
+        return loss, metrics
+
+    (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    updates, optimizer = plan.optimizer().update(gradients, state.optimizer, state.params)
+    metrics |= {
+        "loss": loss,
+        "grad_norm": optax.global_norm(gradients),
+        "learning_rate": plan.schedule()(state.step),
+        "scored_tokens": jnp.sum(rows.weight != 0),
+    }
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer), metrics
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "chunk"))
+def margins(graph: nnx.GraphDef, params: nnx.State, rows: Rows, chunk: int) -> jax.Array:
+    """Margin of every pair of a batch under these parameters, `[B, S]` float32 in each pair's slot."""
+    score_BxS = token_scores(nnx.merge(graph, params), rows, chunk)
+    return pair_margins(score_BxS, rows.pair, rows.weight)[0]
+
+
+def _is_matrix(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: "scale_M" not in jax.tree_util.keystr(path), params)
