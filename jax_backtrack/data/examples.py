@@ -46,12 +46,13 @@ def _encode_one(
         return "no rejected reply for a preference pair", None
     try:
         prompt = tokenizer.render(preference.prompt)
+        chosen = tokenizer.encode(preference.chosen)
+        rejected = None if preference.rejected is None else tokenizer.encode(preference.rejected)
     except InputError as error:
         return str(error), None
-    chosen = tokenizer.encode(preference.chosen)
-    rejected = None if preference.rejected is None else tokenizer.encode(preference.rejected)
     example = Example(prompt, chosen, rejected, preference.backtracks)
-    if recipe.backtrack and example.backtracks and shortest_draft(chosen, rejected) > len(rejected):
+    # Whatever the recipe: drafts are drawn for every pair, and the baseline is to train on the same ones.
+    if rejected is not None and shortest_draft(chosen, rejected) > len(rejected):
         return "the rejected reply is a prefix of the chosen one", None
     longest = Cuts(draft=0 if rejected is None else len(rejected), guard=len(chosen))
     if tree_length(example, recipe, longest) > row_length:

@@ -1,15 +1,19 @@
 """Reads preference data: HH-RLHF rows, OASST message rows and preference files, by local path or Hub id.
 
-| format       | columns                                                                                    |
-|--------------|--------------------------------------------------------------------------------------------|
-| `preference` | `chosen`, `rejected` (texts or message lists), and `prompt`, which may be missing where the replies are message lists that begin with it |
-| `hh`         | `chosen`, `rejected`: transcripts with "Human:" and "Assistant:" turns                      |
-| `oasst`      | `message_id`, `parent_id`, `role`, `text`, `lang`, `rank`: one message a row                |
+| format       | columns                                                                              |
+|--------------|--------------------------------------------------------------------------------------|
+| `preference` | `chosen`, `rejected` (texts or message lists), `prompt` (a text or a message list)   |
+| `hh`         | `chosen`, `rejected`: transcripts with "Human:" and "Assistant:" turns               |
+| `oasst`      | `message_id`, `parent_id`, `role`, `text`, `lang`, `rank`: one message a row         |
+
+`prompt` may be missing where the replies are message lists that begin with it; where both say it, it counts once.
 """
 
 import collections
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -47,7 +51,8 @@ def read(
         preferences = [question.preference() for question in testbed.questions(split, limit or 1000)]
         return preferences, Report(used=len(preferences))
     report = Report()
-    rows = _local_rows(path, report) if _is_local(path) else _hub_rows(path, split)
+    file = _local_file(path)
+    rows = _local_rows(file, report) if file else _hub_rows(path, split)
     preferences = []
     for origin, made in _preferences(rows, path, format, utility, report):
         try:
@@ -83,30 +88,35 @@ def _chain(first, rest) -> Iterator:
     yield from rest
 
 
-def _is_local(path: str) -> bool:
-    if Path(path).is_file():
-        return True
-    if Path(path).is_dir() or path.startswith((".", "/", "~")) or path.count("/") != 1:
+def _local_file(path: str) -> Path | None:
+    """The file that `path` names, or None for a Hub id."""
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file
+    if file.is_dir() or path.startswith((".", "/", "~")) or path.endswith((".jsonl", ".gz")) or path.count("/") != 1:
         raise InputError(f"{path} is no file here, no Hub id (owner/name) and not {TESTBED!r}")
-    return False
+    return None
 
 
-def _local_rows(path: str, report: Report) -> Iterator[tuple[str, dict]]:
-    """Objects of a JSON-lines file. Lines are read as text, so that one broken line is one dropped row."""
-    lines = datasets.load_dataset("text", data_files=path, split="train", keep_in_memory=True)
-    for number, line in enumerate(lines["text"], start=1):
-        origin = f"{Path(path).name}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            report.drop("not JSON", origin)
-            continue
-        if isinstance(row, dict):
-            yield origin, row
-        else:
-            report.drop("not a JSON object", origin)
+def _local_rows(file: Path, report: Report) -> Iterator[tuple[str, dict]]:
+    """Objects of a JSON-lines file. Lines end at line feeds alone, and one that is broken is one dropped row."""
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                origin = f"{file.name}, line {number}"
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    report.drop("not JSON", origin)
+                    continue
+                if isinstance(row, dict):
+                    yield origin, row
+                else:
+                    report.drop("not a JSON object", origin)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
 
 
 def _hub_rows(path: str, split: str) -> Iterator[tuple[str, dict]]:
@@ -165,6 +175,8 @@ def _from_preference(row: dict, backtracks: bool, origin: str) -> Preference:
         return _from_conversations(chosen, rejected, backtracks, origin)
     prompt = row["prompt"]
     prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _checked(prompt, "prompt")
+    if chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
+        return _from_conversations(chosen, rejected, backtracks, origin)
     return _from_conversations([*prompt, *chosen], [*prompt, *rejected], backtracks, origin)
 
 
@@ -187,14 +199,12 @@ def _field(row: dict, field: str):
     return row[field]
 
 
-def _from_conversations(
-    chosen: list[Message], rejected: list[Message], backtracks: bool, origin: str
-) -> Preference:
+def _from_conversations(chosen: list[Message], rejected: list[Message], backtracks: bool, origin: str) -> Preference:
     if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
         raise BadRow("a conversation does not end with the assistant")
     if chosen[:-1] != rejected[:-1]:
         raise BadRow("chosen and rejected answer different prompts")
-    if len(chosen) == 1:
+    if not any(message["content"].strip() for message in chosen[:-1]):
         raise BadRow("the prompt is empty")
     return Preference(
         prompt=tuple(chosen[:-1]),
@@ -228,8 +238,9 @@ def _oasst(rows: Iterable[tuple[str, dict]], report: Report):
         report.dropped["a later turn of a conversation"] += later
         report.first.setdefault("a later turn of a conversation", "-")
     for origin, question in questions:
-        yield origin, lambda question=question, origin=origin: _best_and_worst(
-            question, replies[question["message_id"]], origin
+        yield (
+            origin,
+            lambda question=question, origin=origin: _best_and_worst(question, replies[question["message_id"]], origin),
         )
 
 

@@ -48,9 +48,7 @@ def load(
         raise InputError(f"{path}: model_type {hf_config.get('model_type')!r} is not supported; only 'llama' is")
     config = llama.from_hf_config(hf_config)
     compute = Compute(dtype=compute_dtype or dtype, remat=remat)
-    model = nnx.eval_shape(
-        lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute)
-    )
+    model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute))
     weights.fill(model, source, param_shardings(model, mesh or make_mesh()))
     tokenizer = ChatTokenizer(hf_tokenizer, reset_context=hf_config.get("backtracking", {}).get("context"))
     check_agreement(model, tokenizer, hf_config)

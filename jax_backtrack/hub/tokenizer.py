@@ -44,6 +44,7 @@ class ChatTokenizer:
         longest_first = sorted(self._special_ids, key=len, reverse=True)
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._text_only = _without_added_tokens(hf.backend_tokenizer)
+        self._refuse_leaks()
         self.eot_id = self._end_of_turn()
 
     @property
@@ -57,17 +58,17 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of untrusted text, int32 `[tokens]`: never a special token, whatever the text spells."""
-        return np.asarray(self._text_only.encode(text, add_special_tokens=False).ids, np.int32)
+        return np.asarray(self._text_ids(text), np.int32)
 
     def render(self, messages: Sequence[Message]) -> np.ndarray:
         """Ids of a conversation up to where the assistant speaks, int32 `[tokens]`, by the model's own template."""
-        return np.asarray(self._render(messages, add_generation_prompt=True), np.int32)
+        return np.asarray(self._render(messages), np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
         return self.hf.decode(list(map(int, ids)), skip_special_tokens=True)
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+    def _render(self, messages: Sequence[Message]) -> list[int]:
         """Renders place-holders instead of contents, so that what stands between them is the template's own."""
         check_messages(messages)
         stands_for = {}
@@ -81,13 +82,7 @@ class ChatTokenizer:
                 # White space around the text stays outside the mark: some templates trim it, others keep it.
                 content = content.replace(text, mark, 1)
             held.append({"role": message["role"], "content": content})
-        try:
-            rendered = self.hf.apply_chat_template(
-                held, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except jinja2.TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise InputError(f"the chat template refuses a conversation of {roles}: {error}") from None
+        rendered = self._fill_template(held, add_generation_prompt=True)
         for number, mark in enumerate(stands_for):
             if mark not in rendered:
                 raise InputError(f"the chat template leaves out a message ({list(stands_for.values())[number][:40]!r})")
@@ -97,19 +92,35 @@ class ChatTokenizer:
                 ids.append(self._special_ids[part])
             elif part:
                 text = re.sub("\ue000\\d+\ue001", lambda match: stands_for[match[0]], part)
-                ids.extend(self._text_only.encode(text, add_special_tokens=False).ids)
+                ids.extend(self._text_ids(text))
         return ids
+
+    def _fill_template(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        try:
+            return self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        except jinja2.TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise InputError(f"the chat template refuses a conversation of {roles}: {error}") from None
+
+    def _text_ids(self, text: str) -> list[int]:
+        try:
+            return self._text_only.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            raise InputError("a text is not valid Unicode: it holds half of a surrogate pair") from None
+
+    def _refuse_leaks(self) -> None:
+        """Some kinds of vocabulary find a special token in plain text even where no added token is known."""
+        for index, token in self.hf.added_tokens_decoder.items():
+            if token.special and index != self.hf.unk_token_id and index in self._text_ids(token.content):
+                raise InputError(f"this tokenizer reads {token.content!r} in plain text as its special token")
 
     def _end_of_turn(self) -> int:
         """The first special token that the template writes behind an assistant's message."""
         turn = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        special = set(self._special_ids.values())
-        ids = self._render(turn, add_generation_prompt=False)
-        answer = self.encode("answer").tolist()
-        start = max(i for i in range(len(ids)) if ids[i : i + len(answer)] == answer)
-        for token in ids[start + len(answer) :]:
-            if token in special:
-                return token
+        _, _, behind = self._fill_template(turn, add_generation_prompt=False).rpartition("answer")
+        for part in self._special_pattern.split(behind):
+            if part in self._special_ids:
+                return self._special_ids[part]
         raise InputError("the chat template ends the assistant's turn with no special token")
 
 

@@ -16,6 +16,7 @@ from jax_backtrack import trees
 from jax_backtrack.models.attention import attend
 from jax_backtrack.models.rope import rope_angles, rotate
 from jax_backtrack.models.cache import Cache
+from jax_backtrack.models.linear import linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +85,13 @@ class Block(nnx.Module):
             return param[...].astype(dtype)
 
         h = self.attention_norm(x_BxTxM)
-        query_BxTxNxD = rotate(jnp.einsum("btm,mnd->btnd", h, weight(self.query_MxNxD)), angles)
-        key_BxTxKxD = rotate(jnp.einsum("btm,mkd->btkd", h, weight(self.key_MxKxD)), angles)
-        value_BxTxKxD = jnp.einsum("btm,mkd->btkd", h, weight(self.value_MxKxD))
+        query_BxTxNxD = rotate(linear(h, weight(self.query_MxNxD)), angles)
+        key_BxTxKxD = rotate(linear(h, weight(self.key_MxKxD)), angles)
+        value_BxTxKxD = linear(h, weight(self.value_MxKxD))
         mixed_BxTxNxD, kept = attention(query_BxTxNxD, key_BxTxKxD, value_BxTxKxD)
         x_BxTxM += jnp.einsum("btnd,ndm->btm", mixed_BxTxNxD, weight(self.out_NxDxM))
         h = self.feed_forward_norm(x_BxTxM)
-        gated_BxTxF = jax.nn.silu(h @ weight(self.gate_MxF)) * (h @ weight(self.up_MxF))
+        gated_BxTxF = jax.nn.silu(linear(h, weight(self.gate_MxF))) * (linear(h, weight(self.up_MxF)))
         return x_BxTxM + gated_BxTxF @ weight(self.down_FxM), kept
 
 

@@ -1,0 +1,45 @@
+"""The demo: SmolLM2-135M untrained, after plain SFT, after backtracking SFT, and after backtracking DPO, side by side.
+
+    python main.py --config=demo.py --workdir=runs/demo --mode=compare
+
+It runs on the testbed (`jax_backtrack/safety/testbed.py`), on two CPU cores, in about ten minutes.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import sft_smollm
+
+
+def get_config():
+    """The stages, in the order in which they run; each is a recipe of its own."""
+    config = ConfigDict()
+    config.stages = ConfigDict()
+    config.stages["untrained"] = _stage(steps=0, backtrack=False)
+    config.stages["SFT"] = _stage(steps=20, backtrack=False)
+    config.stages["backtracking SFT"] = _stage(steps=25, backtrack=True)
+    config.stages["backtracking SFT + DPO"] = _dpo(steps=12)
+    return config
+
+
+def _stage(steps: int, backtrack: bool):
+    config = sft_smollm.get_config()
+    config.data.path = "testbed"
+    config.data.backtrack = backtrack
+    config.train.steps = steps
+    config.train.row_length = 256
+    config.train.batch_rows = 4
+    config.train.score_chunk = 32
+    config.train.checkpoint_every = 0
+    config.sample.max_new_tokens = 24
+    config.sample.batch_rows = 100
+    config.evaluate.prompts = 200
+    return config
+
+
+def _dpo(steps: int):
+    config = _stage(steps, backtrack=True)
+    config.objective = "dpo"
+    config.model.path = "{workdir}/backtracking_SFT"
+    config.data.limit = 100
+    config.train.learning_rate = 2e-5
+    return config

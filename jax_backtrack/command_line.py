@@ -1,0 +1,80 @@
+"""The modes of `main.py`, and its errors in one line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.hub.load import EXPORT, load
+from jax_backtrack.progress import console
+from jax_backtrack.safety import compare, report
+from jax_backtrack.sampling import files
+from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.sharding import make_mesh
+from jax_backtrack.training.loop import train
+
+
+def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
+    """The command line with `--config=NAME` made a path, where NAME is no file here but one in `folder`."""
+    argv = list(argv)
+    for index, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag.lstrip("-") != "config" or flag == "config":
+            continue
+        at = index if equals else index + 1
+        name = value if equals else (argv[at] if at < len(argv) else "")
+        if name and not Path(name).is_file():
+            known = {path.name: path for path in folder.glob("*.py") if path.stem not in ("__init__", "base")}
+            if name not in known:
+                raise SystemExit(f"error: --config={name}: no such file, and no recipe of that name: {nearest(name, known)}")
+            argv[at] = f"{flag}={known[name]}" if equals else str(known[name])
+    return argv
+
+
+def run(mode: str, config: ConfigDict, workdir: Path, prompts: str | None) -> int:
+    """Runs one mode and returns the exit code: 0, or 2 after an error of the user's input."""
+    try:
+        if mode not in MODES:
+            raise InputError(f"--mode={mode}: {nearest(mode, MODES)}")
+        if prompts is not None and mode != "sample":
+            raise InputError(f"--prompts goes with --mode=sample, not with --mode={mode}")
+        if "stages" in config and mode != "compare":
+            raise InputError(f"the recipe has stages, for --mode=compare; --mode={mode} takes a recipe of one run")
+        MODES[mode](config, workdir, prompts)
+    except (InputError, FloatingPointError) as error:
+        console.print(f"error: {error}", style="bold red", highlight=False, markup=False)
+        return 2
+    return 0
+
+
+def _train(config: ConfigDict, workdir: Path, _prompts) -> None:
+    train(config, workdir)
+
+
+def _sample(config: ConfigDict, workdir: Path, prompts: str | None) -> None:
+    asked = files.read_prompts(prompts, config.sample.limit or None)
+    files.write_samples(_sampler(config, workdir), asked, workdir / "samples.jsonl", config.sample.seed)
+
+
+def _evaluate(config: ConfigDict, workdir: Path, _prompts) -> None:
+    evaluation = compare.evaluate_with_progress(_sampler(config, workdir), config.evaluate.prompts, "evaluating")
+    report.write({workdir.name: evaluation}, workdir / "evaluation.json")
+    report.show({workdir.name: evaluation})
+
+
+def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
+    compare.compare(config, workdir)
+
+
+MODES = {"train": _train, "sample": _sample, "evaluate": _evaluate, "compare": _compare}
+
+
+def _sampler(config: ConfigDict, workdir: Path) -> Sampler:
+    """A sampler of the workdir's model if it has one, else of the recipe's model."""
+    path = str(workdir) if (workdir / EXPORT).exists() else config.model.path
+    console.print(f"model: {path}", highlight=False)
+    model, tokenizer = load(
+        path, make_mesh(**config.mesh), config.model.param_dtype, compute_dtype=config.model.compute_dtype
+    )
+    return compare.sampler(config, model, tokenizer)

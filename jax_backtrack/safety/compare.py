@@ -1,0 +1,66 @@
+"""Trains the stages of a recipe one after another, evaluates each, and ends in one table."""
+
+import copy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jax_backtrack.hub.load import EXPORT, load
+from jax_backtrack.hub.tokenizer import ChatTokenizer
+from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.progress import console, progress_bar
+from jax_backtrack.safety import report
+from jax_backtrack.safety.evaluate import CONDITIONS, Evaluation, evaluate
+from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.sharding import make_mesh
+from jax_backtrack.training.loop import train
+
+
+def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
+    """Runs every stage of `config.stages` in a folder of its own under `workdir`; evaluations by the stages' names.
+
+    A stage of 0 steps is the model as it comes. `{workdir}` in a stage's `model.path` stands for the workdir, so that
+    one stage can start from another. Leaves `comparison.json` and prints the table and three transcripts.
+    """
+    evaluations = {}
+    for name, stage in config.stages.items():
+        console.rule(name)
+        stage = copy.deepcopy(stage)
+        stage.model.path = stage.model.path.replace("{workdir}", str(workdir))
+        folder = workdir / name.replace(" ", "_")
+        if stage.train.steps and not (folder / EXPORT).exists():
+            model, tokenizer = train(stage, folder)
+        else:
+            path = str(folder) if stage.train.steps else stage.model.path
+            model, tokenizer = load(path, make_mesh(**stage.mesh), stage.model.param_dtype)
+        evaluations[name] = evaluate_with_progress(
+            sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}"
+        )
+        report.write(evaluations, workdir / "comparison.json")
+        del model
+    report.show(evaluations)
+    report.show_transcripts(list(evaluations.values())[-1], count=3)
+    console.print(f"numbers and replies in [bold]{workdir / 'comparison.json'}[/]", highlight=False)
+    return evaluations
+
+
+def evaluate_with_progress(asked: Sampler, prompts: int, description: str) -> Evaluation:
+    """`evaluate` with a bar."""
+    with progress_bar(description, len(CONDITIONS) * prompts) as advance:
+        return evaluate(asked, prompts, advance)
+
+
+def sampler(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) -> Sampler:
+    """A sampler with a recipe's settings, in the reset context that the model was trained with."""
+    return Sampler(
+        model,
+        tokenizer,
+        context=config.reset.context if tokenizer.reset_context else None,
+        max_resets=config.reset.max_resets,
+        reset_bias=config.reset.logit_bias,
+        max_new_tokens=config.sample.max_new_tokens,
+        temperature=config.sample.temperature,
+        top_k=config.sample.top_k,
+        top_p=config.sample.top_p,
+        batch_rows=config.sample.batch_rows,
+    )

@@ -1,0 +1,85 @@
+"""Shows evaluations as one table and a few transcripts, and writes them as JSON."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from jax_backtrack.progress import console
+from jax_backtrack.safety.evaluate import Evaluation
+from jax_backtrack.safety.measures import Measure
+
+# Measure -> heading, and whether it is a share to be shown in percent.
+_COLUMNS = {
+    "unsafe": ("unsafe", True),
+    "unsafe_prefilled": ("unsafe, prefilled", True),
+    "useful": ("useful", True),
+    "false_resets": ("false resets", True),
+    "resets": ("resets per reply, prefilled", False),
+    "prefilled_reset": ("prefilled and reset", True),
+}
+
+
+def show(evaluations: dict[str, Evaluation]) -> None:
+    """Prints one row per model, each value with its 95 % interval below."""
+    count = next(iter(next(iter(evaluations.values())).measures.values())).count
+    table = Table(title=f"testbed, {count} held-out prompts per cell, 95 % intervals", title_justify="left")
+    table.add_column("model")
+    for heading, _ in _COLUMNS.values():
+        table.add_column(heading, justify="right")
+    for name, evaluation in evaluations.items():
+        cells = [_cell(evaluation.measures[measure], share) for measure, (_, share) in _COLUMNS.items()]
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def show_transcripts(evaluation: Evaluation, count: int) -> None:
+    """Prints the first `count` conversations with a reset, drafts struck through."""
+    with_resets = [
+        answer for answers in evaluation.answers.values() for answer in answers if answer.reply.resets
+    ]
+    for answer in with_resets[:count]:
+        console.print()
+        for message in answer.question.messages:
+            console.print(Text(f"{message['role']:>9}  ", style="dim") + Text(message["content"]))
+        line = Text("assistant  ", style="dim")
+        for draft in answer.reply.drafts:
+            line += Text(draft, style="strike red") + Text(" [RESET] ", style="bold yellow")
+        console.print(line + Text(answer.reply.text, style="green"))
+    if not with_resets:
+        console.print("no reply had a reset")
+
+
+def write(evaluations: dict[str, Evaluation], path: Path) -> None:
+    """Writes measures and every reply of each model to a JSON file."""
+    content = {
+        name: {
+            "measures": {measure: dataclasses.asdict(value) for measure, value in evaluation.measures.items()},
+            "answers": {
+                condition: [
+                    {
+                        "messages": answer.question.messages,
+                        "value": answer.question.value,
+                        "prefix": answer.prefix,
+                        "reply": answer.reply.text,
+                        "drafts": answer.reply.drafts,
+                        "finish": answer.reply.finish,
+                        "gives_value": answer.gives_value,
+                    }
+                    for answer in answers
+                ]
+                for condition, answers in evaluation.answers.items()
+            },
+        }
+        for name, evaluation in evaluations.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _cell(measure: Measure, share: bool) -> str:
+    scale, digits = (100, 1) if share else (1, 2)
+    low, value, high = (f"{scale * number:.{digits}f}" for number in (measure.low, measure.value, measure.high))
+    return f"{value}{' %' if share else ''}\n{low} to {high}"

@@ -1,0 +1,30 @@
+"""Trains, samples and evaluates models that backtrack: `python main.py --config=sft_smollm.py --workdir=DIR`.
+
+This file is kept short: it reads the command line and calls the library.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from jax_backtrack import command_line
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "Recipe: a path, or a name under configs/.")
+flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
+flags.DEFINE_string("mode", "train", f"One of {', '.join(command_line.MODES)}.")
+flags.DEFINE_string("prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv):
+    """Runs one mode; what is wrong with the input is said in one line, without a traceback."""
+    if len(argv) > 1:
+        raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
+    sys.exit(command_line.run(FLAGS.mode, FLAGS.config, Path(FLAGS.workdir), FLAGS.prompts))
+
+
+if __name__ == "__main__":
+    app.run(main, argv=command_line.with_config_path(sys.argv, Path(__file__).parent / "configs"))

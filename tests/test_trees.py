@@ -1,0 +1,319 @@
+"""A token tree says the same as its paths, one by one; and a broken tree is refused."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from jax_backtrack import trees
+from jax_backtrack.errors import InputError
+from jax_backtrack.models.scores import token_scores
+from jax_backtrack.trees import Branch, Cuts, Example, Recipe, build_tree, check, draw_cuts, flatten, pack, tree_length
+from tests import tiny
+
+S = 96
+graph, params = nnx.split(tiny.model())
+few = settings(max_examples=15, deadline=None)
+
+
+@jax.jit
+def scores_and_gradient(params, rows, weight_BxS):
+    def total(params):
+        score_BxS = token_scores(nnx.merge(graph, params), rows, chunk=32)
+        return jnp.sum(weight_BxS * score_BxS), score_BxS
+
+    (_, score_BxS), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    return score_BxS, gradient
+
+
+@jax.jit
+def path_scores_and_gradient(params, tokens_BxS, last_B, weight_B):
+    """Log-probability of the token at `last` of each plain sequence, by the causal model and nothing of ours."""
+
+    def total(params):
+        log_p_BxSxV = jax.nn.log_softmax(nnx.merge(graph, params)(tokens_BxS))
+        row = jnp.arange(len(last_B))
+        score_B = log_p_BxSxV[row, last_B - 1, tokens_BxS[row, last_B]]
+        return jnp.sum(weight_B * score_B), score_B
+
+    (_, score_B), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    return score_B, gradient
+
+
+def path_to(row: trees.Rows, index: int) -> list[int]:
+    path = []
+    while index != trees.NO_PARENT:
+        path.append(int(row.tokens[index]))
+        index = int(row.parent[index])
+    return path[::-1]
+
+
+def by_paths(row: trees.Rows):
+    """Scores and gradient of a row's scored tokens, each path run as a sequence of its own."""
+    scored = np.flatnonzero(row.weight)
+    tokens = np.zeros((S, S), np.int32)
+    last, weight = np.ones(S, np.int32), np.zeros(S, np.float32)
+    for number, index in enumerate(scored):
+        path = path_to(row, index)
+        tokens[number, : len(path)] = path
+        last[number], weight[number] = len(path) - 1, row.weight[index]
+    score, gradient = path_scores_and_gradient(params, tokens, last, weight)
+    full = np.zeros(len(row), np.float32)
+    full[scored] = np.asarray(score)[: len(scored)]
+    return full, gradient
+
+
+def by_tree(row: trees.Rows):
+    score, gradient = scores_and_gradient(params, trees.stack([row]), row.weight[None])
+    return np.asarray(score[0]), gradient
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4 * max(1.0, float(np.abs(b).max())))
+
+
+@few
+@given(st.lists(tiny.rooted_trees(), min_size=1, max_size=3), st.randoms())
+def test_scores_and_gradients_of_packed_trees_are_those_of_their_paths(branches, random):
+    flat = [flatten(branch) for branch in branches]
+    assume(sum(map(len, flat)) <= S)
+    random.shuffle(flat)
+    row = pack(flat, S)
+    for of_tree, of_paths in zip(by_tree(row), by_paths(row), strict=True):
+        assert_same(of_tree, of_paths)
+
+
+@few
+@given(
+    tiny.examples(),
+    st.sampled_from(["sft", "dpo"]),
+    st.sampled_from(["keep", "rewind", "resample"]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_training_trees_score_as_their_paths(example, objective, context, backtrack, seed):
+    recipe = Recipe(objective, backtrack, context, tiny.RESET_ID, tiny.EOT_ID)
+    row = pack([build_tree(example, recipe, draw_cuts(example, np.random.default_rng(seed)))], S)
+    for of_tree, of_paths in zip(by_tree(row), by_paths(row), strict=True):
+        assert_same(of_tree, of_paths)
+
+
+@few
+@given(tiny.rooted_trees(), st.randoms())
+def test_the_order_of_branches_does_not_matter(branch, random):
+    def shuffled(branch: Branch) -> Branch:
+        children = [shuffled(child) for child in branch.children]
+        random.shuffle(children)
+        return dataclasses.replace(branch, children=tuple(children))
+
+    one, other = flatten(branch), flatten(shuffled(branch))
+    assume(len(one) <= S)
+    scored = [by_tree(pack([tree], S)) for tree in (one, other)]
+    assert_same(scored[0][1], scored[1][1])
+    np.testing.assert_allclose(np.sort(scored[0][0]), np.sort(scored[1][0]), rtol=1e-4, atol=1e-4)
+
+
+@few
+@given(st.lists(tiny.rooted_trees(), min_size=1, max_size=3), st.data())
+def test_a_token_changes_the_scores_of_its_subtree_only(branches, data):
+    flat = [flatten(branch) for branch in branches]
+    assume(sum(map(len, flat)) <= S)
+    row = pack(flat, S)
+    row = dataclasses.replace(row, weight=(row.parent != trees.NO_PARENT).astype(np.float32), pair=np.zeros(S, np.int32))
+    index = data.draw(st.integers(0, sum(map(len, flat)) - 1))
+    tokens = row.tokens.copy()
+    tokens[index] = 5 + (tokens[index] - 4) % (tiny.VOCAB - 5)
+    changed = by_tree(row)[0] != by_tree(dataclasses.replace(row, tokens=tokens))[0]
+    outside = np.ones(S, bool)
+    outside[index : row.end[index]] = False
+    assert not changed[outside].any()
+    if row.end[index] > index + 1:
+        assert changed[index + 1 : row.end[index]].any()
+
+
+def paths_of(row: trees.Rows) -> set:
+    """Every scored run of tokens as (context, scored tokens, pair, sign)."""
+    runs = set()
+    for index in np.flatnonzero(row.weight):
+        above = row.parent[index]
+        term = row.pair[index], row.weight[index]
+        if above >= 0 and row.weight[above] and (row.pair[above], row.weight[above]) == term:
+            continue
+        run, at = [], index
+        while True:
+            run.append(int(row.tokens[at]))
+            children = [c for c in range(at + 1, len(row)) if row.parent[c] == at and row.weight[c]]
+            if not children:
+                break
+            (at,) = children
+        runs.add((tuple(path_to(row, above)), tuple(run), int(term[0]), float(term[1])))
+    return runs
+
+
+X, YES, NO, R, E = (7, 8), (10, 11, 12), (20, 21), tiny.RESET_ID, tiny.EOT_ID
+example = Example(*(np.asarray(ids, np.int32) for ids in (X, YES, NO)), backtracks=True)
+utility = dataclasses.replace(example, backtracks=False)
+cuts = Cuts(draft=1, guard=2)
+
+
+@pytest.mark.parametrize("context", ["keep", "resample"])
+def test_sft_tree_with_the_draft_kept(context):
+    recipe = Recipe("sft", True, context, R, E)
+    assert paths_of(build_tree(example, recipe, cuts)) == {
+        ((*X,), (*YES, E), 0, 1.0),
+        ((*X, 20), (R, *YES, E), 0, 1.0),
+    }
+
+
+def test_sft_tree_with_the_draft_rewound():
+    assert paths_of(build_tree(example, Recipe("sft", True, "rewind", R, E), cuts)) == {
+        ((*X,), (*YES, E), 0, 1.0),
+        ((*X, 20), (R,), 0, 1.0),
+        ((*X, R), (*YES, E), 0, 1.0),
+    }
+
+
+def test_dpo_tree_with_the_draft_kept():
+    assert paths_of(build_tree(example, Recipe("dpo", True, "keep", R, E), cuts)) == {
+        ((*X, 20), (R, *YES, E), 0, 1.0),
+        ((*X, 20), (21, E), 0, -1.0),
+        ((*X, 10, 11), (12, E), 1, 1.0),
+        ((*X, 10, 11), (R, *NO, E), 1, -1.0),
+    }
+
+
+def test_dpo_tree_with_the_draft_rewound():
+    assert paths_of(build_tree(example, Recipe("dpo", True, "rewind", R, E), cuts)) == {
+        ((*X, 20), (R,), 0, 1.0),
+        ((*X, R), (*YES, E), 0, 1.0),
+        ((*X, 20), (21, E), 0, -1.0),
+        ((*X, 10, 11), (12, E), 1, 1.0),
+        ((*X, 10, 11), (R,), 1, -1.0),
+        ((*X, R), (*NO, E), 1, -1.0),
+    }
+
+
+def test_dpo_tree_of_utility_data_has_a_plain_pair_and_a_guard_pair():
+    assert paths_of(build_tree(utility, Recipe("dpo", True, "keep", R, E), cuts)) == {
+        ((*X,), (*YES, E), 0, 1.0),
+        ((*X,), (*NO, E), 0, -1.0),
+        ((*X, 10, 11), (12, E), 1, 1.0),
+        ((*X, 10, 11), (R, *NO, E), 1, -1.0),
+    }
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_baseline_trees_have_no_resets(objective):
+    runs = paths_of(build_tree(example, Recipe(objective, False, "rewind", None, E), cuts))
+    plain = {((*X,), (*YES, E), 0, 1.0)}
+    assert runs == (plain if objective == "sft" else plain | {((*X,), (*NO, E), 0, -1.0)})
+
+
+def test_utility_data_has_no_draft_in_sft():
+    for context in ("keep", "rewind"):
+        assert paths_of(build_tree(utility, Recipe("sft", True, context, R, E), cuts)) == {((*X,), (*YES, E), 0, 1.0)}
+
+
+@given(tiny.examples(), st.sampled_from(["sft", "dpo"]), st.sampled_from(trees.CONTEXTS), st.booleans(), st.integers())
+def test_tree_length_is_the_length_of_the_tree(example, objective, context, backtrack, seed):
+    recipe = Recipe(objective, backtrack, context, tiny.RESET_ID, tiny.EOT_ID)
+    cuts = draw_cuts(example, np.random.default_rng(abs(seed)))
+    assert tree_length(example, recipe, cuts) == len(build_tree(example, recipe, cuts))
+
+
+def test_cuts_are_uniform_and_a_draft_is_never_a_prefix_of_the_chosen_reply():
+    chosen, rejected = np.asarray([9, 9, 1], np.int32), np.asarray([9, 9, 2, 4, 5], np.int32)
+    drawn = [draw_cuts(Example(chosen, chosen, rejected, True), np.random.default_rng(seed)) for seed in range(3000)]
+    drafts = np.bincount([cuts.draft for cuts in drawn], minlength=6)
+    guards = np.bincount([cuts.guard for cuts in drawn], minlength=4)
+    assert (drafts[:3] == 0).all() and guards[0] == 0
+    assert (abs(drafts[3:] - 1000) < 120).all() and (abs(guards[1:] - 1000) < 120).all()
+
+
+def test_a_rejected_reply_that_begins_the_chosen_one_has_no_draft():
+    with pytest.raises(InputError, match="prefix of the chosen"):
+        draw_cuts(Example(*(np.asarray(ids, np.int32) for ids in ([1], [9, 8, 7], [9, 8])), True), np.random.default_rng(0))
+
+
+@given(tiny.rooted_trees(), st.data())
+def test_a_broken_tree_is_refused(branch, data):
+    row = flatten(branch)
+    index = data.draw(st.integers(0, len(row) - 1))
+    field = data.draw(st.sampled_from(["parent", "position", "end"]))
+    value = data.draw(st.integers(-2, len(row) + 1))
+    assume(value != getattr(row, field)[index])
+    broken = getattr(row, field).copy()
+    broken[index] = value
+    with pytest.raises(InputError, match="broken token tree"):
+        check(dataclasses.replace(row, **{field: broken}))
+
+
+def test_interleaved_trees_are_refused():
+    with pytest.raises(InputError, match="depth-first"):
+        check(
+            trees.Rows(
+                tokens=np.zeros(4, np.int32),
+                parent=np.asarray([-1, 0, -1, 0], np.int32),
+                position=np.asarray([0, 1, 0, 1], np.int32),
+                end=np.asarray([4, 2, 3, 4], np.int32),
+                pair=np.full(4, -1, np.int32),
+                weight=np.zeros(4, np.float32),
+            )
+        )
+
+
+def test_a_scored_root_is_refused():
+    with pytest.raises(InputError, match="it is scored, but"):
+        flatten(Branch([5, 6], pair=0, weight=1.0))
+
+
+def test_a_row_that_is_too_short_is_refused():
+    tree = flatten(Branch([5, 6, 7]))
+    assert len(pack([tree, tree], 6)) == 6
+    with pytest.raises(InputError, match="6 tokens do not fit into a row of 5"):
+        pack([tree, tree], 5)
+
+
+def test_packing_keeps_pairs_apart():
+    tree = build_tree(example, Recipe("dpo", True, "keep", R, E), cuts)
+    row = pack([tree, tree], S)
+    assert set(row.pair[row.weight != 0]) == {0, 1, len(tree), len(tree) + 1}
+    check(row)
+
+
+@functools.cache
+def window_rule(window):
+    position, end = jnp.asarray([[0, 1, 2, 2, 3]]), jnp.asarray([[5, 5, 3, 5, 5]])
+    return np.asarray(trees.attention_rule(position, end, window))[0].astype(int).tolist()
+
+
+def test_the_rule_by_hand():
+    """A prompt of two tokens, a branch of one and a branch of two, first without and then with a window of 2."""
+    assert window_rule(None) == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 1, 1],
+    ]
+    assert window_rule(2) == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0],
+        [0, 1, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
+
+
+@pytest.mark.parametrize("field,wrong,right", [("objective", "dop", "dpo"), ("context", "rewnd", "rewind")])
+def test_a_misspelt_recipe_names_the_nearest(field, wrong, right):
+    recipe = dict(objective="sft", backtrack=True, context="keep", reset_id=R, eot_id=E)
+    with pytest.raises(InputError, match=right):
+        Recipe(**(recipe | {field: wrong}))
