@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     config.train.weight_decay = 0.0  # AdamW's, on matrices
     config.train.clip_norm = 1.0  # global norm that gradients are clipped to
     config.train.beta = 0.1  # DPO's; larger holds the model closer to its reference
+    config.train.reset_weight = 1.0  # SFT weight of a [RESET], where every token of a reply has 1
     config.train.score_chunk = 128  # scored tokens per row whose logits exist at once
     config.train.remat = False  # recompute layers in the backward pass: less memory, a third more work
     config.train.checkpoint_every = 100  # updates; 0 for no checkpoints, only the export at the end

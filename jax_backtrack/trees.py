@@ -77,13 +77,18 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What becomes of an example: the objective, whether drafts and resets take part, and the ids that it needs."""
+    """What becomes of an example: the objective, whether drafts and resets take part, and the ids that it needs.
+
+    `reset_weight` is the weight of a `[RESET]` in SFT, where a token of a reply has 1: one reset stands against a whole
+    reply, and is the token that has everything to learn.
+    """
 
     objective: str
     backtrack: bool
     context: str
     reset_id: int | None
     eot_id: int
+    reset_weight: float = 1.0
 
     def __post_init__(self):
         if self.objective not in ("sft", "dpo"):
@@ -192,13 +197,12 @@ def _sft_branches(example: Example, recipe: Recipe, draft: int) -> tuple[Branch,
     if not (recipe.backtrack and example.backtracks):
         return (plain,)
     taken_back = example.rejected[:draft]
+    reset = Branch([recipe.reset_id], pair=0, weight=recipe.reset_weight)
+    after_reset = Branch(chosen, pair=0, weight=1.0)
     if recipe.context == "rewind":
-        return (
-            Branch(taken_back, children=(Branch([recipe.reset_id], pair=0, weight=1.0),)),
-            Branch([recipe.reset_id], children=(Branch(chosen, pair=0, weight=1.0),)),
-            plain,
-        )
-    return Branch(taken_back, children=(Branch([recipe.reset_id, *chosen], pair=0, weight=1.0),)), plain
+        return Branch(taken_back, children=(reset,)), Branch([recipe.reset_id], children=(after_reset,)), plain
+    reset = dataclasses.replace(reset, children=(after_reset,))
+    return Branch(taken_back, children=(reset,)), plain
 
 
 def _dpo_branches(example: Example, recipe: Recipe, cuts: Cuts) -> tuple[Branch, ...]:

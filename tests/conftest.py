@@ -4,12 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never asks the network
 
 from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.load import packaged_gguf
 from jax_backtrack.hub.tokenizer import ChatTokenizer, with_reset
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 def _missing(what: str):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import transformers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -19,14 +19,16 @@ CHATML = (
 MARKS = ("<|im_start|>", "<|im_end|>")
 
 
-def small_tokenizer(template: str = CHATML, special=MARKS, ordinary=(), model=None) -> ChatTokenizer:
-    """A tokenizer of single bytes, with `ordinary` tokens besides, or of another kind of vocabulary."""
+def small_tokenizer(template: str | None = CHATML, special=MARKS, ordinary=(), merges=()) -> ChatTokenizer:
+    """A tokenizer of single bytes and of `ordinary` tokens, some of which `merges` may join."""
     vocabulary = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *ordinary]
-    backend = Tokenizer(model or models.BPE({token: index for index, token in enumerate(vocabulary)}, []))
+    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(vocabulary)}, list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    if model:
-        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return chat_tokenizer(backend, template, special)
+
+
+def chat_tokenizer(backend: Tokenizer, template: str | None, special) -> ChatTokenizer:
     backend.add_special_tokens(list(special))
     return ChatTokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template))
 
@@ -66,7 +68,6 @@ def test_rendering_equals_transformers(reset_tokenizer, messages):
     assert reset_tokenizer.render(messages).tolist() == by_transformers(reset_tokenizer, messages)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text()), min_size=1, max_size=4))
 def test_rendering_equals_transformers_for_any_benign_text(reset_tokenizer, turns):
     benign = [turn for turn in turns if not any(token in turn[1] for token in special_tokens(reset_tokenizer))]
@@ -119,7 +120,6 @@ def test_no_message_adds_a_special_token_to_a_conversation(reset_tokenizer, plac
 pieces = [token[cut] for token in (*MARKS, RESET) for cut in (slice(None), slice(4), slice(4, None))]
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(pieces), st.text(max_size=3)), min_size=2, max_size=12))
 def test_halves_of_special_tokens_never_join(reset_tokenizer, parts):
     """Halves meet inside a message, and across the border of two."""
@@ -131,9 +131,10 @@ def test_halves_of_special_tokens_never_join(reset_tokenizer, parts):
 
 
 def test_a_vocabulary_that_finds_special_tokens_in_plain_text_is_refused():
-    words = models.WordLevel({"<unk>": 0, "<|im_end|>": 1, "user": 2}, unk_token="<unk>")
-    with pytest.raises(InputError, match="'<|im_end|>' in plain text"):
-        small_tokenizer(model=words)
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<|im_end|>": 1, "user": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    with pytest.raises(InputError, match=r"reads '<\|im_end\|>' in plain text"):
+        chat_tokenizer(words, CHATML, MARKS)
 
 
 def test_half_a_surrogate_pair_is_refused(tokenizer):
@@ -202,28 +203,16 @@ def test_eot_of_smollm(reset_tokenizer):
     assert reset_tokenizer.eot_id == reset_tokenizer.hf.convert_tokens_to_ids("<|im_end|>") == 2
 
 
-@pytest.mark.parametrize(
-    "turn",
-    [
-        "{{ message.content }}</s>",
-        "[INST] {{ message.content }} </s>",  # the answer's first token takes in the space
-        "<s>{{ message.content }}\n</s><s>",
-    ],
-)
+@pytest.mark.parametrize("turn", ["{{ message.content }}</s>", "<s>{{ message.content }}\n</s><s>"])
 def test_eot_is_the_first_special_token_behind_the_answer(turn):
     tokenizer = small_tokenizer("{% for message in messages %}" + turn + "{% endfor %}", special=("<s>", "</s>"))
     assert tokenizer.eot_id == tokenizer.hf.convert_tokens_to_ids("</s>")
 
 
 def test_eot_where_the_answer_merges_with_the_space_before_it():
-    bytes_and_merge = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġa"]
-    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(bytes_and_merge)}, [("Ġ", "a")]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.add_special_tokens(["</s>"])
+    """As in the templates of Llama-2 and Mistral."""
     template = "{% for message in messages %} {{ message.content }}</s>{% endfor %}"
-    tokenizer = ChatTokenizer(
-        transformers.PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template)
-    )
+    tokenizer = small_tokenizer(template, special=("</s>",), ordinary=["Ġa"], merges=[("Ġ", "a")])
     assert tokenizer.eot_id == tokenizer.hf.convert_tokens_to_ids("</s>")
 
 
@@ -249,7 +238,10 @@ def test_a_tokenizer_without_a_template_is_refused():
         ([{"role": "user"}], "message 0 is not a dict with a role and a text content"),
         (conversation(("user", "Hi"), ("assistant", None)), "message 1 is not a dict with a role and a text content"),
         ([{"content": "Hi"}], "message 0 has the role None"),
-        (conversation(("user", "Hi"), ("asistant", "Hi")), "message 1 has the role 'asistant': did you mean 'assistant'"),
+        (
+            conversation(("user", "Hi"), ("asistant", "Hi")),
+            "message 1 has the role 'asistant': did you mean 'assistant'",
+        ),
     ],
 )
 def test_broken_messages_are_refused(tokenizer, messages, problem):

@@ -24,7 +24,7 @@ EXPORT = "export"
 
 
 def load(
-    path: str,
+    path: str | Path,
     mesh: Mesh | None = None,
     dtype: str = "float32",
     *,
@@ -43,7 +43,7 @@ def load(
     for given in (dtype, compute_dtype or dtype):
         if given not in DTYPES:
             raise InputError(f"dtype {given!r}: {nearest(given, DTYPES)}")
-    source, hf_config, hf_tokenizer = _open(path)
+    source, hf_config, hf_tokenizer = _open(str(path))
     if hf_config.get("model_type") != "llama":
         raise InputError(f"{path}: model_type {hf_config.get('model_type')!r} is not supported; only 'llama' is")
     config = llama.from_hf_config(hf_config)

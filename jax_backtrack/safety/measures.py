@@ -25,7 +25,8 @@ def rate(hits: Sequence[bool]) -> Measure:
     share = sum(hits) / count
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    return Measure(share, max(0.0, middle - half), min(1.0, middle + half), count)
+    # Rounding must not put the share outside its interval: plots take the distances as lengths.
+    return Measure(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)), count)
 
 
 def mean(values: Sequence[float], resamples: int = 2000) -> Measure:

@@ -54,6 +54,7 @@ def train(config: ConfigDict, workdir: Path) -> tuple[Transformer, ChatTokenizer
         context=config.reset.context,
         reset_id=tokenizer.reset_id,
         eot_id=tokenizer.eot_id,
+        reset_weight=config.train.reset_weight,
     )
     source = TreeSource(_examples(config, tokenizer, recipe), recipe, config.data.seed)
     margins = _reference(config, workdir, model, source) if config.objective == "dpo" else None

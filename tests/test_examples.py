@@ -1,0 +1,256 @@
+"""From preferences to batches of rows: nothing is lost, doubled or cut off, and all of it can be resumed."""
+
+import collections
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_backtrack.data.examples import content_hash, encode
+from jax_backtrack.data.preferences import Preference, Report
+from jax_backtrack.data.rows import PackedRows, TreeSource, batches, plan_rows
+from jax_backtrack.errors import InputError
+from jax_backtrack.trees import CONTEXTS, NO_PAIR, NO_PARENT, Cuts, Example, Recipe, tree_length
+from tests import tiny
+
+RECIPES = [
+    Recipe(objective, backtrack, context, tiny.RESET_ID, tiny.EOT_ID)
+    for objective in ("sft", "dpo")
+    for backtrack, context in [(False, "rewind"), *((True, context) for context in CONTEXTS)]
+]
+every_recipe = pytest.mark.parametrize(
+    "recipe", RECIPES, ids=lambda recipe: f"{recipe.objective} {recipe.context if recipe.backtrack else 'baseline'}"
+)
+SFT, DPO = (Recipe(objective, True, "rewind", tiny.RESET_ID, tiny.EOT_ID) for objective in ("sft", "dpo"))
+
+
+def preference(chosen="In France.", rejected="No idea.", question="Where is Paris?", backtracks=True) -> Preference:
+    return Preference(({"role": "user", "content": question},), chosen, rejected, backtracks, origin=question)
+
+
+def of(recipe: Recipe, tokenizer) -> Recipe:
+    return dataclasses.replace(recipe, reset_id=tokenizer.reset_id, eot_id=tokenizer.eot_id)
+
+
+# ----------------------------------------------------------------------------------------------------- encode
+
+
+def test_encoding_keeps_order_and_text(reset_tokenizer):
+    preferences = [preference(question="a"), preference(question="b", rejected=None, backtracks=False)]
+    report = Report()
+    first, second = encode(preferences, reset_tokenizer, of(SFT, reset_tokenizer), 256, report)
+    assert first.prompt.tolist() == reset_tokenizer.render(preferences[0].prompt).tolist()
+    assert reset_tokenizer.decode(first.chosen) == "In France."
+    assert reset_tokenizer.decode(first.rejected) == "No idea."
+    assert (first.backtracks, second.backtracks, second.rejected) == (True, False, None)
+    assert (report.used, report.dropped.total()) == (2, 0)
+
+
+@every_recipe
+def test_over_long_examples_are_dropped_and_counted(reset_tokenizer, recipe):
+    recipe = of(recipe, reset_tokenizer)
+    preferences = [preference(chosen="word " * count, question=str(count)) for count in range(5, 90)]
+    report = Report()
+    kept = encode(preferences, reset_tokenizer, recipe, 96, report)
+    assert 0 < len(kept) < len(preferences)
+    assert report.used == len(kept)
+    (reason,) = report.dropped
+    assert reason == "over-long: the tree has more than train.row_length = 96 tokens"
+    assert report.dropped[reason] == len(preferences) - len(kept)
+    assert report.first[reason] == str(5 + len(kept))
+    longest = [tree_length(example, recipe, Cuts(len(example.rejected), len(example.chosen))) for example in kept]
+    assert 96 - 6 < max(longest) <= 96
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bad", "reason"),
+    [
+        (DPO, preference(rejected=None, backtracks=False), "no rejected reply for a preference pair"),
+        (SFT, preference("No idea. Sorry."), "the rejected reply is a prefix of the chosen one"),
+        (SFT, preference("half a pair: \ud83d"), "a text is not valid Unicode: it holds half of a surrogate pair"),
+        (SFT, preference(question="\ud83d"), "a text is not valid Unicode: it holds half of a surrogate pair"),
+    ],
+)
+def test_what_cannot_be_used_is_counted_under_its_reason(reset_tokenizer, recipe, bad, reason):
+    report = Report()
+    assert len(encode([preference(), bad], reset_tokenizer, of(recipe, reset_tokenizer), 256, report)) == 1
+    assert report.used == 1
+    assert report.dropped == {reason: 1}
+
+
+def test_no_example_left_is_an_error(reset_tokenizer):
+    with pytest.raises(InputError, match=r"no example is left to train on: .*over-long"):
+        encode([preference()], reset_tokenizer, of(SFT, reset_tokenizer), 8, Report())
+
+
+@every_recipe
+@pytest.mark.parametrize("backtracks", [True, False])
+def test_all_that_is_kept_can_be_packed(reset_tokenizer, recipe, backtracks):
+    """Also where one reply begins as the other does, and with utility data."""
+    recipe = of(recipe, reset_tokenizer)
+    replies = ["No", "No idea.", "No idea. Sorry.", "Paris"]
+    preferences = [
+        preference(chosen, rejected, backtracks=backtracks) for chosen, rejected in itertools.permutations(replies, 2)
+    ]
+    examples = encode(preferences, reset_tokenizer, recipe, 128, Report())
+    rows = PackedRows(TreeSource(examples, recipe, seed=0), 128, 6)
+    assert all(rows[number]["rows"].tokens.shape == (128,) for number in range(6))
+
+
+# ----------------------------------------------------------------------------------------------- content hash
+
+
+@given(tiny.examples(), st.sampled_from(["prompt", "chosen", "rejected"]), st.data())
+def test_the_hash_changes_with_any_id(example, field, data):
+    ids = getattr(example, field).copy()
+    ids[data.draw(st.integers(0, len(ids) - 1))] += 1
+    assert content_hash([example]) != content_hash([dataclasses.replace(example, **{field: ids})])
+
+
+def test_the_hash_sees_borders_flags_and_order():
+    def example(prompt, chosen, rejected, backtracks=False):
+        arrays = (None if ids is None else np.asarray(ids, np.int32) for ids in (prompt, chosen, rejected))
+        return Example(*arrays, backtracks)
+
+    one, other = example([1, 2], [3], [4]), example([1], [2, 3], [4])
+    lists = [
+        [one],
+        [other],
+        [example([1, 2], [3, 4], [])],
+        [example([1, 2], [3], None)],
+        [example([1, 2], [3], [4], True)],
+        [one, other],
+        [other, one],
+        [one, one],
+    ]
+    assert len({content_hash(each) for each in lists}) == len(lists)
+    assert content_hash([example([1, 2], [3], [4])]) == content_hash([one])
+
+
+# ---------------------------------------------------------------------------------------------------- packing
+
+
+@given(st.integers(1, 40), st.integers(0, 300), st.integers(0, 2**32 - 1))
+def test_planned_rows_fit_and_hold_everything_once(row_length, count, seed):
+    lengths = np.random.default_rng(seed).integers(1, row_length + 1, count).tolist()
+    rows = list(plan_rows(lengths, row_length))
+    assert all(sum(lengths[index] for index in row) <= row_length for row in rows)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    # A row is opened only where no open one has room, so two neighbours are never both half empty.
+    fill = [sum(lengths[index] for index in row) for row in rows]
+    assert all(first + second > row_length for first, second in itertools.pairwise(fill))
+
+
+def numbered_examples(count: int = 12) -> list[Example]:
+    """Examples with replies of many lengths, whose first prompt token tells their number."""
+    rng = np.random.default_rng(0)
+
+    def ids(length):
+        return rng.integers(5, tiny.VOCAB, length).astype(np.int32)
+
+    made = []
+    for number in range(count):
+        prompt = np.concatenate([[100 + number], ids(number % 3)]).astype(np.int32)
+        chosen, rejected = ids(4 + number), np.concatenate([[1], ids(15 - number)]).astype(np.int32)
+        made.append(Example(prompt, chosen, rejected, backtracks=number % 2 == 0))
+    return made
+
+
+EXAMPLES = numbered_examples()
+ROW_LENGTH = 128
+
+
+def packed(recipe: Recipe, count: int, seed: int = 0, margins=None) -> PackedRows:
+    return PackedRows(TreeSource(EXAMPLES, recipe, seed), ROW_LENGTH, count, margins)
+
+
+def equal(one: dict, other: dict) -> bool:
+    arrays = [[*vars(row["rows"]).values(), row["reference_margin"]] for row in (one, other)]
+    return all(np.array_equal(first, second) for first, second in zip(*arrays, strict=True))
+
+
+@every_recipe
+def test_every_example_comes_once_per_epoch_in_a_new_order(recipe):
+    rows = packed(recipe, count=30)
+    assert len(rows) == 30
+    served = [index for number in range(30) for index in rows.members(number)]
+    size = len(EXAMPLES)
+    epochs = [tuple(served[start : start + size]) for start in range(0, len(served), size)]
+    assert len(epochs) >= 3
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs[:-1])
+    assert max(collections.Counter(epochs[-1]).values()) == 1
+    assert len(set(epochs)) == len(epochs)
+
+
+@every_recipe
+def test_rows_hold_the_trees_of_their_members(recipe):
+    rows = packed(recipe, count=20)
+    for number in range(20):
+        row = rows[number]["rows"]
+        starts = np.flatnonzero((row.parent == NO_PARENT) & (row.tokens != 0))
+        assert (row.tokens[starts] - 100).tolist() == rows.members(number)
+
+
+@every_recipe
+def test_rows_are_the_same_every_time_and_others_with_another_seed(recipe):
+    one, again, other = packed(recipe, 8), packed(recipe, 8), packed(recipe, 8, seed=1)
+    assert all(equal(one[number], again[number]) for number in (5, 2, 7))
+    assert all(equal(one[number], one[number]) for number in (5, 2, 7))
+    assert not all(equal(one[number], other[number]) for number in range(8))
+
+
+@every_recipe
+def test_cuts_are_new_in_every_epoch_of_sft_and_fixed_in_dpo(recipe):
+    source = TreeSource(EXAMPLES, recipe, seed=0)
+    changed = [source.cuts(0, index) != source.cuts(1, index) for index in range(len(EXAMPLES))]
+    assert any(changed) == (recipe.objective == "sft")
+
+
+@every_recipe
+@given(st.integers(0, 5), st.integers(0, len(EXAMPLES) - 1))
+def test_the_length_of_a_tree_is_known_before_it_is_built(recipe, epoch, index):
+    source = TreeSource(EXAMPLES, recipe, seed=0)
+    assert source.length(epoch, index) == len(source.tree(epoch, index))
+
+
+def test_reference_margins_stand_at_the_number_of_their_pair():
+    margins = np.random.default_rng(0).normal(size=(len(EXAMPLES), 2)).astype(np.float32)
+    rows = packed(DPO, 10, margins=margins)
+    for number in range(10):
+        row, reference_S = rows[number]["rows"], rows[number]["reference_margin"]
+        starts = np.flatnonzero((row.parent == NO_PARENT) & (row.tokens != 0))
+        assert reference_S[starts].tolist() == margins[rows.members(number), 0].tolist()
+        assert reference_S[starts + 1].tolist() == margins[rows.members(number), 1].tolist()
+        pairs = {pair for pair in row.pair.tolist() if pair != NO_PAIR}
+        assert pairs == {pair for start in starts.tolist() for pair in (start, start + 1)}
+
+
+# ---------------------------------------------------------------------------------------------------- batches
+
+
+def test_batches_hold_the_rows_in_order():
+    rows = packed(SFT, 12)
+    served = list(batches(rows, 4))
+    assert len(served) == 3
+    for batch, first in zip(served, (0, 4, 8), strict=True):
+        assert all(array.shape == (4, ROW_LENGTH) for array in vars(batch["rows"]).values())
+        assert batch["reference_margin"].shape == (4, ROW_LENGTH)
+        assert batch["rows"].tokens.dtype == np.int32 and batch["rows"].weight.dtype == np.float32
+        for row in range(4):
+            assert np.array_equal(batch["rows"].tokens[row], rows[first + row]["rows"].tokens)
+
+
+@settings(max_examples=5)
+@given(st.integers(0, 6))
+def test_a_resumed_iterator_goes_on_where_it_was(taken):
+    whole = batches(packed(SFT, 12), 2)
+    for _ in range(taken):
+        next(whole)
+    resumed = batches(packed(SFT, 12), 2)
+    resumed.set_state(whole.get_state())
+    rest, resumed_rest = list(whole), list(resumed)
+    assert len(rest) == len(resumed_rest) == 6 - taken
+    assert all(equal(one, other) for one, other in zip(rest, resumed_rest, strict=True))

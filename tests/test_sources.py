@@ -1,0 +1,315 @@
+"""Rows of files become preferences, and every row that does not is counted under its reason."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from jax_backtrack.data import sources
+from jax_backtrack.errors import InputError
+
+
+def write(path: Path, rows) -> str:
+    """Writes rows as JSON lines; a text stands as it is."""
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    data = "".join(line + "\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+QUESTION = message("user", "Where is Paris?")
+PREFERENCE = {"prompt": "Where is Paris?", "chosen": "In France.", "rejected": "No idea."}
+HH = {
+    "chosen": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Where is Paris?\n\nAssistant: In France.",
+    "rejected": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Where is Paris?\n\nAssistant: No idea.",
+}
+
+
+def oasst(message_id: str, parent_id: str | None, text: str, rank: int | None = None, **changes) -> dict:
+    role = "assistant" if parent_id else "prompter"
+    row = {"message_id": message_id, "parent_id": parent_id, "role": role, "text": text, "lang": "en", "rank": rank}
+    return row | changes
+
+
+OASST = [
+    oasst("q", None, "Where is Paris?"),
+    oasst("a", "q", "No idea.", rank=2),
+    oasst("b", "q", "In France.", rank=0),
+    oasst("c", "q", "In Europe.", rank=1),
+]
+
+
+# -------------------------------------------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_hh_rows(tmp_path, name):
+    (row,), report = sources.read(write(tmp_path / name, [HH]))
+    assert row.prompt == (message("user", "Hi"), message("assistant", "Hello!"), QUESTION)
+    assert (row.chosen, row.rejected, row.backtracks) == ("In France.", "No idea.", True)
+    assert row.origin == f"{name}, line 1"
+    assert (report.used, report.dropped.total()) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_oasst_rows_give_the_best_and_the_worst_reply(tmp_path, name):
+    (row,), report = sources.read(write(tmp_path / name, OASST), utility=True)
+    assert row.prompt == (QUESTION,)
+    assert (row.chosen, row.rejected, row.backtracks) == ("In France.", "No idea.", False)
+    assert (report.used, report.dropped.total()) == (1, 0)
+
+
+def test_an_oasst_question_with_one_reply_has_no_rejected_one(tmp_path):
+    (row,), _ = sources.read(write(tmp_path / "rows.jsonl", [OASST[0], oasst("a", "q", "In France.")]), utility=True)
+    assert (row.chosen, row.rejected) == ("In France.", None)
+
+
+def as_messages(text: str) -> list[dict[str, str]]:
+    return [message("assistant", text)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PREFERENCE,
+        PREFERENCE | {"prompt": [QUESTION]},
+        PREFERENCE | {"chosen": as_messages("In France."), "rejected": as_messages("No idea.")},
+        {"chosen": [QUESTION, *as_messages("In France.")], "rejected": [QUESTION, *as_messages("No idea.")]},
+        # As in HuggingFaceH4/ultrafeedback_binarized: the prompt stands twice.
+        PREFERENCE
+        | {"chosen": [QUESTION, *as_messages("In France.")], "rejected": [QUESTION, *as_messages("No idea.")]},
+        PREFERENCE | {"chosen": " In France.\n", "id": 7},
+    ],
+    ids=["texts", "prompt messages", "reply messages", "implicit prompt", "prompt twice", "white space"],
+)
+def test_preference_rows(tmp_path, row):
+    (made,), report = sources.read(write(tmp_path / "rows.jsonl", [row]))
+    assert made.prompt == (QUESTION,)
+    assert (made.chosen, made.rejected, made.backtracks) == ("In France.", "No idea.", True)
+    assert (report.used, report.dropped.total()) == (1, 0)
+
+
+def test_utility_data_is_never_taken_back(tmp_path):
+    for row in (PREFERENCE, HH):
+        (made,), _ = sources.read(write(tmp_path / "rows.jsonl", [row]), utility=True)
+        assert not made.backtracks
+
+
+def test_the_testbed_is_a_source():
+    preferences, report = sources.read("testbed", split="test", limit=20)
+    assert len(preferences) == report.used == 20
+    assert {preference.backtracks for preference in preferences} == {True, False}
+
+
+# ------------------------------------------------------------------------------------------------ lines, limit
+
+
+def test_line_separators_inside_a_text_do_not_split_its_row(tmp_path):
+    text = "one\u2028two\u0085three\u2029four\rfive\nsix\x1cseven"
+    path = write(tmp_path / "rows.jsonl", [PREFERENCE | {"prompt": text}, PREFERENCE])
+    assert "\u2028two\u0085three" in Path(path).read_text()
+    rows, report = sources.read(path)
+    assert [row.prompt[0]["content"] for row in rows] == [text, "Where is Paris?"]
+    assert report.dropped.total() == 0
+
+
+def test_windows_line_ends_blank_lines_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(PREFERENCE).encode() + b"\r\n\r\n" + json.dumps(PREFERENCE).encode())
+    rows, report = sources.read(str(path))
+    assert [row.origin for row in rows] == ["rows.jsonl, line 1", "rows.jsonl, line 3"]
+    assert report.dropped.total() == 0
+
+
+def test_a_file_name_is_not_a_pattern(tmp_path):
+    write(tmp_path / "rows1.jsonl", [PREFERENCE] * 2)
+    rows, _ = sources.read(write(tmp_path / "rows[1].jsonl", [PREFERENCE]))
+    assert len(rows) == 1
+
+
+def test_the_home_folder_may_be_abbreviated(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "rows.jsonl", [PREFERENCE])
+    assert len(sources.read("~/rows.jsonl")[0]) == 1
+
+
+def test_limit_counts_usable_rows(tmp_path):
+    rows = [PREFERENCE | {"prompt": str(number)} for number in range(9)]
+    rows[1] = "broken"
+    made, report = sources.read(write(tmp_path / "rows.jsonl", rows), limit=3)
+    assert [row.prompt[0]["content"] for row in made] == ["0", "2", "3"]
+    assert (report.used, report.dropped.total()) == (3, 1)
+
+
+# ------------------------------------------------------------------------------------------- reasons to drop
+
+turn = "\n\nHuman: Hi\n\nAssistant:"
+REASONS = [
+    ("preference", '{"prompt": "Wh', "not JSON"),
+    ("preference", '["prompt"]', "not a JSON object"),
+    ("preference", "7", "not a JSON object"),
+    ("preference", {"prompt": "a", "chosen": "b"}, "the field 'rejected' is missing"),
+    ("preference", {"prompt": "a", "rejected": "b"}, "the field 'chosen' is missing"),
+    ("preference", PREFERENCE | {"chosen": None}, "the field 'chosen' is missing"),
+    ("preference", {"chosen": "a", "rejected": "b"}, "the field 'prompt' is missing"),
+    ("preference", PREFERENCE | {"chosen": " \n"}, "a reply is empty"),
+    ("preference", PREFERENCE | {"rejected": ""}, "a reply is empty"),
+    ("preference", PREFERENCE | {"rejected": "In France. "}, "chosen and rejected are the same reply"),
+    ("preference", PREFERENCE | {"prompt": ""}, "the prompt is empty"),
+    ("preference", {"chosen": as_messages("a"), "rejected": as_messages("b")}, "the prompt is empty"),
+    ("preference", PREFERENCE | {"prompt": []}, "the field 'prompt' is neither a text nor a list of messages"),
+    ("preference", PREFERENCE | {"chosen": 7}, "the field 'chosen' is neither a text nor a list of messages"),
+    ("preference", PREFERENCE | {"rejected": {}}, "the field 'rejected' is neither a text nor a list of messages"),
+    (
+        "preference",
+        PREFERENCE | {"chosen": [message("bot", "a")]},
+        "the field 'chosen' is neither a text nor a list of messages",
+    ),
+    ("preference", PREFERENCE | {"chosen": [QUESTION]}, "a conversation does not end with the assistant"),
+    (
+        "preference",
+        {"chosen": [QUESTION, *as_messages("a")], "rejected": [message("user", "Hi"), *as_messages("b")]},
+        "chosen and rejected answer different prompts",
+    ),
+    ("hh", {"chosen": turn + " a"}, "the field 'rejected' is missing"),
+    ("hh", {"chosen": turn + " a", "rejected": ["b"]}, "a transcript is not a text"),
+    ("hh", {"chosen": turn + " a", "rejected": "b"}, "a transcript does not begin with a turn"),
+    ("hh", {"chosen": turn + " a", "rejected": "So:" + turn + " b"}, "a transcript does not begin with a turn"),
+    ("hh", {"chosen": turn + " a", "rejected": turn}, "a reply is empty"),
+    ("hh", {"chosen": turn + " a", "rejected": turn + " a"}, "chosen and rejected are the same reply"),
+    ("hh", {"chosen": turn + " a", "rejected": turn + turn + " b"}, "a turn of the prompt is empty"),
+    (
+        "hh",
+        {"chosen": turn + " a", "rejected": "\n\nHuman: Yes\n\nAssistant: b"},
+        "chosen and rejected answer different prompts",
+    ),
+    (
+        "hh",
+        {"chosen": turn + " a", "rejected": turn + " a\n\nHuman: b"},
+        "a conversation does not end with the assistant",
+    ),
+    ("hh", {"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}, "the prompt is empty"),
+    ("oasst", oasst("x", None, "Hi") | {"text": None}, "a message without message_id, role or text"),
+    ("oasst", oasst("x", None, "Hi", deleted=True), "a deleted message"),
+    ("oasst", oasst("x", None, "Salut", lang="fr"), "not English"),
+    ("oasst", oasst("x", None, "Hi"), "a question without a reply"),
+    ("oasst", oasst("x", "b", "Are you sure?"), "a later turn of a conversation"),
+]
+GOOD = {"preference": [PREFERENCE], "hh": [HH], "oasst": OASST}
+
+
+@pytest.mark.parametrize(("format", "row", "reason"), REASONS, ids=[f"{case[0]}: {case[2]}" for case in REASONS])
+def test_a_row_that_cannot_be_used_is_counted_under_its_reason(tmp_path, format, row, reason):
+    rows, report = sources.read(write(tmp_path / "rows.jsonl", [*GOOD[format], row]), format=format)
+    assert len(rows) == report.used == 1
+    assert report.dropped == {reason: 1}
+    if reason != "a later turn of a conversation":
+        assert report.first[reason] == f"rows.jsonl, line {len(GOOD[format]) + 1}"
+    assert report.lines()[0] == "1 rows used, 1 dropped"
+    assert report.lines()[1].startswith(f"dropped 1: {reason} (first: ")
+
+
+@pytest.mark.parametrize(
+    ("replies", "reason"),
+    [
+        ([("a", None), ("b", None)], "replies without ranks"),
+        ([("a", 0), ("a", 1)], "chosen and rejected are the same reply"),
+        ([(" ", 0), ("a", 1)], "a reply is empty"),
+    ],
+)
+def test_an_oasst_question_with_bad_replies_is_counted(tmp_path, replies, reason):
+    question = oasst("x", None, "Hi")
+    bad = [oasst(f"x{number}", "x", text, rank) for number, (text, rank) in enumerate(replies)]
+    rows, report = sources.read(write(tmp_path / "rows.jsonl", [*OASST, question, *bad]), utility=True)
+    assert len(rows) == 1
+    assert report.dropped == {reason: 1}
+
+
+def test_a_line_that_is_not_utf8_is_one_dropped_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    good = json.dumps(PREFERENCE).encode()
+    path.write_bytes(good + b'\n{"prompt": "caf\xe9"}\n' + good + b"\n")
+    rows, report = sources.read(str(path))
+    assert len(rows) == 2
+    assert report.dropped == {"not JSON": 1}
+
+
+# -------------------------------------------------------------------------------------------- refused sources
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "problem"),
+    [
+        ("rows.jsonl", [], "has no rows"),
+        ("rows.jsonl", ["broken"], "has no rows that are JSON objects: .*dropped 1: not JSON"),
+        ("rows.jsonl", [PREFERENCE | {"chosen": ""}], r"gives no usable row: .*a reply is empty \(first: .*, line 1"),
+        ("rows.jsonl", [{"question": "a", "answer": "b"}], "the columns answer, question are none of a known format"),
+    ],
+)
+def test_a_file_without_usable_rows_is_refused(tmp_path, name, rows, problem):
+    with pytest.raises(InputError, match=problem):
+        sources.read(write(tmp_path / name, rows))
+
+
+@pytest.mark.parametrize(
+    "data", [b"no gzip", gzip.compress(json.dumps([PREFERENCE] * 99).encode())[:50]], ids=["no gzip", "cut off"]
+)
+def test_a_damaged_gzip_file_is_refused(tmp_path, data):
+    (tmp_path / "rows.jsonl.gz").write_bytes(data)
+    with pytest.raises(InputError, match=r"rows\.jsonl\.gz cannot be read"):
+        sources.read(str(tmp_path / "rows.jsonl.gz"))
+
+
+def test_an_unknown_format_names_the_nearest(tmp_path):
+    with pytest.raises(InputError, match="'prefrence': did you mean 'preference'"):
+        sources.read(write(tmp_path / "rows.jsonl", [PREFERENCE]), format="prefrence")
+
+
+@pytest.mark.parametrize(
+    "path", ["{tmp}/missing.jsonl", "{tmp}", "data/missing.jsonl", "./missing", "~/missing", "testbad"]
+)
+def test_a_missing_file_or_a_folder_is_refused(tmp_path, path):
+    with pytest.raises(InputError, match="is no file here"):
+        sources.read(path.replace("{tmp}", str(tmp_path)))
+
+
+# -------------------------------------------------------------------------------------------------- real data
+
+
+def raw(path: Path) -> list[dict]:
+    with gzip.open(path, "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("name", ["hh-rlhf/harmless-base.jsonl.gz", "safety-pairs/jailbreakbench-llamaguard2.jsonl.gz"])
+def test_all_rows_of_the_real_pairs_are_accounted_for(shared, name):
+    path = shared / "data" / name
+    rows, report = sources.read(str(path))
+    given = raw(path)
+    assert len(rows) == report.used
+    assert report.used + report.dropped.total() == len(given)
+    assert report.used > 0.95 * len(given)
+    assert all(row.prompt[-1]["role"] == "user" and row.chosen != row.rejected for row in rows)
+    lines = {row.origin: row for row in rows}
+    for number, source in enumerate(given, start=1):
+        row = lines.get(f"{path.name}, line {number}")
+        if row and isinstance(source["chosen"], str):
+            assert source["chosen"].strip().endswith(row.chosen) and source["rejected"].strip().endswith(row.rejected)
+
+
+def test_all_messages_of_the_real_oasst_are_accounted_for(shared):
+    path = shared / "data/oasst/messages.jsonl.gz"
+    rows, report = sources.read(str(path), utility=True)
+    messages = raw(path)
+    questions = {message["message_id"] for message in messages if message["parent_id"] is None}
+    replies = [message for message in messages if message["parent_id"] in questions]
+    assert len(rows) == report.used
+    assert report.used + report.dropped.total() + len(replies) == len(messages)
+    assert report.used > 0.9 * len(questions)
+    best = {message["text"].strip() for message in replies if message["rank"] in (0, None)}
+    assert all(row.chosen in best for row in rows)

@@ -1,0 +1,194 @@
+"""Training on a tiny model with real tokens: what it leaves, what it refuses, and that a killed run goes on as if not."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import dpo_smollm, sft_smollm
+from jax_backtrack.data import examples, sources
+from jax_backtrack.data.rows import TreeSource
+from jax_backtrack.errors import InputError
+from jax_backtrack.hub.load import load, save
+from jax_backtrack.training.loop import train
+from jax_backtrack.training.reference import reference_margins
+from jax_backtrack.trees import Recipe
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer):
+    """A tiny random model on disk, with SmolLM2's tokenizer."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    model = tiny.model(vocab_size=49152, max_position_embeddings=512, num_key_value_heads=2)
+    save(model, tokenizer, folder)
+    return folder
+
+
+def recipe(base, objective="sft", **train_fields):
+    config = (sft_smollm if objective == "sft" else dpo_smollm).get_config()
+    config.model.path = str(base)
+    config.data.path = "testbed"
+    config.data.limit = 40
+    config.train.update(dict(steps=6, batch_rows=2, row_length=256, learning_rate=3e-3, checkpoint_every=0))
+    config.train.update(train_fields)
+    return config
+
+
+def metrics(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def leaves(model):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+
+
+@pytest.fixture(scope="module")
+def sft_workdir(base, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("sft")
+    train(recipe(base, steps=8), workdir)
+    return workdir
+
+
+def test_sft_learns_and_leaves_a_model_that_can_reset(sft_workdir):
+    lines = metrics(sft_workdir)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["reset_loss"] < lines[0]["reset_loss"]
+    assert all({"grad_norm", "learning_rate", "scored_tokens", "seconds"} <= line.keys() for line in lines)
+    assert any((sft_workdir / "tensorboard").iterdir())
+    model, tokenizer = load(str(sft_workdir))
+    assert tokenizer.reset_id == 4 and tokenizer.reset_context == "rewind"
+    assert model.config.vocab_size == 49152
+
+
+def test_dpo_starts_from_an_sft_workdir_at_exactly_log_2(sft_workdir, tmp_path):
+    train(recipe(sft_workdir, "dpo", warmup_steps=1), tmp_path)
+    lines = metrics(tmp_path)
+    assert math.isclose(lines[0]["loss"], math.log(2), abs_tol=2e-6)
+    assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["reward_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_the_baselines_train_without_resets(base, tmp_path, objective):
+    config = recipe(base, objective, steps=3)
+    config.data.backtrack = False
+    train(config, tmp_path)
+    assert load(str(tmp_path))[1].reset_id is None
+    assert "reset_loss" not in metrics(tmp_path)[0]
+
+
+def test_dpo_in_another_reset_context_is_refused(sft_workdir, tmp_path):
+    config = recipe(sft_workdir, "dpo")
+    config.reset.context = "keep"
+    with pytest.raises(InputError, match="'keep', but .* was trained with 'rewind'"):
+        train(config, tmp_path)
+
+
+def test_a_finished_workdir_is_not_trained_over(sft_workdir, base):
+    with pytest.raises(InputError, match="trained already"):
+        train(recipe(base, steps=8), sft_workdir)
+
+
+def test_a_workdir_of_another_recipe_is_refused_by_field(sft_workdir, base):
+    with pytest.raises(InputError, match=r"other settings \(train\.learning_rate, train\.steps\)"):
+        train(recipe(base, steps=9, learning_rate=1.0), sft_workdir)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_examples(base, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step \d+: loss .*nan.*examples \[\d+, "):
+        train(recipe(base, learning_rate=1e30, warmup_steps=1), tmp_path)
+    assert not (tmp_path / "export").exists()
+
+
+def test_rows_too_short_for_every_tree_are_an_error_that_says_so(base, tmp_path):
+    with pytest.raises(InputError, match="no example is left.*dropped 40: over-long"):
+        train(recipe(base, row_length=16), tmp_path)
+
+
+def test_reference_margins_are_computed_once(sft_workdir, tmp_path):
+    model, tokenizer = load(str(sft_workdir))
+    tree_recipe = Recipe("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
+    preferences, report = sources.read("testbed", limit=9)
+    source = TreeSource(examples.encode(preferences, tokenizer, tree_recipe, 256, report), tree_recipe, seed=0)
+    settings = dict(folder=tmp_path, row_length=256, batch_rows=2, chunk=32)
+    first, cached = reference_margins(model, source, **settings)
+    assert not cached and first.shape == (9, 2) and (first != 0).all()
+    again, cached = reference_margins(model, source, **settings)
+    assert cached
+    np.testing.assert_array_equal(first, again)
+    wider, _ = reference_margins(model, source, **(settings | {"folder": tmp_path / "2", "row_length": 512}))
+    np.testing.assert_allclose(first, wider, rtol=1e-3, atol=1e-3)
+    model.final_norm.scale_M.set_value(model.final_norm.scale_M[...] * 1.01)
+    assert not reference_margins(model, source, **settings)[1]
+    other = TreeSource(source.examples, tree_recipe, seed=1)
+    assert not reference_margins(model, other, **settings)[1]
+
+
+def run_main(*arguments, **environment) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "main.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def flags_of(base, workdir, objective="sft", **fields) -> list[str]:
+    config = recipe(base, objective, **fields)
+    changed = {f"train.{name}": config.train[name] for name in fields} | {
+        f"train.{name}": config.train[name]
+        for name in ("steps", "batch_rows", "row_length", "learning_rate", "checkpoint_every")
+    }
+    changed |= {"model.path": base, "data.path": "testbed", "data.limit": 40}
+    return [f"--config={objective}_smollm.py", f"--workdir={workdir}"] + [
+        f"--config.{name}={value}" for name, value in changed.items()
+    ]
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(base, tmp_path):
+    """SIGKILL behind the first checkpoint; the resumed run ends bit for bit where the undisturbed one does."""
+    fields = dict(steps=40, checkpoint_every=4)
+    whole = train(recipe(base, **fields), tmp_path / "whole")[0]
+    killed = tmp_path / "killed"
+    process = run_main(*flags_of(base, killed, **fields))
+    try:
+        while not list((killed / "checkpoints").glob("[0-9]*")):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (killed / "export").exists()
+    resumed = train(recipe(base, **fields), killed)[0]
+    for one, other in zip(leaves(whole), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+    kept = [[line | {"seconds": 0} for line in metrics(tmp_path / name)] for name in ("whole", "killed")]
+    assert kept[0] == kept[1]
+
+
+def test_sharded_training_equals_training_on_one_device(base, tmp_path):
+    """Four virtual devices, two for `fsdp` and two for `tensor`."""
+    for name, mesh, devices in (("one", {}, 1), ("four", {"fsdp": 2, "tensor": 2}, 4)):
+        process = run_main(
+            *flags_of(base, tmp_path / name, steps=4),
+            *(f"--config.mesh.{axis}={size}" for axis, size in mesh.items()),
+            XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+        )
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
+    for one, four in zip(metrics(tmp_path / "one"), metrics(tmp_path / "four"), strict=True):
+        assert math.isclose(one["loss"], four["loss"], rel_tol=1e-4)
+        assert math.isclose(one["grad_norm"], four["grad_norm"], rel_tol=1e-3)
