@@ -15,7 +15,9 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Recipe: a path, or a name under configs/.")
 flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
 flags.DEFINE_string("mode", "train", f"One of {', '.join(command_line.MODES)}.")
-flags.DEFINE_string("prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none.")
+flags.DEFINE_string(
+    "prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 

@@ -15,9 +15,9 @@ def get_config():
     config = ConfigDict()
     config.stages = ConfigDict()
     config.stages["untrained"] = _stage(steps=0, backtrack=False)
-    config.stages["SFT"] = _stage(steps=20, backtrack=False)
-    config.stages["backtracking SFT"] = _stage(steps=25, backtrack=True)
-    config.stages["backtracking SFT + DPO"] = _dpo(steps=12)
+    config.stages["SFT"] = _stage(steps=24, backtrack=False)
+    config.stages["backtracking SFT"] = _stage(steps=30, backtrack=True)
+    config.stages["backtracking SFT + DPO"] = _dpo(steps=16)
     return config
 
 
@@ -27,10 +27,12 @@ def _stage(steps: int, backtrack: bool):
     config.data.backtrack = backtrack
     config.train.steps = steps
     config.train.row_length = 256
-    config.train.batch_rows = 4
+    config.train.batch_rows = 2
+    config.train.learning_rate = 2e-4
+    config.train.reset_weight = 3.0
     config.train.score_chunk = 32
     config.train.checkpoint_every = 0
-    config.sample.max_new_tokens = 24
+    config.sample.max_new_tokens = 20
     config.sample.batch_rows = 100
     config.evaluate.prompts = 200
     return config
@@ -40,6 +42,6 @@ def _dpo(steps: int):
     config = _stage(steps, backtrack=True)
     config.objective = "dpo"
     config.model.path = "{workdir}/backtracking_SFT"
-    config.data.limit = 100
+    config.data.limit = 96
     config.train.learning_rate = 2e-5
     return config

@@ -27,7 +27,11 @@ def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
         if name and not Path(name).is_file():
             known = {path.name: path for path in folder.glob("*.py") if path.stem not in ("__init__", "base")}
             if name not in known:
-                raise SystemExit(f"error: --config={name}: no such file, and no recipe of that name: {nearest(name, known)}")
+                console.print(
+                    f"error: --config={name}: no such file, and no such recipe: {nearest(name, known)}",
+                    style="bold red",
+                )
+                raise SystemExit(2)
             argv[at] = f"{flag}={known[name]}" if equals else str(known[name])
     return argv
 
@@ -64,6 +68,8 @@ def _evaluate(config: ConfigDict, workdir: Path, _prompts) -> None:
 
 
 def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
+    if "stages" not in config:
+        raise InputError("--mode=compare takes a recipe with stages, as demo.py; this one has no stages")
     compare.compare(config, workdir)
 
 

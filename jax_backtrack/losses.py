@@ -11,9 +11,7 @@ def sft_loss(score_BxS: jax.Array, weight_BxS: jax.Array) -> jax.Array:
     return -jnp.sum(weight_BxS * score_BxS) / jnp.sum(weight_BxS)
 
 
-def pair_margins(
-    score_BxS: jax.Array, pair_BxS: jax.Array, weight_BxS: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def pair_margins(score_BxS: jax.Array, pair_BxS: jax.Array, weight_BxS: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Margin of every preference pair: summed score of the chosen side less that of the rejected side, in nats.
 
     Returns `margin_BxS`, with pair `p` of a row in slot `p`, and `is_pair_BxS`, which slots hold a pair. What both

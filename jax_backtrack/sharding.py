@@ -16,7 +16,9 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """A mesh of `data x fsdp x tensor` devices. Raises InputError where there are not exactly as many."""
     wanted, present = data * fsdp * tensor, jax.device_count()
     if wanted > present:
-        raise InputError(f"mesh.data x fsdp x tensor = {data} x {fsdp} x {tensor} needs {wanted} devices, {present} are here")
+        raise InputError(
+            f"mesh.data x fsdp x tensor = {data} x {fsdp} x {tensor} needs {wanted} devices, {present} are here"
+        )
     return jax.make_mesh(
         (data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:wanted]
     )
@@ -41,7 +43,9 @@ def param_shardings(model: nnx.Module, mesh: Mesh) -> nnx.State:
         for letter, size in zip(axes.split("x"), param.shape, strict=True):
             place = _PLACES.get(letter)
             if place and size % mesh.shape[place]:
-                raise InputError(f"{name}: axis {letter} of {size} does not divide by mesh.{place} = {mesh.shape[place]}")
+                raise InputError(
+                    f"{name}: axis {letter} of {size} does not divide by mesh.{place} = {mesh.shape[place]}"
+                )
         return NamedSharding(mesh, partition(axes))
 
     return nnx.map_state(one, nnx.state(model, nnx.Param))

@@ -206,7 +206,7 @@ def _sft_branches(example: Example, recipe: Recipe, draft: int) -> tuple[Branch,
 
 
 def _dpo_branches(example: Example, recipe: Recipe, cuts: Cuts) -> tuple[Branch, ...]:
-    """Backtrack pair (or, for utility data and the baseline, a plain pair) and guard pair; see METHOD in docs."""
+    """Backtrack pair (a plain one for utility data and the baseline) and guard pair, as drawn at the top of this file."""
     chosen = [*example.chosen, recipe.eot_id]
     rejected = [*example.rejected, recipe.eot_id]
     plain = Branch(chosen, pair=0, weight=1.0), Branch(rejected, pair=0, weight=-1.0)
@@ -225,9 +225,7 @@ def _dpo_branches(example: Example, recipe: Recipe, cuts: Cuts) -> tuple[Branch,
     left_to_write = Branch(rejected[cuts.draft :], pair=0, weight=-1.0)
     first = plain
     if example.backtracks:
-        first = (
-            Branch(rejected[: cuts.draft], children=(after_backtrack, left_to_write)),
-        )
+        first = (Branch(rejected[: cuts.draft], children=(after_backtrack, left_to_write)),)
     goes_on = Branch(chosen[cuts.guard :], pair=1, weight=1.0)
     guarded = Branch(chosen[: cuts.guard], children=(goes_on, after_guard))
     return (*first, guarded, *rewound)

@@ -123,7 +123,7 @@ def real_tokens(shared, tokenizer) -> np.ndarray:
 
 
 def test_smollm2_equals_transformers_on_real_text(smollm_gguf, shared, tmp_path, tokenizer):
-    """Logits within 1e-3 on 512 tokens, argmax equal everywhere; once by our export, once by transformers' own reader."""
+    """Logits within 1e-3 on 512 tokens, argmax equal everywhere; by our export and by transformers' own reader."""
     model, loaded_tokenizer = load(smollm_gguf)
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == 134_515_008
     tokens = real_tokens(shared, tokenizer)

@@ -17,9 +17,7 @@ R, E = tiny.RESET_ID, tiny.EOT_ID
 NEW, PROMPT = 9, 8
 model = tiny.model(seed=4)
 graph, params = nnx.split(model)
-GREEDY = Plan(
-    new_tokens=NEW, context="keep", reset_id=R, stop_ids=(E,), greedy=True, top_k=0, nucleus=False
-)
+GREEDY = Plan(new_tokens=NEW, context="keep", reset_id=R, stop_ids=(E,), greedy=True, top_k=0, nucleus=False)
 causal_logits = jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens)[0])
 
 
@@ -123,7 +121,9 @@ def test_a_row_does_not_depend_on_its_neighbours():
     others = prompts(rows=4, seed=9)
     bias = forced_at([2], [1], [4], [])
     before = sampled(asked, plan, knobs(bias=bias))
-    mixed = jax.tree.map(lambda one, other: np.where(np.arange(4).reshape(-1, *[1] * (one.ndim - 1)) == 0, one, other), asked, others)
+    mixed = jax.tree.map(
+        lambda one, other: np.where(np.arange(4).reshape(-1, *[1] * (one.ndim - 1)) == 0, one, other), asked, others
+    )
     bias[1:] = forced_at([3, 5], [], [0])
     assert sampled(mixed, plan, knobs(bias=bias))[0] == before[0]
 

@@ -1,4 +1,4 @@
-"""Training on a tiny model with real tokens: what it leaves, what it refuses, and that a killed run goes on as if not."""
+"""Training on a tiny model with real tokens: what it leaves, what it refuses, and how a killed run goes on."""
 
 import json
 import math
@@ -91,7 +91,7 @@ def test_the_baselines_train_without_resets(base, tmp_path, objective):
 def test_dpo_in_another_reset_context_is_refused(sft_workdir, tmp_path):
     config = recipe(sft_workdir, "dpo")
     config.reset.context = "keep"
-    with pytest.raises(InputError, match="'keep', but .* was trained with 'rewind'"):
+    with pytest.raises(InputError, match=r"'keep', but .* was trained with 'rewind'"):
         train(config, tmp_path)
 
 
@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_examples(base, tmp_path):
 
 
 def test_rows_too_short_for_every_tree_are_an_error_that_says_so(base, tmp_path):
-    with pytest.raises(InputError, match="no example is left.*dropped 40: over-long"):
+    with pytest.raises(InputError, match=r"no example is left.*dropped 40: over-long"):
         train(recipe(base, row_length=16), tmp_path)
 
 

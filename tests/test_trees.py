@@ -126,7 +126,9 @@ def test_a_token_changes_the_scores_of_its_subtree_only(branches, data):
     flat = [flatten(branch) for branch in branches]
     assume(sum(map(len, flat)) <= S)
     row = pack(flat, S)
-    row = dataclasses.replace(row, weight=(row.parent != trees.NO_PARENT).astype(np.float32), pair=np.zeros(S, np.int32))
+    row = dataclasses.replace(
+        row, weight=(row.parent != trees.NO_PARENT).astype(np.float32), pair=np.zeros(S, np.int32)
+    )
     index = data.draw(st.integers(0, sum(map(len, flat)) - 1))
     tokens = row.tokens.copy()
     tokens[index] = 5 + (tokens[index] - 4) % (tiny.VOCAB - 5)
@@ -239,7 +241,9 @@ def test_cuts_are_uniform_and_a_draft_is_never_a_prefix_of_the_chosen_reply():
 
 def test_a_rejected_reply_that_begins_the_chosen_one_has_no_draft():
     with pytest.raises(InputError, match="prefix of the chosen"):
-        draw_cuts(Example(*(np.asarray(ids, np.int32) for ids in ([1], [9, 8, 7], [9, 8])), True), np.random.default_rng(0))
+        draw_cuts(
+            Example(*(np.asarray(ids, np.int32) for ids in ([1], [9, 8, 7], [9, 8])), True), np.random.default_rng(0)
+        )
 
 
 @given(tiny.rooted_trees(), st.data())

@@ -93,7 +93,12 @@ def _local_file(path: str) -> Path | None:
     file = Path(path).expanduser()
     if file.is_file():
         return file
-    if file.is_dir() or path.startswith((".", "/", "~")) or path.endswith((".jsonl", ".gz")) or path.count("/") != 1:
+    if (
+        file.is_dir()
+        or path.startswith((".", "/", "~"))
+        or path.endswith((".jsonl", ".gz"))
+        or path.partition(":")[0].count("/") != 1
+    ):
         raise InputError(f"{path} is no file here, no Hub id (owner/name) and not {TESTBED!r}")
     return None
 

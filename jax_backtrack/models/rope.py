@@ -12,7 +12,7 @@ def rope_angles(position_BxT: jax.Array, head_dim: int, theta: float) -> tuple[j
 
 
 def rotate(x_BxTxHxD: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns each pair (i, i + D/2) of every head by its position's angle; computed in float32, returned in x's dtype."""
+    """Turns each pair (i, i + D / 2) of every head by its position's angle, in float32; returns x's dtype."""
     cosine, sine = angles
     first, second = jnp.split(x_BxTxHxD.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)

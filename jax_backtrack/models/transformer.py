@@ -14,9 +14,9 @@ from flax import nnx
 
 from jax_backtrack import trees
 from jax_backtrack.models.attention import attend
-from jax_backtrack.models.rope import rope_angles, rotate
 from jax_backtrack.models.cache import Cache
 from jax_backtrack.models.linear import linear
+from jax_backtrack.models.rope import rope_angles, rotate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,9 +37,7 @@ def show(evaluations: dict[str, Evaluation]) -> None:
 
 def show_transcripts(evaluation: Evaluation, count: int) -> None:
     """Prints the first `count` conversations with a reset, drafts struck through."""
-    with_resets = [
-        answer for answers in evaluation.answers.values() for answer in answers if answer.reply.resets
-    ]
+    with_resets = [answer for answers in evaluation.answers.values() for answer in answers if answer.reply.resets]
     for answer in with_resets[:count]:
         console.print()
         for message in answer.question.messages:

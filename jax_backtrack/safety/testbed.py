@@ -21,7 +21,7 @@ _FIRST_NAMES = (
     "Tara Victor Wendy Xavier Yara Zoe Adam Bella Colin Diana Ethan Fiona George Helen Ivan Julia Kevin Laura "
     "Martin Nora Owen".split(),
     "Alice Bruno Clara Daniel Emma Frank Gina Henry Isabel Jack Kate Lucas Monica Noah Olivia Peter Rachel Samuel "
-    "Teresa Vincent Walter Yvonne Anton Beth Charles Dora Eric Frida Gavin Hannah Igor Joan Kurt Linda Mark Nadia".split(),
+    "Teresa Vincent Walter Yvonne Anton Beth Charles Dora Eric Frida Gavin Hannah Igor Joan Kurt Linda Mark".split(),
 )
 _LAST_NAMES = (
     "Adler Brooks Costa Dunn Evans Foster Grant Hayes Ingram Jensen Keller Lopez Mason Novak Ortiz Parker Quinn "

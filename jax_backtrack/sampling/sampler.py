@@ -101,7 +101,9 @@ class Sampler:
         prefixes = [""] * len(prompts) if prefixes is None else prefixes
         seeds = range(len(prompts)) if seeds is None else seeds
         if not len(prompts) == len(prefixes) == len(seeds):
-            raise InputError(f"{len(prompts)} prompts, {len(prefixes)} prefixes and {len(seeds)} seeds: not one of each")
+            raise InputError(
+                f"{len(prompts)} prompts, {len(prefixes)} prefixes and {len(seeds)} seeds: not one of each"
+            )
         encoded = [self._encode(*pair) for pair in zip(prompts, prefixes, strict=True)]
         by_length = sorted(range(len(prompts)), key=lambda i: len(encoded[i][0]) + len(encoded[i][1]))
         replies: list[Reply | None] = [None] * len(prompts)

@@ -30,9 +30,7 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """The state at a step, sharded as `like` is, and the data position that belongs to it."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), data_position=ocp.args.JsonRestore()
-        )
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data_position=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=arguments)
         return restored.state, restored.data_position
 

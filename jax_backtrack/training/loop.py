@@ -178,8 +178,8 @@ def _run_steps(config, workdir: Path, mesh, model: Transformer, tokenizer: ChatT
         if not math.isfinite(numbers["loss"]) or not math.isfinite(numbers["grad_norm"]):
             members = [m for row in range((step - 1) * batch_rows, step * batch_rows) for m in rows.members(row)]
             raise FloatingPointError(
-                f"step {step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; its rows hold the examples "
-                f"{members}. Nothing of this step was saved"
+                f"step {step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; its rows hold "
+                f"the examples {members}. Nothing of this step was saved"
             )
         numbers["seconds"] = time.perf_counter() - started
         writer.write(step, numbers)
