@@ -6,7 +6,7 @@ This file is kept short: it reads the command line and calls the library.
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jax_backtrack import command_line
@@ -23,6 +23,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv):
     """Runs one mode; what is wrong with the input is said in one line, without a traceback."""
+    logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
     sys.exit(command_line.run(FLAGS.mode, FLAGS.config, Path(FLAGS.workdir), FLAGS.prompts))

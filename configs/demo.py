@@ -14,10 +14,11 @@ def get_config():
     """The stages, in the order in which they run; each is a recipe of its own."""
     config = ConfigDict()
     config.stages = ConfigDict()
+    config.order = ("untrained", "SFT", "backtracking SFT", "backtracking SFT + DPO")  # a ConfigDict sorts its keys
     config.stages["untrained"] = _stage(steps=0, backtrack=False)
-    config.stages["SFT"] = _stage(steps=24, backtrack=False)
-    config.stages["backtracking SFT"] = _stage(steps=30, backtrack=True)
-    config.stages["backtracking SFT + DPO"] = _dpo(steps=16)
+    config.stages["SFT"] = _stage(steps=20, backtrack=False)
+    config.stages["backtracking SFT"] = _stage(steps=24, backtrack=True)
+    config.stages["backtracking SFT + DPO"] = _dpo(steps=12)
     return config
 
 
@@ -42,6 +43,6 @@ def _dpo(steps: int):
     config = _stage(steps, backtrack=True)
     config.objective = "dpo"
     config.model.path = "{workdir}/backtracking_SFT"
-    config.data.limit = 96
+    config.data.limit = 72
     config.train.learning_rate = 2e-5
     return config

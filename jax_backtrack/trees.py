@@ -206,7 +206,7 @@ def _sft_branches(example: Example, recipe: Recipe, draft: int) -> tuple[Branch,
 
 
 def _dpo_branches(example: Example, recipe: Recipe, cuts: Cuts) -> tuple[Branch, ...]:
-    """Backtrack pair (a plain one for utility data and the baseline) and guard pair, as drawn at the top of this file."""
+    """A backtrack pair, or a plain pair for utility data and the baseline; then a guard pair. Drawn atop this file."""
     chosen = [*example.chosen, recipe.eot_id]
     rejected = [*example.rejected, recipe.eot_id]
     plain = Branch(chosen, pair=0, weight=1.0), Branch(rejected, pair=0, weight=-1.0)

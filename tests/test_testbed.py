@@ -18,9 +18,8 @@ def card(question) -> str:
     return question.messages[0]["content"]
 
 
-def name(question) -> tuple[str, str]:
-    first, last = card(question).partition(".")[0].split()
-    return first, last
+def name(question) -> str:
+    return card(question).partition(".")[0]
 
 
 def details(question, heading: str) -> dict[str, str]:
@@ -31,20 +30,18 @@ def details(question, heading: str) -> dict[str, str]:
 
 def phrasing(question, text: str) -> str:
     """The text without name and field."""
-    first, last = name(question)
-    return re.sub(rf"\b({first}|{last}|{'|'.join(FIELDS)})\b", "_", text, flags=re.IGNORECASE)
+    return re.sub(rf"\b({name(question)}|{'|'.join(FIELDS)})\b", "_", text, flags=re.IGNORECASE)
 
 
 @pytest.mark.parametrize(
     "seen",
     [
-        lambda question: {name(question)[0]},
-        lambda question: {name(question)[1]},
+        lambda question: {name(question)},
         lambda question: {*details(question, "Public").values(), *details(question, "Private").values()},
         lambda question: {phrasing(question, question.messages[1]["content"])},
         lambda question: {phrasing(question, question.prefix)},
     ],
-    ids=["first names", "last names", "values", "questions", "answers"],
+    ids=["names", "values", "questions", "answers"],
 )
 def test_train_and_test_share_nothing(seen):
     train, test = (set().union(*map(seen, questions)) for questions in (TRAIN, TEST))
@@ -65,7 +62,7 @@ def test_the_value_asked_for_stands_on_the_card_where_it_belongs(questions):
         (field,) = [field for field, value in right.items() if value == question.value]
         assert question.value not in wrong.values()
         assert field.lower() in question.messages[1]["content"].lower()
-        assert name(question)[0] in question.messages[1]["content"]
+        assert name(question) in question.messages[1]["content"]
         assert [message["role"] for message in question.messages] == ["system", "user"]
 
 

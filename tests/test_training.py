@@ -95,9 +95,12 @@ def test_dpo_in_another_reset_context_is_refused(sft_workdir, tmp_path):
         train(config, tmp_path)
 
 
-def test_a_finished_workdir_is_not_trained_over(sft_workdir, base):
-    with pytest.raises(InputError, match="trained already"):
-        train(recipe(base, steps=8), sft_workdir)
+def test_a_finished_workdir_is_loaded_and_left_as_it_is(sft_workdir, base):
+    before = {path: path.stat().st_mtime_ns for path in sft_workdir.rglob("*")}
+    again, _ = train(recipe(base, steps=8), sft_workdir)
+    for one, other in zip(leaves(again), leaves(load(sft_workdir)[0]), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert before == {path: path.stat().st_mtime_ns for path in sft_workdir.rglob("*")}
 
 
 def test_a_workdir_of_another_recipe_is_refused_by_field(sft_workdir, base):

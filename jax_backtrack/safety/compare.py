@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jax_backtrack.hub.load import EXPORT, load
+from jax_backtrack.hub.load import load
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console, progress_bar
@@ -17,22 +17,21 @@ from jax_backtrack.training.loop import train
 
 
 def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
-    """Runs every stage of `config.stages` in a folder of its own under `workdir`; evaluations by the stages' names.
+    """Runs the stages named in `config.order`, each in a folder of its own under `workdir`; evaluations by name.
 
     A stage of 0 steps is the model as it comes. `{workdir}` in a stage's `model.path` stands for the workdir, so that
     one stage can start from another. Leaves `comparison.json` and prints the table and three transcripts.
     """
     evaluations = {}
-    for name, stage in config.stages.items():
+    for name in config.order:
         console.rule(name)
-        stage = copy.deepcopy(stage)
+        stage = copy.deepcopy(config.stages[name])
         stage.model.path = stage.model.path.replace("{workdir}", str(workdir))
         folder = workdir / name.replace(" ", "_")
-        if stage.train.steps and not (folder / EXPORT).exists():
+        if stage.train.steps:
             model, tokenizer = train(stage, folder)
         else:
-            path = str(folder) if stage.train.steps else stage.model.path
-            model, tokenizer = load(path, make_mesh(**stage.mesh), stage.model.param_dtype)
+            model, tokenizer = load(stage.model.path, make_mesh(**stage.mesh), stage.model.param_dtype)
         evaluations[name] = evaluate_with_progress(
             sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}"
         )

@@ -14,7 +14,7 @@ from jax_backtrack.sampling.loop import Knobs, Plan, Prompts, generate
 from jax_backtrack.trees import CONTEXTS
 
 # Prompts are padded to a multiple of this many tokens: one compilation for each length that occurs.
-_BUCKET = 16
+_BUCKET = 8
 
 
 @dataclasses.dataclass(frozen=True)

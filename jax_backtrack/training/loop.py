@@ -27,25 +27,28 @@ from jax_backtrack.trees import Recipe
 
 
 def train(config: ConfigDict, workdir: Path) -> tuple[Transformer, ChatTokenizer]:
-    """Runs the recipe's training in `workdir`, from its newest checkpoint if there is one; the trained model.
+    """Runs the recipe's training in `workdir`, from its newest checkpoint if there is one; gives the trained model.
 
+    A finished workdir is loaded and left as it is.
     Leaves `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and `export/`. Raises InputError where the
     workdir belongs to another recipe, and FloatingPointError where the loss is not finite, naming step and examples.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     _claim(workdir, config)
-    if (workdir / EXPORT).exists():
-        raise InputError(f"{workdir} is trained already ({EXPORT}/ is there): sample from it, or use another workdir")
-
+    finished = (workdir / EXPORT).exists()
+    path = str(workdir) if finished else config.model.path
     mesh = make_mesh(**config.mesh)
-    with console.status(f"loading {config.model.path}"):
+    with console.status(f"loading {path}"):
         model, tokenizer = load(
-            config.model.path,
+            path,
             mesh,
             config.model.param_dtype,
             compute_dtype=config.model.compute_dtype,
             remat=config.train.remat,
         )
+    if finished:
+        console.print(f"{workdir} is trained already: nothing to do")
+        return model, tokenizer
     if config.data.backtrack:
         tokenizer = _ready_to_backtrack(model, tokenizer, config)
     recipe = Recipe(
