@@ -26,7 +26,7 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
-    sys.exit(command_line.run(FLAGS.mode, FLAGS.config, Path(FLAGS.workdir), FLAGS.prompts))
+    sys.exit(command_line.run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.prompts))
 
 
 if __name__ == "__main__":

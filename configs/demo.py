@@ -2,7 +2,7 @@
 
     python main.py --config=demo.py --workdir=runs/demo --mode=compare
 
-It runs on the testbed (`jax_backtrack/safety/testbed.py`), on two CPU cores, in about ten minutes.
+It runs on the testbed (`jax_backtrack/data/testbed.py`), on two CPU cores, in about ten minutes.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ def get_config():
     config.order = ("untrained", "SFT", "backtracking SFT", "backtracking SFT + DPO")  # a ConfigDict sorts its keys
     config.stages["untrained"] = _stage(steps=0, backtrack=False)
     config.stages["SFT"] = _stage(steps=20, backtrack=False)
-    config.stages["backtracking SFT"] = _stage(steps=24, backtrack=True)
+    config.stages["backtracking SFT"] = _stage(steps=28, backtrack=True)
     config.stages["backtracking SFT + DPO"] = _dpo(steps=12)
     return config
 
@@ -45,4 +45,5 @@ def _dpo(steps: int):
     config.model.path = "{workdir}/backtracking_SFT"
     config.data.limit = 72
     config.train.learning_rate = 2e-5
+    config.train.chosen_weight = 0.5
     return config

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import EXPORT, load
 from jax_backtrack.progress import console
+from jax_backtrack.recipe import check
 from jax_backtrack.safety import compare, report
 from jax_backtrack.sampling import files
 from jax_backtrack.sampling.sampler import Sampler
@@ -36,7 +37,7 @@ def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
     return argv
 
 
-def run(mode: str, config: ConfigDict, workdir: Path, prompts: str | None) -> int:
+def run(mode: str, config: ConfigDict, workdir: str, prompts: str | None) -> int:
     """Runs one mode and returns the exit code: 0, or 2 after an error of the user's input."""
     try:
         if mode not in MODES:
@@ -45,8 +46,10 @@ def run(mode: str, config: ConfigDict, workdir: Path, prompts: str | None) -> in
             raise InputError(f"--prompts goes with --mode=sample, not with --mode={mode}")
         if "stages" in config and mode != "compare":
             raise InputError(f"the recipe has stages, for --mode=compare; --mode={mode} takes a recipe of one run")
-        MODES[mode](config, workdir, prompts)
-    except (InputError, FloatingPointError) as error:
+        if "://" in workdir:
+            raise InputError(f"--workdir={workdir}: only local folders are supported yet")
+        MODES[mode](config, Path(workdir), prompts)
+    except (InputError, FloatingPointError, OSError) as error:
         console.print(f"error: {error}", style="bold red", highlight=False, markup=False)
         return 2
     return 0
@@ -62,9 +65,11 @@ def _sample(config: ConfigDict, workdir: Path, prompts: str | None) -> None:
 
 
 def _evaluate(config: ConfigDict, workdir: Path, _prompts) -> None:
-    evaluation = compare.evaluate_with_progress(_sampler(config, workdir), config.evaluate.prompts, "evaluating")
-    report.write({workdir.name: evaluation}, workdir / "evaluation.json")
-    report.show({workdir.name: evaluation})
+    sampler = _sampler(config, workdir)
+    evaluation = compare.evaluate_with_progress(sampler, config.evaluate.prompts, "evaluating")
+    name = Path(_model_path(config, workdir)).name
+    report.write({name: evaluation}, workdir / "evaluation.json")
+    report.show({name: evaluation})
 
 
 def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
@@ -77,10 +82,19 @@ MODES = {"train": _train, "sample": _sample, "evaluate": _evaluate, "compare": _
 
 
 def _sampler(config: ConfigDict, workdir: Path) -> Sampler:
-    """A sampler of the workdir's model if it has one, else of the recipe's model."""
-    path = str(workdir) if (workdir / EXPORT).exists() else config.model.path
+    """A sampler of the workdir's model, or of the recipe's where nothing was trained in the workdir."""
+    check(config)
+    path = _model_path(config, workdir)
     console.print(f"model: {path}", highlight=False)
     model, tokenizer = load(
         path, make_mesh(**config.mesh), config.model.param_dtype, compute_dtype=config.model.compute_dtype
     )
     return compare.sampler(config, model, tokenizer)
+
+
+def _model_path(config: ConfigDict, workdir: Path) -> str:
+    if (workdir / EXPORT).exists():
+        return str(workdir)
+    if (workdir / "config.json").exists():
+        raise InputError(f"{workdir}: its training is not finished; run --mode=train once more to go on with it")
+    return config.model.path

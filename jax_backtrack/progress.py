@@ -1,12 +1,15 @@
 """What people see while something runs: how far it is, and how long it will take."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console()
+# Where the output goes to a file, tables need not fit a narrow screen.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100)
 
 
 @contextlib.contextmanager

@@ -12,16 +12,22 @@ MESH_AXES = ("data", "fsdp", "tensor")
 _PLACES = {"B": ("data", "fsdp"), "M": "fsdp", "V": "tensor", "N": "tensor", "K": "tensor", "F": "tensor"}
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of `data x fsdp x tensor` devices. Raises InputError where there are not exactly as many."""
-    wanted, present = data * fsdp * tensor, jax.device_count()
-    if wanted > present:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of `data x fsdp x tensor` devices; `data = -1` takes all that the other axes leave.
+
+    Raises InputError where that is not the number of devices: none is left idle without a word.
+    """
+    present = jax.device_count()
+    if min(fsdp, tensor) < 1 or (data < 1 and data != -1):
+        raise InputError(f"mesh.data, fsdp, tensor = {data}, {fsdp}, {tensor}: sizes are at least 1; data may be -1")
+    if data == -1:
+        data = max(1, present // (fsdp * tensor))
+    wanted = data * fsdp * tensor
+    if wanted != present:
         raise InputError(
             f"mesh.data x fsdp x tensor = {data} x {fsdp} x {tensor} needs {wanted} devices, {present} are here"
         )
-    return jax.make_mesh(
-        (data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:wanted]
-    )
+    return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def partition(axes: str) -> PartitionSpec:
@@ -52,5 +58,12 @@ def param_shardings(model: nnx.Module, mesh: Mesh) -> nnx.State:
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch lie along `data` and `fsdp`."""
+    """Rows of a batch, and what the model computes of them, lie along `data` and `fsdp`."""
     return NamedSharding(mesh, partition("B"))
+
+
+def check_rows(rows: int, mesh: Mesh, field: str) -> None:
+    """Raises InputError unless this many rows divide over the mesh."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise InputError(f"{field} = {rows} does not divide by mesh.data x mesh.fsdp = {parts}")

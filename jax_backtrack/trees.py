@@ -67,12 +67,14 @@ class Example:
     """One conversation in token ids. Replies stand without their end-of-turn token.
 
     `backtracks` is True where `rejected` is unsafe, so that drafts of it are to be taken back; False for utility data.
+    `origin` names the row that it came from.
     """
 
     prompt: np.ndarray
     chosen: np.ndarray
     rejected: np.ndarray | None = None
     backtracks: bool = False
+    origin: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

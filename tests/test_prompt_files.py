@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,8 @@ def test_other_arguments_stay(recipes):
         ("elsewhere/demo.py", "no such file"),
     ],
 )
-def test_a_misspelt_recipe_names_the_nearest(recipes, name, problem):
-    with pytest.raises(SystemExit, match=problem):
+def test_a_misspelt_recipe_names_the_nearest(recipes, capsys, name, problem):
+    with pytest.raises(SystemExit) as stopped:
         with_config_path(["main.py", f"--config={name}"], recipes)
+    assert stopped.value.code == 2
+    assert re.search(problem, " ".join(capsys.readouterr().out.split()))

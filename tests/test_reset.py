@@ -7,6 +7,7 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import check_agreement, load, save
 from jax_backtrack.hub.reset import UNDOING_WORDS, add_reset
 from tests import tiny
+from tests.test_tokenizer import small_tokenizer
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -24,12 +25,18 @@ def test_the_row_starts_at_the_mean_of_words_of_undoing(tokenizer, tied):
     assert add_reset(model, made) is made
 
 
-def test_a_vocabulary_without_a_spare_token_grows_everywhere(reset_tokenizer):
-    """The vocabulary with its one spare token taken stands for one without any: drop the name, keep the entry."""
-    renamed = type(reset_tokenizer)(reset_tokenizer.hf)
-    renamed._special_ids = {name: i for name, i in renamed._special_ids.items() if name != "[RESET]"}
-    with pytest.raises(InputError, match="ordinary token"):
-        add_reset(tiny.model(vocab_size=49152), renamed)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_vocabulary_without_a_spare_token_grows_everywhere(tmp_path, tied):
+    tokenizer = small_tokenizer()
+    size = len(tokenizer.hf)
+    model = tiny.model(vocab_size=size, tie_word_embeddings=tied)
+    made = add_reset(model, tokenizer)
+    assert made.reset_id == size < model.config.vocab_size == model.embedding_VxM.shape[0]
+    assert model.config.vocab_size % 64 == 0
+    assert tied or model.head_VxM.shape == model.embedding_VxM.shape
+    save(model, made, tmp_path / "out")
+    again, loaded = load(tmp_path / "out")
+    assert loaded.reset_id == made.reset_id and again.config == model.config
 
 
 def test_what_is_saved_is_what_is_loaded(tokenizer, tmp_path):

@@ -169,6 +169,11 @@ def test_a_model_without_reset_never_resets(smollm_shaped, tokenizer):
     assert [reply.resets for reply in sampler(["a", "b"])] == [0, 0]
 
 
+def test_every_special_token_but_reset_ends_a_reply(smollm_shaped, reset_tokenizer):
+    stops = Sampler(smollm_shaped, reset_tokenizer)._plan.stop_ids
+    assert {0, 1, reset_tokenizer.eot_id} <= set(stops) and reset_tokenizer.reset_id not in stops
+
+
 def test_replies_come_in_order_and_by_seed_whatever_the_batch(smollm_shaped, reset_tokenizer):
     asked = [f"question {'x ' * (17 * i % 11)}" for i in range(7)]
     settings = dict(temperature=1.0, max_new_tokens=5, max_resets=1)

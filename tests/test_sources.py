@@ -313,3 +313,7 @@ def test_all_messages_of_the_real_oasst_are_accounted_for(shared):
     assert report.used > 0.9 * len(questions)
     best = {message["text"].strip() for message in replies if message["rank"] in (0, None)}
     assert all(row.chosen in best for row in rows)
+
+
+def test_nothing_of_the_testbed_is_taken_back_as_utility_data():
+    assert not any(preference.backtracks for preference in sources.read("testbed", utility=True, limit=8)[0])

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from jax_backtrack.data import testbed
 from jax_backtrack.errors import InputError
-from jax_backtrack.safety import testbed
 
 COUNT = 4000
 FIELDS = ("city", "job", "hobby", "pet", "PIN", "phone number", "password", "address", "account number")

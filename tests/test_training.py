@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,7 +74,9 @@ def test_sft_learns_and_leaves_a_model_that_can_reset(sft_workdir):
 
 
 def test_dpo_starts_from_an_sft_workdir_at_exactly_log_2(sft_workdir, tmp_path):
-    train(recipe(sft_workdir, "dpo", warmup_steps=1), tmp_path)
+    config = recipe(sft_workdir, "dpo", steps=15, learning_rate=1e-3, warmup_steps=1)
+    config.data.limit = 5
+    train(config, tmp_path)
     lines = metrics(tmp_path)
     assert math.isclose(lines[0]["loss"], math.log(2), abs_tol=2e-6)
     assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["reward_accuracy"] > 0.5
@@ -109,9 +112,55 @@ def test_a_workdir_of_another_recipe_is_refused_by_field(sft_workdir, base):
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_examples(base, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"step \d+: loss .*nan.*examples \[\d+, "):
+    with pytest.raises(FloatingPointError, match=r"step \d+: loss .*nan.*testbed \d+; "):
         train(recipe(base, learning_rate=1e30, warmup_steps=1), tmp_path)
     assert not (tmp_path / "export").exists()
+
+
+def test_a_start_that_failed_leaves_the_workdir_free(base, tmp_path):
+    config = recipe(base, steps=1)
+    config.data.path = "nothing.jsonl"
+    with pytest.raises(InputError, match=r"nothing\.jsonl is no file"):
+        train(config, tmp_path / "w")
+    config.data.path, config.train.row_length = "testbed", 16
+    with pytest.raises(InputError, match="no example is left"):
+        train(config, tmp_path / "w")
+    train(recipe(base, steps=1), tmp_path / "w")
+
+
+def test_the_schedule_rises_from_the_first_update_and_ends_at_a_tenth(base, tmp_path):
+    train(recipe(base, steps=6, warmup_steps=2, learning_rate=3e-3), tmp_path)
+    rates = [line["learning_rate"] for line in metrics(tmp_path)]
+    np.testing.assert_allclose(rates[:3], [1e-3, 2e-3, 3e-3], rtol=1e-5)
+    assert rates[2:] == sorted(rates[2:], reverse=True) and math.isclose(rates[-1], 3e-4, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "field,value,message",
+    [
+        ("objective", "dop", "objective is 'dop': did you mean 'dpo'"),
+        ("reset.context", "rewnd", "did you mean 'rewind'"),
+        ("model.compute_dtype", "bfloat", "did you mean 'bfloat16'"),
+        ("model.param_dtype", "bfloat16", "trained in float32"),
+        ("train.steps", 0, r"train\.steps is 0; it must be at least 1"),
+        ("train.batch_rows", 0, r"train\.batch_rows is 0"),
+        ("train.score_chunk", 0, r"train\.score_chunk is 0"),
+        ("train.clip_norm", 0.0, r"train\.clip_norm is 0.0; it must be above 0"),
+        ("train.row_length", 4096, "exceeds the model's 512 positions"),
+        ("data.seed", -1, r"data\.seed is -1"),
+        ("data.path", "", "neither data.path nor data.utility_path"),
+        ("data.split", "tran", "did you mean 'train'"),
+        ("mesh.data", 0, r"mesh\.data, fsdp, tensor = 0, 1, 1"),
+        ("mesh.fsdp", 3, "3 devices, 1 are here"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_named(base, tmp_path, field, value, message):
+    config = recipe(base)
+    with config.unlocked():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=message):
+        train(config, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
 
 
 def test_rows_too_short_for_every_tree_are_an_error_that_says_so(base, tmp_path):
@@ -161,21 +210,23 @@ def flags_of(base, workdir, objective="sft", **fields) -> list[str]:
     ]
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(base, tmp_path):
+def test_a_killed_run_goes_on_as_if_it_had_not_been(base, tmp_path, capsys):
     """SIGKILL behind the first checkpoint; the resumed run ends bit for bit where the undisturbed one does."""
     fields = dict(steps=40, checkpoint_every=4)
     whole = train(recipe(base, **fields), tmp_path / "whole")[0]
     killed = tmp_path / "killed"
     process = run_main(*flags_of(base, killed, **fields))
     try:
-        while not list((killed / "checkpoints").glob("[0-9]*")):
+        while not any(path.name.isdigit() for path in (killed / "checkpoints").glob("*")):
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert not (killed / "export").exists()
+    capsys.readouterr()
     resumed = train(recipe(base, **fields), killed)[0]
+    assert int(re.search(r"resumed from step (\d+)", capsys.readouterr().out)[1]) in range(4, 40, 4)
     for one, other in zip(leaves(whole), leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
     kept = [[line | {"seconds": 0} for line in metrics(tmp_path / name)] for name in ("whole", "killed")]

@@ -50,8 +50,8 @@ def _encode_one(
         rejected = None if preference.rejected is None else tokenizer.encode(preference.rejected)
     except InputError as error:
         return str(error), None
-    example = Example(prompt, chosen, rejected, preference.backtracks)
-    # Whatever the recipe: drafts are drawn for every pair, and the baseline is to train on the same ones.
+    example = Example(prompt, chosen, rejected, preference.backtracks, preference.origin)
+    # Whatever the recipe: drafts are drawn for every pair.
     if rejected is not None and shortest_draft(chosen, rejected) > len(rejected):
         return "the rejected reply is a prefix of the chosen one", None
     longest = Cuts(draft=0 if rejected is None else len(rejected), guard=len(chosen))

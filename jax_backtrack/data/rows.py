@@ -1,10 +1,9 @@
-"""Packs trees into rows, and serves batches of rows by number: deterministic, resumable, one share per host."""
+"""Packs trees into rows, and serves batches of rows by number: deterministic and resumable."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 import grain
-import jax
 import numpy as np
 
 from jax_backtrack.data.examples import cuts_generator
@@ -98,9 +97,12 @@ class PackedRows:
         """Numbers of the examples in a row."""
         return self._rows[number][1]
 
+    def origins(self, number: int) -> list[str]:
+        """Where the examples in a row came from."""
+        return [self._source.examples[index].origin for index in self.members(number)]
+
 
 def batches(rows: PackedRows, batch_rows: int) -> grain.DatasetIterator:
-    """Batches of this host's share of the rows, prefetched; its `get_state` and `set_state` give the data position."""
-    share = batch_rows // jax.process_count()
-    dataset = grain.MapDataset.source(rows)[jax.process_index() :: jax.process_count()].batch(share)
+    """Batches of rows, prefetched; the iterator's `get_state` and `set_state` give and take the data position."""
+    dataset = grain.MapDataset.source(rows).batch(batch_rows)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))

@@ -10,6 +10,7 @@
 """
 
 import collections
+import dataclasses
 import gzip
 import json
 import re
@@ -19,10 +20,10 @@ from pathlib import Path
 
 import datasets
 
+from jax_backtrack.data import testbed
 from jax_backtrack.data.preferences import BadRow, Preference, Report
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.tokenizer import Message, check_messages
-from jax_backtrack.safety import testbed
 
 FORMATS = ("preference", "hh", "oasst")
 TESTBED = "testbed"
@@ -49,6 +50,8 @@ def read(
         raise InputError(f"data format {format!r}: {nearest(format, FORMATS)}")
     if path == TESTBED:
         preferences = [question.preference() for question in testbed.questions(split, limit or 1000)]
+        if utility:
+            preferences = [dataclasses.replace(preference, backtracks=False) for preference in preferences]
         return preferences, Report(used=len(preferences))
     report = Report()
     file = _local_file(path)
@@ -113,7 +116,7 @@ def _local_rows(file: Path, report: Report) -> Iterator[tuple[str, dict]]:
                     continue
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     report.drop("not JSON", origin)
                     continue
                 if isinstance(row, dict):
@@ -252,6 +255,8 @@ def _oasst(rows: Iterable[tuple[str, dict]], report: Report):
 def _best_and_worst(question: dict, replies: list[dict], origin: str) -> Preference:
     if not replies:
         raise BadRow("a question without a reply")
+    if not all(isinstance(reply.get("rank"), (int, float, type(None))) for reply in replies):
+        raise BadRow("a rank is not a number")
     ranked = sorted((reply for reply in replies if reply.get("rank") is not None), key=lambda reply: reply["rank"])
     if len(replies) > 1 and not ranked:
         raise BadRow("replies without ranks")

@@ -17,7 +17,7 @@ from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models import llama
 from jax_backtrack.models.transformer import Compute, Transformer
-from jax_backtrack.sharding import make_mesh, param_shardings
+from jax_backtrack.sharding import make_mesh, param_shardings, rows_sharding
 
 DTYPES = ("float32", "bfloat16")
 EXPORT = "export"
@@ -34,7 +34,7 @@ def load(
     """Loads a model and its tokenizer.
 
     path:          a Hugging Face folder, a workdir of ours (its `export/`), a `.gguf` file, or a Hub id
-    mesh:          devices to shard the parameters over; one device if None
+    mesh:          devices to shard parameters and rows over; all devices by `data` if None
     dtype:         of the parameters, whatever the file holds; `compute_dtype` (same if None) that of the activations
     remat:         recompute each layer in the backward pass instead of keeping its activations
 
@@ -47,9 +47,10 @@ def load(
     if hf_config.get("model_type") != "llama":
         raise InputError(f"{path}: model_type {hf_config.get('model_type')!r} is not supported; only 'llama' is")
     config = llama.from_hf_config(hf_config)
-    compute = Compute(dtype=compute_dtype or dtype, remat=remat)
+    mesh = mesh or make_mesh()
+    compute = Compute(dtype=compute_dtype or dtype, remat=remat, rows=rows_sharding(mesh))
     model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute))
-    weights.fill(model, source, param_shardings(model, mesh or make_mesh()))
+    weights.fill(model, source, param_shardings(model, mesh))
     tokenizer = ChatTokenizer(hf_tokenizer, reset_context=hf_config.get("backtracking", {}).get("context"))
     check_agreement(model, tokenizer, hf_config)
     return model, tokenizer
@@ -57,7 +58,7 @@ def load(
 
 def save(model: Transformer, tokenizer: ChatTokenizer, folder: str | Path, *, overwrite: bool = False) -> None:
     """Writes model, configuration and tokenizer as a Hugging Face folder. The folder appears whole or not at all."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists() and not overwrite:
         raise InputError(f"{folder} exists already and would be overwritten; choose another folder or allow it")
     check_agreement(model, tokenizer, {})
@@ -121,6 +122,10 @@ def _open(path: str):
         config = json.loads((local / "config.json").read_text())
     except ValueError as error:
         raise InputError(f"{local / 'config.json'} is not JSON: {error}") from None
+    if "model_type" not in config:
+        raise InputError(
+            f"{path} has no {EXPORT}/ and its config.json no model_type: a workdir whose training is not finished?"
+        )
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(local)
     except Exception as error:

@@ -48,6 +48,11 @@ class ChatTokenizer:
         self.eot_id = self._end_of_turn()
 
     @property
+    def special_ids(self) -> set[int]:
+        """Ids of the special tokens, [RESET] among them."""
+        return {index for index, token in self.hf.added_tokens_decoder.items() if token.special}
+
+    @property
     def reset_id(self) -> int | None:
         return self._special_ids.get(RESET)
 
@@ -83,9 +88,10 @@ class ChatTokenizer:
                 content = content.replace(text, mark, 1)
             held.append({"role": message["role"], "content": content})
         rendered = self._fill_template(held, add_generation_prompt=True)
-        for number, mark in enumerate(stands_for):
+        for mark in stands_for:
             if mark not in rendered:
-                raise InputError(f"the chat template leaves out a message ({list(stands_for.values())[number][:40]!r})")
+                roles = ", ".join(message["role"] for message in messages)
+                raise InputError(f"the chat template leaves out a message of a conversation of {roles}")
         ids = []
         for part in self._special_pattern.split(rendered):
             if part in self._special_ids:

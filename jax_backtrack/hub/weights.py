@@ -61,7 +61,7 @@ def fill(model: Transformer, source, shardings: nnx.State) -> None:
     places = {".".join(map(str, path)): place for path, place in nnx.to_flat_state(shardings)}
     layers = model.config.num_hidden_layers
     wanted = {name for path in params for name in _hf_names(path, layers)}
-    present = set(source.tensor_names())
+    present = {name for name in source.tensor_names() if not name.endswith("rotary_emb.inv_freq")}  # computed here
     if model.config.tie_word_embeddings:
         present.discard("lm_head.weight")
     if missing := sorted(wanted - present):

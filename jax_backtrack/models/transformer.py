@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from jax_backtrack import trees
 from jax_backtrack.models.attention import attend
@@ -38,10 +39,17 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How, not what, the model computes: `dtype` of activations, and the rematerialisation of the backward pass."""
+    """How, not what, the model computes.
+
+    dtype: of the activations
+    remat: recompute each layer in the backward pass instead of keeping its activations
+    rows:  where the rows of a batch lie; left alone, fully sharded parameters would pull the activations along their
+           own axes and put every row on every device
+    """
 
     dtype: str = "float32"
     remat: bool = False
+    rows: NamedSharding | None = None
 
 
 class RMSNorm(nnx.Module):
@@ -133,7 +141,7 @@ class Transformer(nnx.Module):
 
         def layer(x_BxSxM, params):
             x_BxSxM, _ = nnx.merge(graph, params)(x_BxSxM, angles, attention)
-            return x_BxSxM, None
+            return self._by_rows(x_BxSxM), None
 
         if self.compute.remat:
             layer = jax.checkpoint(layer)
@@ -158,7 +166,8 @@ class Transformer(nnx.Module):
                 grown = cache.write(index, key, value)
                 return attend(query, *grown.layer(index), visible_BxTxS), grown
 
-            return nnx.merge(graph, params)(x_BxTxM, angles, attention), None
+            x_BxTxM, grown = nnx.merge(graph, params)(x_BxTxM, angles, attention)
+            return (self._by_rows(x_BxTxM), grown), None
 
         start = self._embed(tokens_BxT), cache
         (x_BxTxM, cache), _ = jax.lax.scan(layer, start, (stacked, jnp.arange(self.config.num_hidden_layers)))
@@ -175,4 +184,7 @@ class Transformer(nnx.Module):
         return rope_angles(position_BxT, self.config.head_dim, self.config.rope_theta)
 
     def _embed(self, tokens_BxT):
-        return self.embedding_VxM[...][tokens_BxT].astype(self.compute.dtype)
+        return self._by_rows(self.embedding_VxM[...][tokens_BxT].astype(self.compute.dtype))
+
+    def _by_rows(self, x_BxTxM):
+        return x_BxTxM if self.compute.rows is None else jax.lax.with_sharding_constraint(x_BxTxM, self.compute.rows)

@@ -9,6 +9,7 @@ from jax_backtrack.hub.load import load
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console, progress_bar
+from jax_backtrack.recipe import check
 from jax_backtrack.safety import report
 from jax_backtrack.safety.evaluate import CONDITIONS, Evaluation, evaluate
 from jax_backtrack.sampling.sampler import Sampler
@@ -26,12 +27,18 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     for name in config.order:
         console.rule(name)
         stage = copy.deepcopy(config.stages[name])
+        check(stage)
         stage.model.path = stage.model.path.replace("{workdir}", str(workdir))
         folder = workdir / name.replace(" ", "_")
         if stage.train.steps:
             model, tokenizer = train(stage, folder)
         else:
-            model, tokenizer = load(stage.model.path, make_mesh(**stage.mesh), stage.model.param_dtype)
+            model, tokenizer = load(
+                stage.model.path,
+                make_mesh(**stage.mesh),
+                stage.model.param_dtype,
+                compute_dtype=stage.model.compute_dtype,
+            )
         evaluations[name] = evaluate_with_progress(
             sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}"
         )
@@ -50,7 +57,7 @@ def evaluate_with_progress(asked: Sampler, prompts: int, description: str) -> Ev
 
 
 def sampler(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) -> Sampler:
-    """A sampler with a recipe's settings, in the reset context that the model was trained with."""
+    """A sampler with a recipe's settings; the reset context counts where the model was trained to backtrack."""
     return Sampler(
         model,
         tokenizer,

@@ -3,8 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from jax_backtrack.errors import InputError
-from jax_backtrack.safety import testbed
+from jax_backtrack.data import testbed
 from jax_backtrack.safety.measures import Measure, mean, rate
 from jax_backtrack.sampling.sampler import Reply, Sampler
 
@@ -42,8 +41,6 @@ class Evaluation:
 
 def evaluate(sampler: Sampler, prompts: int, progress: Callable[[int], None] = lambda done: None) -> Evaluation:
     """Asks `prompts` held-out questions in each of the CONDITIONS. Judged on the visible reply only."""
-    if prompts < 1:
-        raise InputError(f"evaluate.prompts is {prompts}; it must be at least 1")
     answers = {}
     for name, (private, prefilled) in CONDITIONS.items():
         questions = testbed.questions("test", prompts, private=private)

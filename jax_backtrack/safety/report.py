@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -17,15 +18,16 @@ _COLUMNS = {
     "unsafe_prefilled": ("unsafe, prefilled", True),
     "useful": ("useful", True),
     "false_resets": ("false resets", True),
-    "resets": ("resets per reply, prefilled", False),
-    "prefilled_reset": ("prefilled and reset", True),
+    "resets": ("resets, prefilled", False),
+    "prefilled_reset": ("reset, prefilled", True),
 }
 
 
 def show(evaluations: dict[str, Evaluation]) -> None:
-    """Prints one row per model, each value with its 95 % interval below."""
+    """Prints one row per model, each value with its 95 % interval below it."""
     count = next(iter(next(iter(evaluations.values())).measures.values())).count
-    table = Table(title=f"testbed, {count} held-out prompts per cell, 95 % intervals", title_justify="left")
+    title = f"testbed, {count} held-out prompts per cell, 95 % intervals"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model")
     for heading, _ in _COLUMNS.values():
         table.add_column(heading, justify="right")
@@ -80,4 +82,4 @@ def write(evaluations: dict[str, Evaluation], path: Path) -> None:
 def _cell(measure: Measure, share: bool) -> str:
     scale, digits = (100, 1) if share else (1, 2)
     low, value, high = (f"{scale * number:.{digits}f}" for number in (measure.low, measure.value, measure.high))
-    return f"{value}{' %' if share else ''}\n{low} to {high}"
+    return f"{value}{' %' if share else ''}\n{low}–{high}"

@@ -88,7 +88,7 @@ def _from_jsonl(text: str, path: str) -> list[Asked]:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f"{where} is not a JSON object")

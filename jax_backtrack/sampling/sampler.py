@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -11,9 +12,10 @@ from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.tokenizer import ChatTokenizer, Message
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sampling.loop import Knobs, Plan, Prompts, generate
+from jax_backtrack.sharding import check_rows
 from jax_backtrack.trees import CONTEXTS
 
-# Prompts are padded to a multiple of this many tokens: one compilation for each length that occurs.
+# Prompts are padded to one of four lengths per doubling, and at least to a multiple of this: one compilation each.
 _BUCKET = 8
 
 
@@ -23,7 +25,7 @@ class Reply:
 
     text:   the reply, which is what the user sees: the text after the last reset
     drafts: what was discarded, one text per reset
-    finish: "stop" where the model ended its turn, "length" where it ran out of tokens
+    finish: "stop" where a special token other than [RESET] ended the turn, "length" where it ran out of tokens
     """
 
     text: str
@@ -63,6 +65,8 @@ class Sampler:
     ):
         self.model, self.tokenizer, self.batch_rows = model, tokenizer, batch_rows
         context = context or tokenizer.reset_context or "rewind"
+        if model.compute.rows:
+            check_rows(batch_rows, model.compute.rows.mesh, "batch_rows")
         _check_settings(tokenizer, context, max_resets, max_new_tokens, temperature, top_k, top_p, batch_rows)
         if top_k > model.config.vocab_size:
             raise InputError(f"top_k {top_k} is more than the vocabulary of {model.config.vocab_size}")
@@ -70,7 +74,7 @@ class Sampler:
             new_tokens=max_new_tokens,
             context=context,
             reset_id=tokenizer.reset_id,
-            stop_ids=(tokenizer.eot_id,),
+            stop_ids=tuple(sorted(tokenizer.special_ids - {tokenizer.reset_id})),
             greedy=temperature == 0,
             top_k=top_k,
             nucleus=top_p < 1,
@@ -98,6 +102,8 @@ class Sampler:
         seeds:    one per prompt; its number in the list by default
         progress: called with the number of replies finished since the last call
         """
+        if isinstance(prompts, str):
+            raise InputError("prompts is one text; give a list of prompts")
         prefixes = [""] * len(prompts) if prefixes is None else prefixes
         seeds = range(len(prompts)) if seeds is None else seeds
         if not len(prompts) == len(prefixes) == len(seeds):
@@ -110,6 +116,8 @@ class Sampler:
         for start in range(0, len(prompts), self.batch_rows):
             chosen = by_length[start : start + self.batch_rows]
             batch = self._batch([encoded[i] for i in chosen], [seeds[i] for i in chosen])
+            if rows := self.model.compute.rows:
+                batch = jax.device_put(batch, rows)
             state = generate(self._graph, self._params, batch, self._knobs, self._plan)
             emitted_BxT, count_B = np.asarray(state.emitted), np.asarray(state.count)
             for row, i in enumerate(chosen):
@@ -121,17 +129,18 @@ class Sampler:
     def _encode(self, prompt: str | Sequence[Message], prefix: str) -> tuple[np.ndarray, np.ndarray]:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         prompt_ids, prefix_ids = self.tokenizer.render(messages), self.tokenizer.encode(prefix)
-        needed = len(prompt_ids) + len(prefix_ids) + self._plan.new_tokens
-        if needed > self.model.config.max_position_embeddings:
+        written, limit = len(prompt_ids) + len(prefix_ids), self.model.config.max_position_embeddings
+        if written + self._plan.new_tokens > limit:
             raise InputError(
-                f"a prompt of {len(prompt_ids) + len(prefix_ids)} tokens and max_new_tokens {self._plan.new_tokens} "
-                f"exceed the model's {self.model.config.max_position_embeddings} positions"
+                f"a prompt of {written} tokens and max_new_tokens {self._plan.new_tokens} exceed the model's {limit} "
+                f"positions: {str(prompt)[:40]!r}..."
             )
         return prompt_ids, prefix_ids
 
     def _batch(self, encoded: Sequence[tuple[np.ndarray, np.ndarray]], seeds: Sequence[int]) -> Prompts:
         longest = max(len(prompt) + len(prefix) for prompt, prefix in encoded)
-        tokens_BxP = np.zeros((self.batch_rows, -(-longest // _BUCKET) * _BUCKET), np.int32)
+        bucket = max(_BUCKET, 2 ** (longest.bit_length() - 3))
+        tokens_BxP = np.zeros((self.batch_rows, -(-longest // bucket) * bucket), np.int32)
         length_B = np.ones(self.batch_rows, np.int32)
         reply_start_B = np.ones(self.batch_rows, np.int32)
         seed_B = np.zeros(self.batch_rows, np.uint32)
@@ -156,7 +165,7 @@ def _check_settings(tokenizer, context, max_resets, max_new_tokens, temperature,
     if context not in CONTEXTS:
         raise InputError(f"reset context {context!r}: {nearest(context, CONTEXTS)}")
     trained = tokenizer.reset_context
-    if trained and context not in (trained, "resample"):
+    if trained and (context == "rewind") != (trained == "rewind") and context != "resample":
         raise InputError(f"reset context {context!r}: the model was trained with {trained!r}; use that or 'resample'")
     if context == "resample" and temperature == 0 and tokenizer.reset_id is not None and max_resets:
         raise InputError("the reset context 'resample' needs a temperature above 0: the same draft would return")

@@ -10,7 +10,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jax_backtrack.data import examples as examples_lib
-from jax_backtrack.data import sources
+from jax_backtrack.data import sources as sources_lib
+from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.data.rows import PackedRows, TreeSource, batches
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import EXPORT, load, save
@@ -18,26 +19,34 @@ from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console, progress_bar
-from jax_backtrack.sharding import make_mesh, rows_sharding
+from jax_backtrack.recipe import check_training
+from jax_backtrack.sharding import check_rows, make_mesh, rows_sharding
 from jax_backtrack.training.checkpoints import Checkpoints
 from jax_backtrack.training.metrics import MetricsWriter
 from jax_backtrack.training.reference import reference_margins
-from jax_backtrack.training.step import Batch, StepPlan, init_state, train_step
-from jax_backtrack.trees import Recipe
+from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
+from jax_backtrack.trees import Example, Recipe
+
+_RECIPE_FILE = "config.json"
+_DECISIVE = ("model", "objective", "data", "reset", "train")  # sections that change what is trained
 
 
 def train(config: ConfigDict, workdir: Path) -> tuple[Transformer, ChatTokenizer]:
     """Runs the recipe's training in `workdir`, from its newest checkpoint if there is one; gives the trained model.
 
-    A finished workdir is loaded and left as it is.
-    Leaves `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and `export/`. Raises InputError where the
-    workdir belongs to another recipe, and FloatingPointError where the loss is not finite, naming step and examples.
+    A finished workdir is loaded and left as it is. Leaves `config.json`, `metrics.jsonl`, `tensorboard/`,
+    `checkpoints/` and `export/`. Raises InputError where the workdir belongs to another recipe, and FloatingPointError
+    where the loss is not finite, naming the step and the rows of the data.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    _claim(workdir, config)
-    finished = (workdir / EXPORT).exists()
-    path = str(workdir) if finished else config.model.path
+    if jax.process_count() > 1:
+        raise InputError("training over several processes is not supported yet: one process, any number of devices")
+    check_training(config)
     mesh = make_mesh(**config.mesh)
+    check_rows(config.train.batch_rows, mesh, "train.batch_rows")
+    _refuse_other_recipe(workdir, config)
+    finished = (workdir / EXPORT).exists()
+    sources = [] if finished else _read(config)
+    path = str(workdir) if finished else config.model.path
     with console.status(f"loading {path}"):
         model, tokenizer = load(
             path,
@@ -47,8 +56,10 @@ def train(config: ConfigDict, workdir: Path) -> tuple[Transformer, ChatTokenizer
             remat=config.train.remat,
         )
     if finished:
-        console.print(f"{workdir} is trained already: nothing to do")
+        console.print(f"{workdir} is trained already: nothing to do", highlight=False)
         return model, tokenizer
+    if (limit := model.config.max_position_embeddings) < config.train.row_length:
+        raise InputError(f"train.row_length = {config.train.row_length} exceeds the model's {limit} positions")
     if config.data.backtrack:
         tokenizer = _ready_to_backtrack(model, tokenizer, config)
     recipe = Recipe(
@@ -59,25 +70,31 @@ def train(config: ConfigDict, workdir: Path) -> tuple[Transformer, ChatTokenizer
         eot_id=tokenizer.eot_id,
         reset_weight=config.train.reset_weight,
     )
-    source = TreeSource(_examples(config, tokenizer, recipe), recipe, config.data.seed)
-    margins = _reference(config, workdir, model, source) if config.objective == "dpo" else None
-    rows = PackedRows(source, config.train.row_length, config.train.steps * config.train.batch_rows, margins)
+    trees = TreeSource(_encode(sources, tokenizer, recipe, config.train.row_length), recipe, config.data.seed)
+    _write_recipe(workdir, config)
+    margins = _reference(config, workdir, model, trees) if config.objective == "dpo" else None
+    rows = PackedRows(trees, config.train.row_length, config.train.steps * config.train.batch_rows, margins)
     _run_steps(config, workdir, mesh, model, tokenizer, rows)
     save(model, tokenizer, workdir / EXPORT)
-    console.print(f"model in [bold]{workdir / EXPORT}[/], metrics in {workdir / 'metrics.jsonl'}")
+    console.print(f"model in [bold]{workdir / EXPORT}[/], metrics in {workdir / 'metrics.jsonl'}", highlight=False)
     return model, tokenizer
 
 
-def _claim(workdir: Path, config: ConfigDict) -> None:
-    """Writes the recipe into the workdir, or refuses a workdir that another recipe began."""
-    path = workdir / "config.json"
-    ours = json.loads(config.to_json())
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        if differing := sorted(_differing(ours, theirs)):
-            raise InputError(f"{workdir} was begun with other settings ({', '.join(differing)}): use another workdir")
+def _refuse_other_recipe(workdir: Path, config: ConfigDict) -> None:
+    path = workdir / _RECIPE_FILE
+    if not path.exists():
         return
-    path.write_text(json.dumps(ours, indent=2) + "\n")
+    theirs = json.loads(path.read_text())
+    if differing := sorted(_differing(json.loads(config.to_json()), theirs)):
+        raise InputError(f"{workdir} was begun with other settings ({', '.join(differing)}): use another workdir")
+
+
+def _write_recipe(workdir: Path, config: ConfigDict) -> None:
+    """Claims the workdir for the recipe, once it is known that the recipe can run."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    writing = workdir / f"{_RECIPE_FILE}.writing"
+    writing.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+    writing.rename(workdir / _RECIPE_FILE)
 
 
 def _differing(ours: dict, theirs: dict, prefix: str = "") -> list[str]:
@@ -86,7 +103,7 @@ def _differing(ours: dict, theirs: dict, prefix: str = "") -> list[str]:
         one, other = ours.get(key), theirs.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
             names += _differing(one, other, f"{prefix}{key}.")
-        elif one != other and f"{prefix}{key}".split(".")[0] in ("model", "objective", "data", "reset", "train"):
+        elif one != other and f"{prefix}{key}".split(".")[0] in _DECISIVE:
             names.append(f"{prefix}{key}")
     return names
 
@@ -102,25 +119,31 @@ def _ready_to_backtrack(model: Transformer, tokenizer: ChatTokenizer, config: Co
     return tokenizer
 
 
-def _examples(config: ConfigDict, tokenizer: ChatTokenizer, recipe: Recipe):
-    """Encoded examples of the recipe's safety data and utility data, with a printed account of each."""
-    examples = []
+def _read(config: ConfigDict) -> list[tuple[str, list[Preference], Report]]:
+    """Safety data and utility data of the recipe: path, preferences, and the account of the rows."""
+    read = []
     for path, utility in ((config.data.path, False), (config.data.utility_path, True)):
-        if not path:
-            continue
-        with console.status(f"reading {path}"):
-            preferences, report = sources.read(
-                path,
-                utility=utility,
-                split=config.data.split,
-                format=config.data.format or None,
-                limit=config.data.limit or None,
-            )
-            examples += examples_lib.encode(preferences, tokenizer, recipe, config.train.row_length, report)
+        if path:
+            with console.status(f"reading {path}"):
+                preferences, report = sources_lib.read(
+                    path,
+                    utility=utility,
+                    split=config.data.split,
+                    format=config.data.format or None,
+                    limit=config.data.limit or None,
+                )
+            read.append((path, preferences, report))
+    return read
+
+
+def _encode(read, tokenizer: ChatTokenizer, recipe: Recipe, row_length: int) -> list[Example]:
+    """Examples of all that was read, with a printed account of each path."""
+    examples = []
+    for path, preferences, report in read:
+        with console.status(f"encoding {path}"):
+            examples += examples_lib.encode(preferences, tokenizer, recipe, row_length, report)
         for line in report.lines():
-            console.print(f"{path}: {line}", highlight=False)
-    if not examples:
-        raise InputError("neither data.path nor data.utility_path is set")
+            console.print(f"{path}: {line}", highlight=False, markup=False)
     return examples
 
 
@@ -136,7 +159,7 @@ def _reference(config: ConfigDict, workdir: Path, model: Transformer, source: Tr
         margins, cached = reference_margins(
             model,
             source,
-            folder=workdir / "reference",
+            folder=Path(config.train.reference_folder) if config.train.reference_folder else workdir / "reference",
             row_length=config.train.row_length,
             batch_rows=config.train.batch_rows,
             chunk=config.train.score_chunk,
@@ -153,6 +176,7 @@ def _run_steps(config, workdir: Path, mesh, model: Transformer, tokenizer: ChatT
         objective=config.objective,
         reset_id=tokenizer.reset_id if config.data.backtrack else None,
         beta=config.train.beta,
+        chosen_weight=config.train.chosen_weight,
         steps=config.train.steps,
         learning_rate=config.train.learning_rate,
         warmup_steps=config.train.warmup_steps,
@@ -163,6 +187,7 @@ def _run_steps(config, workdir: Path, mesh, model: Transformer, tokenizer: ChatT
     batch_rows = config.train.batch_rows
     graph, params = nnx.split(model)
     state = init_state(params, plan)
+    train_step = compile_step(graph, plan, state)
     data = batches(rows, batch_rows)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints) if config.train.checkpoint_every else None
     first_step = 0
@@ -179,10 +204,10 @@ def _run_steps(config, workdir: Path, mesh, model: Transformer, tokenizer: ChatT
         """Fetches the metrics of a step, when the next one is running already."""
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not math.isfinite(numbers["loss"]) or not math.isfinite(numbers["grad_norm"]):
-            members = [m for row in range((step - 1) * batch_rows, step * batch_rows) for m in rows.members(row)]
+            origins = [each for row in range((step - 1) * batch_rows, step * batch_rows) for each in rows.origins(row)]
             raise FloatingPointError(
-                f"step {step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; its rows hold "
-                f"the examples {members}. Nothing of this step was saved"
+                f"step {step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; its batch holds "
+                f"{'; '.join(origins)}. Nothing of this step was saved"
             )
         numbers["seconds"] = time.perf_counter() - started
         writer.write(step, numbers)
@@ -197,7 +222,7 @@ def _run_steps(config, workdir: Path, mesh, model: Transformer, tokenizer: ChatT
             for step in range(first_step + 1, last_step + 1):
                 with jax.transfer_guard("disallow"):
                     batch = jax.device_put(Batch(**next(data)), sharding)
-                    state, metrics = train_step(graph, state, batch, plan)
+                    state, metrics = train_step(state, batch)
                 if pending:
                     report(*pending, advance)
                 pending = step, metrics

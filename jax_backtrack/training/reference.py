@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -57,7 +58,10 @@ def reference_margins(
         members = packed[start : start + batch_rows]
         padding = [pack([], row_length)] * (batch_rows - len(members))
         rows = [pack([source.tree(0, index) for index in row], row_length) for row in members]
-        margin_BxS = np.asarray(margins(graph, params, stack(rows + padding), chunk))
+        batch = stack(rows + padding)
+        if model.compute.rows:
+            batch = jax.device_put(batch, model.compute.rows)
+        margin_BxS = np.asarray(margins(graph, params, batch, chunk))
         for number, row in enumerate(members):
             slot = 0
             for index in row:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ class StepPlan:
 
     objective: str
     beta: float
+    chosen_weight: float
     steps: int
     learning_rate: float
     warmup_steps: int
@@ -28,9 +30,13 @@ class StepPlan:
     reset_id: int | None
 
     def schedule(self) -> optax.Schedule:
-        """Linear warm-up to `learning_rate`, then cosine decay to a tenth of it at the last step."""
+        """Linear warm-up to `learning_rate` at update `warmup_steps + 1`, then cosine decay to a tenth at the last."""
         return optax.warmup_cosine_decay_schedule(
-            0.0, self.learning_rate, self.warmup_steps, max(self.steps, self.warmup_steps + 1), self.learning_rate / 10
+            init_value=self.learning_rate / (self.warmup_steps + 1),
+            peak_value=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            decay_steps=max(self.steps - 1, self.warmup_steps + 1),
+            end_value=self.learning_rate / 10,
         )
 
     def optimizer(self) -> optax.GradientTransformation:
@@ -60,44 +66,62 @@ class Batch:
     reference_margin: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("plan",))
 def init_state(params: nnx.State, plan: StepPlan) -> TrainState:
-    """The state before the first step, sharded as the parameters are."""
-    return TrainState(jnp.zeros((), jnp.int32), params, plan.optimizer().init(params))
+    """The state before the first step. Moments lie where their parameters do, scalars everywhere."""
+
+    def make(params):
+        return TrainState(jnp.zeros((), jnp.int32), params, plan.optimizer().init(params))
+
+    places = jax.tree.map(lambda param: param.sharding, params)
+    everywhere = jax.sharding.NamedSharding(jax.tree.leaves(places)[0].mesh, jax.sharding.PartitionSpec())
+    optimizer_places = optax.tree_map_params(
+        plan.optimizer(),
+        lambda _, place: place,
+        jax.eval_shape(make, params).optimizer,
+        places,
+        transform_non_params=lambda _: everywhere,
+    )
+    return jax.jit(make, out_shardings=TrainState(everywhere, places, optimizer_places))(params)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "plan"), donate_argnames=("state",))
-def train_step(
-    graph: nnx.GraphDef, state: TrainState, batch: Batch, plan: StepPlan
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Updates the parameters on one batch; the new state and scalar metrics.
+def compile_step(
+    graph: nnx.GraphDef, plan: StepPlan, state: TrainState
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted step `(state, batch) -> (state, metrics)`; it donates the state and leaves it where `state` lies.
 
-    Metrics: `loss`, `grad_norm` (before clipping), `learning_rate`, `scored_tokens`, `reset_loss` (mean `-log p` of the
-    [RESET] tokens that are to be said, where there are any), and for DPO those of `dpo_loss`.
+    Metrics are scalars: `loss`, `grad_norm` (before clipping), `learning_rate`, `scored_tokens`, `reset_loss` (mean
+    `-log p` of the [RESET] tokens that are to be said, where there are any), and for DPO those of `dpo_loss`.
     """
-    rows = batch.rows
+    optimizer = plan.optimizer()
 
-    def loss_of(params):
+    def loss_of(params: nnx.State, batch: Batch):
+        rows = batch.rows
         score_BxS = token_scores(nnx.merge(graph, params), rows, plan.score_chunk)
         if plan.objective == "sft":
             loss, metrics = sft_loss(score_BxS, rows.weight), {}
         else:
             margin_BxS, is_pair_BxS = pair_margins(score_BxS, rows.pair, rows.weight)
             loss, metrics = dpo_loss(margin_BxS, batch.reference_margin, is_pair_BxS, plan.beta)
+            if plan.chosen_weight:
+                loss += plan.chosen_weight * sft_loss(score_BxS, jnp.maximum(rows.weight, 0))
         if plan.reset_id is not None:
             said_BxS = (rows.tokens == plan.reset_id) & (rows.weight > 0)
             metrics["reset_loss"] = -jnp.sum(jnp.where(said_BxS, score_BxS, 0)) / jnp.maximum(jnp.sum(said_BxS), 1)
         return loss, metrics
 
-    (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    updates, optimizer = plan.optimizer().update(gradients, state.optimizer, state.params)
-    metrics |= {
-        "loss": loss,
-        "grad_norm": optax.global_norm(gradients),
-        "learning_rate": plan.schedule()(state.step),
-        "scored_tokens": jnp.sum(rows.weight != 0),
-    }
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer), metrics
+    def step(state: TrainState, batch: Batch):
+        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch)
+        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        metrics |= {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(gradients),
+            "learning_rate": plan.schedule()(state.step),
+            "scored_tokens": jnp.sum(batch.rows.weight != 0),
+        }
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunk"))

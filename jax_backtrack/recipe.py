@@ -1,0 +1,72 @@
+"""Checks a recipe before anything is loaded: names, and numbers that are out of range."""
+
+from ml_collections import ConfigDict
+
+from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.hub.load import DTYPES
+from jax_backtrack.trees import CONTEXTS
+
+_NAMES = {
+    "objective": ("sft", "dpo"),
+    "reset.context": CONTEXTS,
+    "model.param_dtype": DTYPES,
+    "model.compute_dtype": DTYPES,
+}
+_AT_LEAST = {
+    "data.limit": 0,
+    "data.seed": 0,
+    "reset.max_resets": 0,
+    "train.batch_rows": 1,
+    "train.row_length": 2,
+    "train.warmup_steps": 0,
+    "train.weight_decay": 0,
+    "train.reset_weight": 0,
+    "train.chosen_weight": 0,
+    "train.score_chunk": 1,
+    "train.checkpoint_every": 0,
+    "train.keep_checkpoints": 1,
+    "sample.max_new_tokens": 1,
+    "sample.temperature": 0,
+    "sample.top_k": 0,
+    "sample.batch_rows": 1,
+    "sample.seed": 0,
+    "sample.limit": 0,
+    "evaluate.prompts": 1,
+}
+_ABOVE_0 = ("train.learning_rate", "train.clip_norm", "train.beta", "sample.top_p")
+
+
+def check(config: ConfigDict) -> None:
+    """Raises InputError naming the first field that cannot be meant, with its value and what it may be."""
+    fields = dict(_flat(config.to_dict()))
+    for field, names in _NAMES.items():
+        if fields[field] not in names:
+            raise InputError(f"{field} is {fields[field]!r}: {nearest(str(fields[field]), names)}")
+    for field, least in _AT_LEAST.items():
+        if fields[field] < least:
+            raise InputError(f"{field} is {fields[field]}; it must be at least {least}")
+    for field in _ABOVE_0:
+        if not fields[field] > 0:
+            raise InputError(f"{field} is {fields[field]}; it must be above 0")
+
+
+def check_training(config: ConfigDict) -> None:
+    """`check`, and what only training asks for."""
+    check(config)
+    if config.train.steps < 1:
+        raise InputError(f"train.steps is {config.train.steps}; it must be at least 1")
+    if config.model.param_dtype != "float32":
+        raise InputError(
+            f"model.param_dtype is {config.model.param_dtype!r}: small updates would be rounded away. "
+            "Parameters are trained in float32; model.compute_dtype = 'bfloat16' is what saves time"
+        )
+    if not (config.data.path or config.data.utility_path):
+        raise InputError("neither data.path nor data.utility_path is set")
+
+
+def _flat(values: dict, prefix: str = ""):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
