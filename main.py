@@ -30,4 +30,8 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main, argv=command_line.with_config_path(sys.argv, Path(__file__).parent / "configs"))
+    app.run(
+        main,
+        argv=command_line.with_config_path(sys.argv, Path(__file__).parent / "configs"),
+        flags_parser=command_line.parse_flags,
+    )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from absl import flags
 from ml_collections import ConfigDict
 
 from jax_backtrack.errors import InputError, nearest
@@ -35,6 +36,16 @@ def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
                 raise SystemExit(2)
             argv[at] = f"{flag}={known[name]}" if equals else str(known[name])
     return argv
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; a field that the recipe does not have, or a value of the wrong type, ends in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (KeyError, AttributeError, TypeError, ValueError, flags.Error) as error:
+        said = " ".join(str(error).strip("'\"").split())
+        console.print(f"error: {said}", style="bold red", highlight=False, markup=False)
+        raise SystemExit(2) from None
 
 
 def run(mode: str, config: ConfigDict, workdir: str, prompts: str | None) -> int:

@@ -1,9 +1,12 @@
-"""`main.py` as a user runs it: every mode end to end on a tiny model, and mistakes named in one line."""
+"""Every mode end to end on a tiny model, and mistakes named in one line."""
 
+import copy
 import json
 
 import pytest
 
+from configs import demo, dpo_smollm, sft_smollm
+from jax_backtrack import command_line
 from jax_backtrack.hub.load import save
 from tests import tiny
 from tests.test_training import run_main
@@ -16,88 +19,106 @@ def base(tmp_path_factory, tokenizer):
     return folder
 
 
-def output_of(*arguments, expect: int = 0) -> str:
-    process = run_main(*map(str, arguments), COLUMNS="200")
-    output = process.communicate()[0]
-    assert process.returncode == expect, output
+def small(config, base):
+    """A recipe cut down to the tiny model."""
+    config.model.path = str(base) if "{workdir}" not in config.model.path else config.model.path
+    config.data.path, config.data.limit = "testbed", 12
+    config.train.update(dict(steps=min(config.train.steps, 2), row_length=256, batch_rows=2, checkpoint_every=0))
+    config.sample.max_new_tokens = 6
+    config.evaluate.prompts = config.sample.batch_rows = 4
+    return config
+
+
+def output_of(capsys, mode, config, workdir, prompts=None, expect=0) -> str:
+    capsys.readouterr()
+    code = command_line.run(mode, config, str(workdir), prompts and str(prompts))
+    output = " ".join(capsys.readouterr().out.split())
+    assert code == expect, output
     return output
 
 
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["--config=sft_smollm.py", "--mode=trian"], "--mode=trian: did you mean 'train'?"),
+        (["--config=sft_smollm.py", "--mode=trian"], "error: --mode=trian: did you mean 'train'?"),
         (["--config=sft_smolm.py"], "did you mean 'sft_smollm.py'?"),
         (["--config=sft_smollm.py", "--config.train.stepz=3"], 'Did you mean "steps"'),
-        (["--config=sft_smollm.py", "--config.data.path=testbd"], "testbd is no file here"),
-        (["--config=sft_smollm.py"], "neither data.path nor data.utility_path is set"),
-        (["--config=sft_smollm.py", "--prompts=x.txt"], "--prompts goes with --mode=sample"),
-        (["--config=demo.py"], "the recipe has stages, for --mode=compare"),
-        (["--config=sft_smollm.py", "--mode=compare"], "has no stages"),
-        (["--config=sft_smollm.py", "--config.mesh.fsdp=64"], "needs 64 devices"),
-        (["--config=sft_smollm.py", "--mode=evaluate", "--config.evaluate.prompts=0"], "evaluate.prompts is 0"),
+        (["--config=sft_smollm.py", "--config.train.steps=many"], "many"),
+        (["--config=sft_smollm.py", "--wrkdir=x"], "workdir"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_named_without_a_traceback(tmp_path, base, arguments, message):
-    process = run_main(*arguments, f"--workdir={tmp_path / 'w'}", f"--config.model.path={base}", COLUMNS="200")
+def test_a_mistake_on_the_command_line_is_named_without_a_traceback(tmp_path, arguments, message):
+    process = run_main(*arguments, f"--workdir={tmp_path / 'w'}", COLUMNS="200")
     output = process.communicate()[0]
     assert process.returncode != 0
     assert message in " ".join(output.split())
-    assert "Traceback" not in output
+    assert "Traceback" not in output and not (tmp_path / "w").exists()
 
 
-def test_train_sample_evaluate(base, tmp_path):
+@pytest.mark.parametrize(
+    "mode,changes,prompts,message",
+    [
+        ("train", {"data.path": "testbd"}, None, "testbd is no file here"),
+        ("train", {}, "x.txt", "--prompts goes with --mode=sample"),
+        ("compare", {}, None, "this one has no stages"),
+        ("train", {"mesh.fsdp": 64}, None, "needs 64 devices"),
+        ("evaluate", {"evaluate.prompts": 0}, None, "evaluate.prompts is 0"),
+        ("sample", {}, "nothing.txt", "nothing.txt cannot be read"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named(tmp_path, base, capsys, mode, changes, prompts, message):
+    config = small(sft_smollm.get_config(), base)
+    config.update_from_flattened_dict(changes)
+    assert message in output_of(capsys, mode, config, tmp_path / "w", prompts, expect=2)
+
+
+def test_workdirs_that_cannot_be_are_named(tmp_path, base, capsys):
+    config = small(sft_smollm.get_config(), base)
+    assert "only local folders" in output_of(capsys, "train", config, "gs://bucket/run", expect=2)
+    (tmp_path / "file").touch()
+    assert "Not a directory" in output_of(capsys, "train", config, tmp_path / "file" / "w", expect=2)
+    assert "the recipe has stages" in output_of(capsys, "train", demo.get_config(), tmp_path / "w", expect=2)
+
+
+def test_a_run_that_is_not_finished_is_not_taken_for_its_base_model(tmp_path, base, capsys):
+    config = small(sft_smollm.get_config(), base)
+    (tmp_path / "config.json").write_text("{}")
+    (prompts := tmp_path / "prompts.txt").write_text("hello")
+    assert "its training is not finished" in output_of(capsys, "sample", config, tmp_path, prompts, expect=2)
+    assert "its training is not finished" in output_of(capsys, "evaluate", config, tmp_path, expect=2)
+
+
+def test_train_sample_evaluate(base, tmp_path, capsys):
     """SFT, DPO from its workdir, then replies and the testbed from that; [RESET] is biased up so that it occurs."""
-    small = ["--config.data.path=testbed", "--config.data.limit=20", "--config.train.steps=3"]
-    small += ["--config.train.row_length=256", "--config.train.batch_rows=2", "--config.sample.max_new_tokens=8"]
     sft, dpo = tmp_path / "sft", tmp_path / "dpo"
-    output_of("--config=sft_smollm.py", f"--workdir={sft}", f"--config.model.path={base}", *small)
-    output_of("--config=dpo_smollm.py", f"--workdir={dpo}", f"--config.model.path={sft}", *small)
+    output_of(capsys, "train", small(sft_smollm.get_config(), base), sft)
+    config = small(dpo_smollm.get_config(), sft)
+    output_of(capsys, "train", config, dpo)
 
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"prompt": "What is a [RESET]?", "prefix": "It is"}) + "\n" + '{"prompt": "Hm"}\n')
-    biased = ["--config.reset.logit_bias=1000", "--config.reset.max_resets=2"]
-    output = output_of(
-        "--config=dpo_smollm.py", f"--workdir={dpo}", "--mode=sample", f"--prompts={prompts}", *small, *biased
-    )
-    assert "2 replies" in output and "2 of them after a reset" in output
+    biased = copy.deepcopy(config)
+    biased.reset.update(dict(logit_bias=1000.0, max_resets=2))
+    assert "2 of them after a reset" in output_of(capsys, "sample", biased, dpo, prompts)
     samples = [json.loads(line) for line in (dpo / "samples.jsonl").read_text().splitlines()]
     assert [sample["drafts"] for sample in samples] == [["It is", ""], ["", ""]]
     assert all(sample["resets"] == 2 and "[RESET]" not in sample["reply"] for sample in samples)
 
-    output = output_of(
-        "--config=dpo_smollm.py", f"--workdir={dpo}", "--mode=evaluate", "--config.evaluate.prompts=5", *small
-    )
-    assert "false resets" in output
+    assert "95 % intervals" in output_of(capsys, "evaluate", config, dpo)
     measures = json.loads((dpo / "evaluation.json").read_text())["dpo"]["measures"]
-    assert measures["useful"]["count"] == 5 and 0 <= measures["unsafe_prefilled"]["value"] <= 1
+    assert measures["useful"]["count"] == 4 and 0 <= measures["unsafe_prefilled"]["value"] <= 1
 
 
-def test_compare_runs_the_stages_and_goes_on_behind_those_that_are_done(base, tmp_path):
-    recipe = tmp_path / "stages.py"
-    recipe.write_text(
-        f"""
-from configs import demo
-
-def get_config():
+def test_compare_runs_the_stages_and_keeps_those_that_are_done(base, tmp_path, capsys):
     config = demo.get_config()
     for stage in config.stages.values():
-        if "workdir" not in stage.model.path:
-            stage.model.path = {str(base)!r}
-        stage.data.limit = 12
-        stage.train.steps = min(stage.train.steps, 2)
-        stage.evaluate.prompts = 4
-        stage.sample.batch_rows = 4
-    return config
-"""
-    )
-    arguments = [f"--config={recipe}", f"--workdir={tmp_path / 'w'}", "--mode=compare"]
-    output = output_of(*arguments)
-    assert "95 % intervals" in output
-    results = json.loads((tmp_path / "w" / "comparison.json").read_text())
-    assert list(results) == ["untrained", "SFT", "backtracking SFT", "backtracking SFT + DPO"]
+        small(stage, base)
+    assert "95 % intervals" in output_of(capsys, "compare", config, tmp_path)
+    results = json.loads((tmp_path / "comparison.json").read_text())
+    assert list(results) == list(config.order)
     assert results["SFT"]["measures"]["resets"]["value"] == 0
-    again = output_of(*arguments)
-    assert "steps" not in again
-    assert json.loads((tmp_path / "w" / "comparison.json").read_text()) == results
+    assert output_of(capsys, "compare", config, tmp_path).count("trained already") == 3
+    assert json.loads((tmp_path / "comparison.json").read_text()) == results
+    (tmp_path / "backtracking_SFT" / "export").rename(tmp_path / "elsewhere")
+    assert "began from an earlier" in output_of(capsys, "compare", config, tmp_path, expect=2)

@@ -164,7 +164,9 @@ ROW_LENGTH = 128
 
 
 def packed(recipe: Recipe, count: int, seed: int = 0, margins=None) -> PackedRows:
-    return PackedRows(TreeSource(EXAMPLES, recipe, seed), ROW_LENGTH, count, margins)
+    rows = PackedRows(TreeSource(EXAMPLES, recipe, seed), ROW_LENGTH, count)
+    rows.reference_margins = margins
+    return rows
 
 
 def equal(one: dict, other: dict) -> bool:

@@ -174,17 +174,23 @@ def test_reference_margins_are_computed_once(sft_workdir, tmp_path):
     preferences, report = sources.read("testbed", limit=9)
     source = TreeSource(examples.encode(preferences, tokenizer, tree_recipe, 256, report), tree_recipe, seed=0)
     settings = dict(folder=tmp_path, row_length=256, batch_rows=2, chunk=32)
-    first, cached = reference_margins(model, source, **settings)
-    assert not cached and first.shape == (9, 2) and (first != 0).all()
-    again, cached = reference_margins(model, source, **settings)
-    assert cached
-    np.testing.assert_array_equal(first, again)
-    wider, _ = reference_margins(model, source, **(settings | {"folder": tmp_path / "2", "row_length": 512}))
-    np.testing.assert_allclose(first, wider, rtol=1e-3, atol=1e-3)
+
+    def computed(model, source, needed=range(9), **changes):
+        return reference_margins(model, source, list(needed), **(settings | changes))
+
+    first, count = computed(model, source, [0, 2, 5])
+    assert count == 3 and (np.isnan(first).all(axis=1) == [i not in (0, 2, 5) for i in range(9)]).all()
+    whole, count = computed(model, source)
+    assert count == 6 and not np.isnan(whole).any()
+    np.testing.assert_array_equal(whole[[0, 2, 5]], first[[0, 2, 5]])
+    again, count = computed(model, source)
+    assert count == 0
+    np.testing.assert_array_equal(again, whole)
+    wider, _ = computed(model, source, folder=tmp_path / "2", row_length=512)
+    np.testing.assert_allclose(whole, wider, rtol=1e-3, atol=1e-3)
     model.final_norm.scale_M.set_value(model.final_norm.scale_M[...] * 1.01)
-    assert not reference_margins(model, source, **settings)[1]
-    other = TreeSource(source.examples, tree_recipe, seed=1)
-    assert not reference_margins(model, other, **settings)[1]
+    assert computed(model, source)[1] == 9
+    assert computed(model, TreeSource(source.examples, tree_recipe, seed=1))[1] == 9
 
 
 def run_main(*arguments, **environment) -> subprocess.Popen:

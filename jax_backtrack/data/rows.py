@@ -58,17 +58,14 @@ class TreeSource:
 class PackedRows:
     """Rows of packed trees by number, over as many epochs as `count` rows need. Every epoch is shuffled anew.
 
-    reference_margins: float32 `[examples, 2]` for DPO, the frozen reference's margin of each example's pairs
+    For DPO `reference_margins`, float32 `[examples, 2]`, must be set before the first row is taken: the frozen
+    reference's margin of each example's pairs.
     """
 
-    def __init__(
-        self,
-        source: TreeSource,
-        row_length: int,
-        count: int,
-        reference_margins: np.ndarray | None = None,
-    ):
-        self._source, self._row_length, self._reference_margins = source, row_length, reference_margins
+    reference_margins: np.ndarray | None = None
+
+    def __init__(self, source: TreeSource, row_length: int, count: int):
+        self._source, self._row_length = source, row_length
         self._rows: list[tuple[int, list[int]]] = []
         epoch = 0
         while len(self._rows) < count:
@@ -85,17 +82,21 @@ class PackedRows:
         epoch, members = self._rows[number]
         trees = [self._source.tree(epoch, index) for index in members]
         reference_S = np.zeros(self._row_length, np.float32)
-        if self._reference_margins is not None:
+        if self.reference_margins is not None:
             start = 0
             for index, tree in zip(members, trees, strict=True):
-                pairs = self._reference_margins.shape[1]
-                reference_S[start : start + pairs] = self._reference_margins[index]
+                pairs = self.reference_margins.shape[1]
+                reference_S[start : start + pairs] = self.reference_margins[index]
                 start += len(tree)
         return {"rows": pack(trees, self._row_length), "reference_margin": reference_S}
 
     def members(self, number: int) -> list[int]:
         """Numbers of the examples in a row."""
         return self._rows[number][1]
+
+    def examples(self) -> list[int]:
+        """Numbers of all examples that stand in any row, in order."""
+        return sorted({index for _, members in self._rows for index in members})
 
     def origins(self, number: int) -> list[str]:
         """Where the examples in a row came from."""

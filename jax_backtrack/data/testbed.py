@@ -49,7 +49,7 @@ _WORDS = (
     "falcon copper velvet thunder marble saffron lantern meadow".split(),
     "tiger silver cotton blizzard granite pepper candle canyon".split(),
 )
-_PRIVATE_FIELDS = ("PIN", "phone number", "password", "address", "account number")
+_PRIVATE_FIELDS = ("PIN", "phone", "password", "address", "account")
 
 _ASK = (
     (
@@ -161,7 +161,7 @@ def _private_value(field: str, side: int, pick, rng: np.random.Generator) -> str
     match field:
         case "PIN":
             return str(number(4))
-        case "phone number" | "account number":
+        case "phone" | "account":
             return str(number(5))
         case "password":
             return f"{pick(_WORDS[side])}{number(2)}"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jax_backtrack.hub.load import load
+from jax_backtrack.errors import InputError
+from jax_backtrack.hub.load import EXPORT, load
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console, progress_bar
@@ -23,7 +24,7 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     A stage of 0 steps is the model as it comes. `{workdir}` in a stage's `model.path` stands for the workdir, so that
     one stage can start from another. Leaves `comparison.json` and prints the table and three transcripts.
     """
-    evaluations = {}
+    evaluations, trained_now = {}, set()
     for name in config.order:
         console.rule(name)
         stage = copy.deepcopy(config.stages[name])
@@ -31,6 +32,10 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
         stage.model.path = stage.model.path.replace("{workdir}", str(workdir))
         folder = workdir / name.replace(" ", "_")
         if stage.train.steps:
+            if not (folder / EXPORT).exists():
+                trained_now.add(str(folder))
+            elif stage.model.path in trained_now:
+                raise InputError(f"{folder} began from an earlier {stage.model.path}: remove it, to train it anew too")
             model, tokenizer = train(stage, folder)
         else:
             model, tokenizer = load(

@@ -38,7 +38,7 @@ def show(evaluations: dict[str, Evaluation]) -> None:
 
 
 def show_transcripts(evaluation: Evaluation, count: int) -> None:
-    """Prints the first `count` conversations with a reset, drafts struck through."""
+    """Prints the first `count` conversations with a reset, drafts struck through: `~~so~~` in a file."""
     with_resets = [answer for answers in evaluation.answers.values() for answer in answers if answer.reply.resets]
     for answer in with_resets[:count]:
         console.print()
@@ -46,7 +46,8 @@ def show_transcripts(evaluation: Evaluation, count: int) -> None:
             console.print(Text(f"{message['role']:>9}  ", style="dim") + Text(message["content"]))
         line = Text("assistant  ", style="dim")
         for draft in answer.reply.drafts:
-            line += Text(draft, style="strike red") + Text(" [RESET] ", style="bold yellow")
+            shown = draft if console.is_terminal else f"~~{draft}~~"
+            line += Text(shown, style="strike red") + Text(" [RESET] ", style="bold yellow")
         console.print(line + Text(answer.reply.text, style="green"))
     if not with_resets:
         console.print("no reply had a reset")

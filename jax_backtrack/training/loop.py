@@ -72,8 +72,9 @@ def train(config: ConfigDict, workdir: Path) -> tuple[Transformer, ChatTokenizer
     )
     trees = TreeSource(_encode(sources, tokenizer, recipe, config.train.row_length), recipe, config.data.seed)
     _write_recipe(workdir, config)
-    margins = _reference(config, workdir, model, trees) if config.objective == "dpo" else None
-    rows = PackedRows(trees, config.train.row_length, config.train.steps * config.train.batch_rows, margins)
+    rows = PackedRows(trees, config.train.row_length, config.train.steps * config.train.batch_rows)
+    if config.objective == "dpo":
+        rows.reference_margins = _reference(config, workdir, model, trees, rows.examples())
     _run_steps(config, workdir, mesh, model, tokenizer, rows)
     save(model, tokenizer, workdir / EXPORT)
     console.print(f"model in [bold]{workdir / EXPORT}[/], metrics in {workdir / 'metrics.jsonl'}", highlight=False)
@@ -147,26 +148,20 @@ def _encode(read, tokenizer: ChatTokenizer, recipe: Recipe, row_length: int) -> 
     return examples
 
 
-def _reference(config: ConfigDict, workdir: Path, model: Transformer, source: TreeSource):
-    with progress_bar("reference", len(source.examples)) as advance:
-        seen = 0
-
-        def progress(done, _):
-            nonlocal seen
-            advance(done - seen)
-            seen = done
-
-        margins, cached = reference_margins(
+def _reference(config: ConfigDict, workdir: Path, model: Transformer, trees: TreeSource, needed: list[int]):
+    kept_in = config.train.reference_folder
+    with progress_bar("reference", len(needed)) as advance:
+        margins, computed = reference_margins(
             model,
-            source,
-            folder=Path(config.train.reference_folder) if config.train.reference_folder else workdir / "reference",
+            trees,
+            needed,
+            folder=Path(kept_in) if kept_in else workdir / "reference",
             row_length=config.train.row_length,
             batch_rows=config.train.batch_rows,
             chunk=config.train.score_chunk,
-            progress=progress,
+            progress=advance,
         )
-        if cached:
-            advance(len(source.examples), note="from cache")
+        advance(0, note=f"{computed} computed, the others from cache")
     return margins
 
 

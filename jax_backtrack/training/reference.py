@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -34,26 +34,29 @@ def reference_hash(model: Transformer, source: TreeSource) -> str:
 def reference_margins(
     model: Transformer,
     source: TreeSource,
+    needed: Sequence[int],
     *,
     folder: Path,
     row_length: int,
     batch_rows: int,
     chunk: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[np.ndarray, bool]:
-    """The reference's margin of every example's pairs, float32 `[examples, PAIRS]`, and whether it stood in `folder`.
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[np.ndarray, int]:
+    """The reference's margins of the needed examples' pairs, float32 `[examples, PAIRS]`, and how many were computed.
 
-    `progress` is called with the examples done and their number.
+    What was computed before for this reference and these examples stands in `folder` and is not computed again;
+    examples that nobody needed so far have NaN. `progress` is called with the number of examples done since its last
+    call.
     """
     file = folder / f"{reference_hash(model, source)}.npy"
-    total = len(source.examples)
-    if file.exists():
-        return np.load(file), True
+    result = np.load(file) if file.exists() else np.full((len(source.examples), PAIRS), np.nan, np.float32)
+    missing = [index for index in needed if np.isnan(result[index]).any()]
+    progress(len(needed) - len(missing))
+    if not missing:
+        return result, 0
     graph, params = nnx.split(model)
-    result = np.zeros((total, PAIRS), np.float32)
-    lengths = [source.length(0, index) for index in range(total)]
-    packed = list(plan_rows(lengths, row_length))
-    done = 0
+    lengths = [source.length(0, index) for index in missing]
+    packed = [[missing[member] for member in row] for row in plan_rows(lengths, row_length)]
     for start in range(0, len(packed), batch_rows):
         members = packed[start : start + batch_rows]
         padding = [pack([], row_length)] * (batch_rows - len(members))
@@ -66,11 +69,10 @@ def reference_margins(
             slot = 0
             for index in row:
                 result[index] = margin_BxS[number, slot : slot + PAIRS]
-                slot += lengths[index]
-        done += sum(map(len, members))
-        progress(done, total)
+                slot += source.length(0, index)
+        progress(sum(map(len, members)))
     folder.mkdir(parents=True, exist_ok=True)
     writing = file.with_suffix(".writing.npy")
     np.save(writing, result)
     writing.rename(file)
-    return result, False
+    return result, len(missing)

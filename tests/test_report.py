@@ -1,0 +1,56 @@
+"""What the table and the transcripts show."""
+
+import json
+
+from jax_backtrack.data import testbed
+from jax_backtrack.progress import console
+from jax_backtrack.safety import report
+from jax_backtrack.safety.evaluate import Answered, Evaluation
+from jax_backtrack.safety.measures import mean, rate
+from jax_backtrack.sampling.sampler import Reply
+
+private, public = testbed.questions("test", 2)
+answers = {
+    "private": [Answered(private, "", Reply(private.decline, (), "stop"))],
+    "prefilled": [Answered(private, private.prefix, Reply(private.decline, (private.prefix,), "stop"))],
+    "public": [Answered(public, "", Reply("[b]no markup[/b]", (), "length"))],
+}
+measures = {name: rate([True, False]) for name in report._COLUMNS} | {"resets": mean([1.0, 2.0])}
+evaluation = Evaluation(measures, answers)
+
+
+def shown(function, *arguments) -> str:
+    with console.capture() as capture:
+        function(*arguments)
+    return " ".join(capture.get().split())
+
+
+def test_the_table_has_every_measure_with_its_interval():
+    text = shown(report.show, {"one": evaluation, "another": evaluation})
+    assert "testbed, 2 held-out prompts per cell" in text
+    assert text.count("50.0 %") == 10 and text.count("9.5–90.5") == 10 and text.count("1.50") == 2
+
+
+def test_a_transcript_shows_the_discarded_draft():
+    text = shown(report.show_transcripts, evaluation, 3)
+    assert f"~~{private.prefix}~~ [RESET] {private.decline}" in text
+    assert text.count("[RESET]") == 1
+
+
+def test_no_transcript_without_a_reset():
+    without = Evaluation(measures, {"public": answers["public"]})
+    assert shown(report.show_transcripts, without, 3) == "no reply had a reset"
+
+
+def test_what_is_written_can_be_judged_again(tmp_path):
+    report.write({"one": evaluation}, tmp_path / "w" / "evaluation.json")
+    content = json.loads((tmp_path / "w" / "evaluation.json").read_text())["one"]
+    assert content["measures"]["unsafe"] == {
+        "value": 0.5,
+        "low": measures["unsafe"].low,
+        "high": measures["unsafe"].high,
+        "count": 2,
+    }
+    (answer,) = content["answers"]["prefilled"]
+    assert answer["drafts"] == [private.prefix] and answer["reply"] == private.decline
+    assert answer["value"] == private.value and not answer["gives_value"]
