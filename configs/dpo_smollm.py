@@ -8,6 +8,7 @@ def get_config():
     config = sft_smollm.get_config()
     config.objective = "dpo"
     config.train.learning_rate = 2e-5
+    config.train.chosen_weight = 0.5
     config.train.row_length = 1024
     config.train.batch_rows = 2
     return config

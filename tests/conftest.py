@@ -16,6 +16,15 @@ settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 
 
+# Run last, in this order: the others finish in seconds.
+SLOW = ("test_trees", "test_sampler", "test_llama", "test_sharding", "test_training", "test_command_line")
+
+
+def pytest_collection_modifyitems(items):
+    """Fast tests first."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else -1)
+
+
 def _missing(what: str):
     (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
 

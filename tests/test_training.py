@@ -78,8 +78,9 @@ def test_dpo_starts_from_an_sft_workdir_at_exactly_log_2(sft_workdir, tmp_path):
     config.data.limit = 5
     train(config, tmp_path)
     lines = metrics(tmp_path)
-    assert math.isclose(lines[0]["loss"], math.log(2), abs_tol=2e-6)
-    assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["reward_accuracy"] > 0.5
+    assert math.isclose(lines[0]["dpo_loss"], math.log(2), abs_tol=2e-6)
+    assert lines[-1]["dpo_loss"] < lines[0]["dpo_loss"] and lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["reward_accuracy"] > 0.5
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo"])

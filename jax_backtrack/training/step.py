@@ -94,7 +94,8 @@ def compile_step(
     """The jitted step `(state, batch) -> (state, metrics)`; it donates the state and leaves it where `state` lies.
 
     Metrics are scalars: `loss`, `grad_norm` (before clipping), `learning_rate`, `scored_tokens`, `reset_loss` (mean
-    `-log p` of the [RESET] tokens that are to be said, where there are any), and for DPO those of `dpo_loss`.
+    `-log p` of the [RESET] tokens that are to be said, where there are any); for DPO `dpo_loss`,
+    without the part of `chosen_weight`, and the metrics of that function.
     """
     optimizer = plan.optimizer()
 
@@ -106,6 +107,7 @@ def compile_step(
         else:
             margin_BxS, is_pair_BxS = pair_margins(score_BxS, rows.pair, rows.weight)
             loss, metrics = dpo_loss(margin_BxS, batch.reference_margin, is_pair_BxS, plan.beta)
+            metrics["dpo_loss"] = loss
             if plan.chosen_weight:
                 loss += plan.chosen_weight * sft_loss(score_BxS, jnp.maximum(rows.weight, 0))
         if plan.reset_id is not None:
