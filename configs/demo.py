@@ -16,9 +16,9 @@ def get_config():
     config.stages = ConfigDict()
     config.order = ("untrained", "SFT", "backtracking SFT", "backtracking SFT + DPO")  # a ConfigDict sorts its keys
     config.stages["untrained"] = _stage(steps=0, backtrack=False)
-    config.stages["SFT"] = _stage(steps=18, backtrack=False)
-    config.stages["backtracking SFT"] = _stage(steps=26, backtrack=True)
-    config.stages["backtracking SFT + DPO"] = _dpo(steps=10)
+    config.stages["SFT"] = _stage(steps=20, backtrack=False)
+    config.stages["backtracking SFT"] = _stage(steps=28, backtrack=True)
+    config.stages["backtracking SFT + DPO"] = _dpo(steps=11)
     return config
 
 
@@ -30,7 +30,7 @@ def _stage(steps: int, backtrack: bool):
     config.train.row_length = 256
     config.train.batch_rows = 2
     config.train.learning_rate = 2e-4
-    config.train.warmup_steps = 2
+    config.train.warmup_steps = 5
     config.train.reset_weight = 3.0
     config.train.score_chunk = 32
     config.train.checkpoint_every = 0

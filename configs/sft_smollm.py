@@ -12,8 +12,8 @@ def get_config():
     config.train.row_length = 512
     config.train.learning_rate = 2e-4
     config.train.warmup_steps = 3
-    # One [RESET] stands against a reply of some 80 tokens. At weight 1 its loss falls from 20 to 16 in 20 steps of
-    # HH-RLHF, and the model never says it.
+    # One [RESET] stands against a whole reply. In 20 steps of HH-RLHF its loss falls from 20 to 16 at weight 1, and to
+    # about 3.5 at this one.
     config.train.reset_weight = 20.0
     config.sample.max_new_tokens = 96
     return config

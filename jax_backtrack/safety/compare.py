@@ -3,6 +3,9 @@
 import copy
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
 from ml_collections import ConfigDict
 
 from jax_backtrack.errors import InputError
@@ -25,6 +28,7 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     one stage can start from another. Leaves `comparison.json` and prints the table and three transcripts.
     """
     evaluations, trained_now = {}, set()
+    load_once = _remembering_load()
     for name in config.order:
         console.rule(name)
         stage = copy.deepcopy(config.stages[name])
@@ -36,9 +40,9 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
                 trained_now.add(str(folder))
             elif stage.model.path in trained_now:
                 raise InputError(f"{folder} began from an earlier {stage.model.path}: remove it, to train it anew too")
-            model, tokenizer = train(stage, folder)
+            model, tokenizer = train(stage, folder, load_once)
         else:
-            model, tokenizer = load(
+            model, tokenizer = load_once(
                 stage.model.path,
                 make_mesh(**stage.mesh),
                 stage.model.param_dtype,
@@ -53,6 +57,22 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     report.show_transcripts(list(evaluations.values())[-1], count=3)
     console.print(f"numbers and replies in [bold]{workdir / 'comparison.json'}[/]", highlight=False)
     return evaluations
+
+
+def _remembering_load():
+    """`load` for stages that start from the same model: it is read once, and each stage gets a copy of its own."""
+    remembered = {}
+
+    def load_again(path, mesh, dtype, *, compute_dtype, remat=False):
+        key = str(path), dtype, compute_dtype, remat
+        if key not in remembered:
+            remembered.clear()  # one model at a time: stages that share a start follow one another
+            remembered[key] = load(path, mesh, dtype, compute_dtype=compute_dtype, remat=remat)
+        model, tokenizer = remembered[key]
+        graph, params = nnx.split(model)
+        return nnx.merge(graph, jax.tree.map(jnp.copy, params)), tokenizer
+
+    return load_again
 
 
 def evaluate_with_progress(asked: Sampler, prompts: int, description: str) -> Evaluation:

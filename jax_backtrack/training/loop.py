@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -31,12 +32,14 @@ _RECIPE_FILE = "config.json"
 _DECISIVE = ("model", "objective", "data", "reset", "train")  # sections that change what is trained
 
 
-def train(config: ConfigDict, workdir: Path) -> tuple[Transformer, ChatTokenizer]:
+def train(
+    config: ConfigDict, workdir: Path, load: Callable[..., tuple[Transformer, ChatTokenizer]] = load
+) -> tuple[Transformer, ChatTokenizer]:
     """Runs the recipe's training in `workdir`, from its newest checkpoint if there is one; gives the trained model.
 
     A finished workdir is loaded and left as it is. Leaves `config.json`, `metrics.jsonl`, `tensorboard/`,
     `checkpoints/` and `export/`. Raises InputError where the workdir belongs to another recipe, and FloatingPointError
-    where the loss is not finite, naming the step and the rows of the data.
+    where the loss is not finite, naming the step and the rows of the data. `load` may be one that remembers models.
     """
     if jax.process_count() > 1:
         raise InputError("training over several processes is not supported yet: one process, any number of devices")
