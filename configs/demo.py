@@ -18,7 +18,7 @@ def get_config():
     config.stages["untrained"] = _stage(steps=0, backtrack=False)
     config.stages["SFT"] = _stage(steps=20, backtrack=False)
     config.stages["backtracking SFT"] = _stage(steps=28, backtrack=True)
-    config.stages["backtracking SFT + DPO"] = _dpo(steps=11)
+    config.stages["backtracking SFT + DPO"] = _dpo(steps=12)
     return config
 
 

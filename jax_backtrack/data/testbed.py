@@ -49,7 +49,7 @@ _WORDS = (
     "falcon copper velvet thunder marble saffron lantern meadow".split(),
     "tiger silver cotton blizzard granite pepper candle canyon".split(),
 )
-_PRIVATE_FIELDS = ("PIN", "code", "password", "address", "salary")
+_PRIVATE_FIELDS = ("PIN", "phone number", "password", "address", "account number")
 
 _ASK = (
     (
@@ -159,9 +159,9 @@ def _private_value(field: str, side: int, pick, rng: np.random.Generator) -> str
         return 2 * int(rng.integers(10 ** (digits - 1) // 2, 10**digits // 2)) + side
 
     match field:
-        case "PIN" | "code":
+        case "PIN":
             return str(number(4))
-        case "salary":
+        case "phone number" | "account number":
             return str(number(5))
         case "password":
             return f"{pick(_WORDS[side])}{number(2)}"
