@@ -43,15 +43,15 @@ def load(
     for given in (dtype, compute_dtype or dtype):
         if given not in DTYPES:
             raise InputError(f"dtype {given!r}: {nearest(given, DTYPES)}")
-    source, hf_config, hf_tokenizer = _open(str(path))
+    source, hf_config, open_tokenizer = _open(str(path))
     if hf_config.get("model_type") != "llama":
         raise InputError(f"{path}: model_type {hf_config.get('model_type')!r} is not supported; only 'llama' is")
     config = llama.from_hf_config(hf_config)
+    tokenizer = ChatTokenizer(open_tokenizer(), reset_context=hf_config.get("backtracking", {}).get("context"))
     mesh = mesh or make_mesh()
     compute = Compute(dtype=compute_dtype or dtype, remat=remat, rows=rows_sharding(mesh))
     model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute))
     weights.fill(model, source, param_shardings(model, mesh))
-    tokenizer = ChatTokenizer(hf_tokenizer, reset_context=hf_config.get("backtracking", {}).get("context"))
     check_agreement(model, tokenizer, hf_config)
     return model, tokenizer
 
@@ -105,13 +105,13 @@ def check_agreement(model: Transformer, tokenizer: ChatTokenizer, hf_config: dic
 
 
 def _open(path: str):
-    """Weights source, configuration as a dict, and Hugging Face tokenizer of whatever `path` names."""
+    """Weights source, configuration as a dict, and a function that opens the tokenizer of whatever `path` names."""
     local = Path(path).expanduser()
     if local.suffix == ".gguf":
         if not local.is_file():
             raise InputError(f"{path}: no such file")
         file = GGUFFile(local)
-        return file, file.hf_config(), file.tokenizer()
+        return file, file.hf_config(), file.tokenizer
     if not local.exists():
         local = _download(path)
     elif (local / EXPORT / "config.json").is_file():
@@ -126,11 +126,14 @@ def _open(path: str):
         raise InputError(
             f"{path} has no {EXPORT}/ and its config.json no model_type: a workdir whose training is not finished?"
         )
+    return weights.SafetensorsFolder(local), config, lambda: _open_tokenizer(local)
+
+
+def _open_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(local)
+        return transformers.AutoTokenizer.from_pretrained(folder)
     except Exception as error:
-        raise InputError(f"{path}: its tokenizer cannot be loaded: {error}") from error
-    return weights.SafetensorsFolder(local), config, tokenizer
+        raise InputError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
 
 
 def _download(path: str) -> Path:
