@@ -29,10 +29,7 @@ def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
         if name and not Path(name).is_file():
             known = {path.name: path for path in folder.glob("*.py") if path.stem not in ("__init__", "base")}
             if name not in known:
-                console.print(
-                    f"error: --config={name}: no such file, and no such recipe: {nearest(name, known)}",
-                    style="bold red",
-                )
+                _say_error(f"--config={name}: no such file, and no such recipe: {nearest(name, known)}")
                 raise SystemExit(2)
             argv[at] = f"{flag}={known[name]}" if equals else str(known[name])
     return argv
@@ -43,8 +40,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (KeyError, AttributeError, TypeError, ValueError, flags.Error) as error:
-        said = " ".join(str(error).strip("'\"").split())
-        console.print(f"error: {said}", style="bold red", highlight=False, markup=False)
+        _say_error(" ".join(str(error).strip("'\"").split()))
         raise SystemExit(2) from None
 
 
@@ -61,9 +57,13 @@ def run(mode: str, config: ConfigDict, workdir: str, prompts: str | None) -> int
             raise InputError(f"--workdir={workdir}: only local folders are supported yet")
         MODES[mode](config, Path(workdir), prompts)
     except (InputError, FloatingPointError, OSError) as error:
-        console.print(f"error: {error}", style="bold red", highlight=False, markup=False)
+        _say_error(error)
         return 2
     return 0
+
+
+def _say_error(error: object) -> None:
+    console.print(f"error: {error}", style="bold red", highlight=False, markup=False)
 
 
 def _train(config: ConfigDict, workdir: Path, _prompts) -> None:
