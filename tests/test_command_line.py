@@ -7,7 +7,7 @@ import pytest
 
 from configs import demo, dpo_smollm, sft_smollm
 from jax_backtrack import command_line
-from jax_backtrack.hub.load import save
+from jax_backtrack.hub.export import save
 from tests import tiny
 from tests.test_training import run_main
 

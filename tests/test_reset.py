@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.hub.load import check_agreement, load, save
+from jax_backtrack.hub.export import save
+from jax_backtrack.hub.load import check_agreement, load
 from jax_backtrack.hub.reset import UNDOING_WORDS, add_reset
 from tests import tiny
 from tests.test_tokenizer import small_tokenizer

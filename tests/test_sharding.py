@@ -15,7 +15,8 @@ PROGRAM = """
 import jax
 import numpy as np
 from flax import nnx
-from jax_backtrack.hub.load import load, save
+from jax_backtrack.hub.export import save
+from jax_backtrack.hub.load import load
 from jax_backtrack.sampling.loop import Plan, Prompts, _prefill
 from jax_backtrack.sharding import make_mesh, rows_sharding
 from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state

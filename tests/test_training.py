@@ -19,7 +19,8 @@ from configs import dpo_smollm, sft_smollm
 from jax_backtrack.data import examples, sources
 from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.errors import InputError
-from jax_backtrack.hub.load import load, save
+from jax_backtrack.hub.export import save
+from jax_backtrack.hub.load import load
 from jax_backtrack.training.loop import train
 from jax_backtrack.training.reference import reference_margins
 from jax_backtrack.trees import Recipe

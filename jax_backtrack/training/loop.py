@@ -15,7 +15,8 @@ from jax_backtrack.data import sources as sources_lib
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.data.rows import PackedRows, TreeSource, batches
 from jax_backtrack.errors import InputError
-from jax_backtrack.hub.load import EXPORT, load, save
+from jax_backtrack.hub.export import save
+from jax_backtrack.hub.load import EXPORT, load
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models.transformer import Transformer
