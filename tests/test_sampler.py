@@ -15,10 +15,10 @@ from tests import tiny
 
 R, E = tiny.RESET_ID, tiny.EOT_ID
 NEW, PROMPT = 9, 8
-model = tiny.model(seed=4)
-graph, params = nnx.split(model)
+MODELS = {family: nnx.split(tiny.model(seed=4, **fields)) for family, fields in tiny.FAMILIES.items()}
+every_family = pytest.mark.parametrize("family", MODELS)
 GREEDY = Plan(new_tokens=NEW, context="keep", reset_id=R, stop_ids=(E,), greedy=True, top_k=0, nucleus=False)
-causal_logits = jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens)[0])
+causal_logits = jax.jit(lambda graph, params, tokens: nnx.merge(graph, params)(tokens)[0], static_argnums=0)
 
 
 def prompts(rows: int = 3, seed: int = 0) -> Prompts:
@@ -35,13 +35,13 @@ def knobs(max_resets=2, bias=0.0, temperature=1.0, top_p=1.0) -> Knobs:
     return Knobs(jnp.float32(temperature), jnp.float32(top_p), jnp.int32(max_resets), jnp.asarray(bias, jnp.float32))
 
 
-def next_token_logits(context: list[int]) -> np.ndarray:
+def next_token_logits(context: list[int], family: str) -> np.ndarray:
     padded = np.zeros((1, 64), np.int32)
     padded[0, : len(context)] = context
-    return np.array(causal_logits(params, padded)[len(context) - 1])
+    return np.array(causal_logits(*MODELS[family], padded)[len(context) - 1])
 
 
-def naive(prompts: Prompts, row: int, plan: Plan, knobs: Knobs) -> list[int]:
+def naive(prompts: Prompts, row: int, plan: Plan, knobs: Knobs, family: str) -> list[int]:
     """One row, one token at a time, each from the logits of a full pass over the row's context. Written for itself."""
     start, length = int(prompts.reply_start[row]), int(prompts.length[row])
     prompt = prompts.tokens[row, :start].tolist()
@@ -49,7 +49,7 @@ def naive(prompts: Prompts, row: int, plan: Plan, knobs: Knobs) -> list[int]:
     bias = np.broadcast_to(np.asarray(knobs.reset_bias), (len(prompts.length), plan.new_tokens))[row]
     emitted, resets = [], 0
     for step in range(plan.new_tokens):
-        logits = next_token_logits(context)
+        logits = next_token_logits(context, family)
         logits[R] += bias[step] if resets < knobs.max_resets else -np.inf
         if plan.greedy:
             token = int(logits.argmax())
@@ -75,8 +75,8 @@ def naive(prompts: Prompts, row: int, plan: Plan, knobs: Knobs) -> list[int]:
     return emitted
 
 
-def sampled(prompts: Prompts, plan: Plan, knobs: Knobs) -> list[list[int]]:
-    state = generate(graph, params, prompts, knobs, plan)
+def sampled(prompts: Prompts, plan: Plan, knobs: Knobs, family: str = "llama") -> list[list[int]]:
+    state = generate(*MODELS[family], prompts, knobs, plan)
     return [state.emitted[row, : state.count[row]].tolist() for row in range(len(prompts.length))]
 
 
@@ -88,24 +88,27 @@ def forced_at(*steps_of_rows) -> np.ndarray:
     return bias
 
 
+@every_family
 @pytest.mark.parametrize("context", ["keep", "rewind", "resample"])
 @pytest.mark.parametrize("step", range(NEW))
-def test_a_reset_at_every_step_equals_naive_recomputation(context, step):
-    """Rows reset at different times, one of them twice, one of them never."""
+def test_a_reset_at_every_step_equals_naive_recomputation(family, context, step):
+    """Rows reset at different times, one of them twice, one of them never. Gemma-2's window is shorter than prompts."""
     plan = dataclasses.replace(GREEDY, context=context)
     asked = prompts()
     forced = knobs(bias=forced_at([step], [(step + 3) % NEW, (step + 5) % NEW], []))
-    expected = [naive(asked, row, plan, forced) for row in range(3)]
-    assert sampled(asked, plan, forced) == expected
+    expected = [naive(asked, row, plan, forced, family) for row in range(3)]
+    assert sampled(asked, plan, forced, family) == expected
     assert expected[0].count(R) == (0 if E in expected[0][:step] else 1)
 
 
 @pytest.mark.parametrize("context", ["keep", "rewind", "resample"])
-@pytest.mark.parametrize("top_k,top_p", [(0, 1.0), (5, 1.0), (0, 0.7), (9, 0.8)])
-def test_sampling_with_temperature_equals_naive_recomputation(context, top_k, top_p):
+@pytest.mark.parametrize(
+    "family,top_k,top_p", [("llama", 0, 1.0), ("gemma2", 5, 1.0), ("llama", 0, 0.7), ("gemma2", 9, 0.8)]
+)
+def test_sampling_with_temperature_equals_naive_recomputation(family, context, top_k, top_p):
     plan = dataclasses.replace(GREEDY, context=context, greedy=False, top_k=top_k, nucleus=top_p < 1)
     asked, turned = prompts(rows=4), knobs(bias=3.0, temperature=1.7, top_p=top_p)
-    assert sampled(asked, plan, turned) == [naive(asked, row, plan, turned) for row in range(4)]
+    assert sampled(asked, plan, turned, family) == [naive(asked, row, plan, turned, family) for row in range(4)]
 
 
 def test_max_resets_masks_reset():

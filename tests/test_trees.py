@@ -18,12 +18,13 @@ from jax_backtrack.trees import Branch, Cuts, Example, Recipe, build_tree, check
 from tests import tiny
 
 S = 96
-graph, params = nnx.split(tiny.model())
+MODELS = {family: nnx.split(tiny.model(**fields)) for family, fields in tiny.FAMILIES.items()}
+every_family = pytest.mark.parametrize("family", MODELS)
 few = settings(max_examples=15, deadline=None)
 
 
-@jax.jit
-def scores_and_gradient(params, rows, weight_BxS):
+@functools.partial(jax.jit, static_argnums=0)
+def scores_and_gradient(graph, params, rows, weight_BxS):
     def total(params):
         score_BxS = token_scores(nnx.merge(graph, params), rows, chunk=32)
         return jnp.sum(weight_BxS * score_BxS), score_BxS
@@ -32,8 +33,8 @@ def scores_and_gradient(params, rows, weight_BxS):
     return score_BxS, gradient
 
 
-@jax.jit
-def path_scores_and_gradient(params, tokens_BxS, last_B, weight_B):
+@functools.partial(jax.jit, static_argnums=0)
+def path_scores_and_gradient(graph, params, tokens_BxS, last_B, weight_B):
     """Log-probability of the token at `last` of each plain sequence, by the causal model and nothing of ours."""
 
     def total(params):
@@ -54,7 +55,7 @@ def path_to(row: trees.Rows, index: int) -> list[int]:
     return path[::-1]
 
 
-def by_paths(row: trees.Rows):
+def by_paths(row: trees.Rows, family: str):
     """Scores and gradient of a row's scored tokens, each path run as a sequence of its own."""
     scored = np.flatnonzero(row.weight)
     tokens = np.zeros((S, S), np.int32)
@@ -63,14 +64,14 @@ def by_paths(row: trees.Rows):
         path = path_to(row, index)
         tokens[number, : len(path)] = path
         last[number], weight[number] = len(path) - 1, row.weight[index]
-    score, gradient = path_scores_and_gradient(params, tokens, last, weight)
+    score, gradient = path_scores_and_gradient(*MODELS[family], tokens, last, weight)
     full = np.zeros(len(row), np.float32)
     full[scored] = np.asarray(score)[: len(scored)]
     return full, gradient
 
 
-def by_tree(row: trees.Rows):
-    score, gradient = scores_and_gradient(params, trees.stack([row]), row.weight[None])
+def by_tree(row: trees.Rows, family: str):
+    score, gradient = scores_and_gradient(*MODELS[family], trees.stack([row]), row.weight[None])
     return np.asarray(score[0]), gradient
 
 
@@ -79,17 +80,19 @@ def assert_same(one, other):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4 * max(1.0, float(np.abs(b).max())))
 
 
+@every_family
 @few
 @given(st.lists(tiny.rooted_trees(), min_size=1, max_size=3), st.randoms())
-def test_scores_and_gradients_of_packed_trees_are_those_of_their_paths(branches, random):
+def test_scores_and_gradients_of_packed_trees_are_those_of_their_paths(family, branches, random):
     flat = [flatten(branch) for branch in branches]
     assume(sum(map(len, flat)) <= S)
     random.shuffle(flat)
     row = pack(flat, S)
-    for of_tree, of_paths in zip(by_tree(row), by_paths(row), strict=True):
+    for of_tree, of_paths in zip(by_tree(row, family), by_paths(row, family), strict=True):
         assert_same(of_tree, of_paths)
 
 
+@every_family
 @few
 @given(
     tiny.examples(),
@@ -98,16 +101,17 @@ def test_scores_and_gradients_of_packed_trees_are_those_of_their_paths(branches,
     st.booleans(),
     st.integers(0, 99),
 )
-def test_training_trees_score_as_their_paths(example, objective, context, backtrack, seed):
+def test_training_trees_score_as_their_paths(family, example, objective, context, backtrack, seed):
     recipe = Recipe(objective, backtrack, context, tiny.RESET_ID, tiny.EOT_ID)
     row = pack([build_tree(example, recipe, draw_cuts(example, np.random.default_rng(seed)))], S)
-    for of_tree, of_paths in zip(by_tree(row), by_paths(row), strict=True):
+    for of_tree, of_paths in zip(by_tree(row, family), by_paths(row, family), strict=True):
         assert_same(of_tree, of_paths)
 
 
+@every_family
 @few
 @given(tiny.rooted_trees(), st.randoms())
-def test_the_order_of_branches_does_not_matter(branch, random):
+def test_the_order_of_branches_does_not_matter(family, branch, random):
     def shuffled(branch: Branch) -> Branch:
         children = [shuffled(child) for child in branch.children]
         random.shuffle(children)
@@ -115,14 +119,15 @@ def test_the_order_of_branches_does_not_matter(branch, random):
 
     one, other = flatten(branch), flatten(shuffled(branch))
     assume(len(one) <= S)
-    scored = [by_tree(pack([tree], S)) for tree in (one, other)]
+    scored = [by_tree(pack([tree], S), family) for tree in (one, other)]
     assert_same(scored[0][1], scored[1][1])
     np.testing.assert_allclose(np.sort(scored[0][0]), np.sort(scored[1][0]), rtol=1e-4, atol=1e-4)
 
 
+@every_family
 @few
 @given(st.lists(tiny.rooted_trees(), min_size=1, max_size=3), st.data())
-def test_a_token_changes_the_scores_of_its_subtree_only(branches, data):
+def test_a_token_changes_the_scores_of_its_subtree_only(family, branches, data):
     flat = [flatten(branch) for branch in branches]
     assume(sum(map(len, flat)) <= S)
     row = pack(flat, S)
@@ -132,7 +137,7 @@ def test_a_token_changes_the_scores_of_its_subtree_only(branches, data):
     index = data.draw(st.integers(0, sum(map(len, flat)) - 1))
     tokens = row.tokens.copy()
     tokens[index] = 5 + (tokens[index] - 4) % (tiny.VOCAB - 5)
-    changed = by_tree(row)[0] != by_tree(dataclasses.replace(row, tokens=tokens))[0]
+    changed = by_tree(row, family)[0] != by_tree(dataclasses.replace(row, tokens=tokens), family)[0]
     outside = np.ones(S, bool)
     outside[index : row.end[index]] = False
     assert not changed[outside].any()

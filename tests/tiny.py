@@ -1,4 +1,4 @@
-"""A random tiny Llama and token trees for it, for tests of properties that hold for any weights."""
+"""Random tiny models and token trees for them, for tests of properties that hold for any weights."""
 
 import numpy as np
 from flax import nnx
@@ -13,6 +13,7 @@ RESET_ID, EOT_ID = 3, 2
 
 def config(**changes) -> TransformerConfig:
     fields = dict(
+        model_type="llama",
         vocab_size=VOCAB,
         hidden_size=24,
         intermediate_size=40,
@@ -24,15 +25,32 @@ def config(**changes) -> TransformerConfig:
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         max_position_embeddings=256,
+        query_pre_attn_scalar=8,
     )
     return TransformerConfig(**(fields | changes))
+
+
+# What makes a tiny Llama a tiny Gemma-2. The window is shorter than most paths.
+GEMMA2 = dict(
+    model_type="gemma2",
+    num_hidden_layers=4,
+    query_pre_attn_scalar=16,
+    hidden_activation="gelu_pytorch_tanh",
+    attn_logit_softcapping=5.0,
+    final_logit_softcapping=10.0,
+    windows=(3, None),
+    norms_around=True,
+    unit_offset=True,
+    scale_embedding=True,
+)
+FAMILIES = {"llama": {}, "gemma2": GEMMA2}
 
 
 def model(seed: int = 0, **changes) -> Transformer:
     """A tiny model whose weights are large enough that every token matters to every later one."""
     made = Transformer(config(**changes), nnx.Rngs(seed))
-    for _, param in nnx.to_flat_state(nnx.state(made, nnx.Param)):
-        if param.ndim > 1:
+    for path, param in nnx.to_flat_state(nnx.state(made, nnx.Param)):
+        if path[-1] != "scale_M":
             param.set_value(param[...] * 8)
     return made
 

@@ -5,19 +5,33 @@ import jax.numpy as jnp
 
 
 def attend(
-    query_BxTxNxD: jax.Array, key_BxSxKxD: jax.Array, value_BxSxKxD: jax.Array, visible_BxTxS: jax.Array
+    query_BxTxNxD: jax.Array,
+    key_BxSxKxD: jax.Array,
+    value_BxSxKxD: jax.Array,
+    visible_BxTxS: jax.Array,
+    *,
+    scale: float,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Softmax attention, `[B, T, N, D]`; `N` is a multiple of `K` and keys are never repeated.
 
-    Scores and softmax are float32. `visible` is False where a query must not look; a query that sees nothing gives
-    the mean of all values, so callers keep at least the token itself visible.
+    Scores and softmax are float32. Scores are multiplied by `scale` and then, with `softcap`, bent into
+    `-softcap..softcap` (Gemma 2, arXiv 2408.00118, section 2). `visible` is False where a query must not look; a query
+    that sees nothing gives the mean of all values, so callers keep at least the token itself visible.
     """
     batch, queries, heads, dim = query_BxTxNxD.shape
     grouped_BxTxKxGxD = query_BxTxNxD.reshape(batch, queries, key_BxSxKxD.shape[2], -1, dim)
-    score_BxKxGxTxS = jnp.einsum(
-        "btkgd,bskd->bkgts", grouped_BxTxKxGxD * dim**-0.5, key_BxSxKxD, preferred_element_type=jnp.float32
+    score_BxKxGxTxS = scale * jnp.einsum(
+        "btkgd,bskd->bkgts", grouped_BxTxKxGxD, key_BxSxKxD, preferred_element_type=jnp.float32
     )
+    if softcap is not None:
+        score_BxKxGxTxS = soft_cap(score_BxKxGxTxS, softcap)
     score_BxKxGxTxS = jnp.where(visible_BxTxS[:, None, None], score_BxKxGxTxS, jnp.finfo(jnp.float32).min)
     weight_BxKxGxTxS = jax.nn.softmax(score_BxKxGxTxS, axis=-1).astype(value_BxSxKxD.dtype)
     mixed_BxTxKxGxD = jnp.einsum("bkgts,bskd->btkgd", weight_BxKxGxTxS, value_BxSxKxD)
     return mixed_BxTxKxGxD.reshape(batch, queries, heads, dim)
+
+
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+    """Bends `x` smoothly into `-cap..cap`."""
+    return cap * jnp.tanh(x / cap)

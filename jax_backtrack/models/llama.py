@@ -1,6 +1,6 @@
-"""Llama: its Hugging Face configuration, and the two-way table between Hugging Face weight names and our parameters."""
+"""Llama (arXiv 2407.21783): its Hugging Face configuration and weight names. Llama-3 to 3.2, SmolLM2."""
 
-from jax_backtrack.errors import InputError
+from jax_backtrack.models.hf_config import read_rope, refuse_unknown, require, write_rope
 from jax_backtrack.models.transformer import TransformerConfig
 
 # our path -> (Hugging Face name, how many leading axes of ours are inputs; 0 where the array is stored as it is).
@@ -21,40 +21,37 @@ WEIGHT_NAMES = {
 }
 
 # Settings that change what the model computes, and the only values that this port knows.
-_KNOWN = {"hidden_act": ("silu",), "attention_bias": (False, None), "mlp_bias": (False, None)}
+_KNOWN = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "pretraining_tp": (1, None),
+    "quantization_config": (None,),
+}
 
 
 def from_hf_config(config: dict) -> TransformerConfig:
     """Reads a Llama `config.json` given as a dict. Refuses by name whatever would change the model unseen."""
-    for field, known in _KNOWN.items():
-        if field in config and config[field] not in known:
-            raise InputError(f"config.json: {field} = {config[field]!r} is not supported; only {known[0]!r} is")
-    # transformers 5 writes rope_parameters; earlier versions wrote rope_theta and rope_scaling.
-    rope = config.get("rope_parameters") or {
-        "rope_theta": config.get("rope_theta"),
-        **(config.get("rope_scaling") or {}),
-    }
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        raise InputError(f"config.json: rope type {rope_type!r} is not supported; only 'default' is")
-    if rope.get("rope_theta") is None:
-        raise InputError("config.json: neither rope_parameters nor rope_theta gives the base of the rotary embedding")
-    try:
-        return TransformerConfig(
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_hidden_layers=config["num_hidden_layers"],
-            num_attention_heads=config["num_attention_heads"],
-            num_key_value_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-            rope_theta=float(rope["rope_theta"]),
-            rms_norm_eps=config["rms_norm_eps"],
-            tie_word_embeddings=config["tie_word_embeddings"],
-            max_position_embeddings=config["max_position_embeddings"],
-        )
-    except KeyError as missing:
-        raise InputError(f"config.json: the field {missing} is missing") from None
+    refuse_unknown(config, _KNOWN)
+    theta, scaling = read_rope(config)
+    heads = require(config, "num_attention_heads")
+    head_dim = config.get("head_dim") or require(config, "hidden_size") // heads
+    return TransformerConfig(
+        model_type="llama",
+        vocab_size=require(config, "vocab_size"),
+        hidden_size=require(config, "hidden_size"),
+        intermediate_size=require(config, "intermediate_size"),
+        num_hidden_layers=require(config, "num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=config.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rms_norm_eps=require(config, "rms_norm_eps"),
+        tie_word_embeddings=config.get("tie_word_embeddings", False),  # the default of transformers
+        max_position_embeddings=require(config, "max_position_embeddings"),
+        query_pre_attn_scalar=head_dim,
+    )
 
 
 def to_hf_config(config: TransformerConfig) -> dict:
@@ -62,7 +59,7 @@ def to_hf_config(config: TransformerConfig) -> dict:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_act": "silu",
+        "hidden_act": config.hidden_activation,
         "attention_bias": False,
         "mlp_bias": False,
         "vocab_size": config.vocab_size,
@@ -72,9 +69,8 @@ def to_hf_config(config: TransformerConfig) -> dict:
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "rms_norm_eps": config.rms_norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": config.max_position_embeddings,
+        **write_rope(config.rope_theta, config.rope_scaling),
     }

@@ -1,12 +1,42 @@
 """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), in the half-split layout of Hugging Face weights."""
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def rope_angles(position_BxT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """How Llama-3.1 and later stretch the embedding to longer texts. Field names are those of Hugging Face.
+
+    Waves longer than `original_max_position_embeddings / low_freq_factor` tokens are slowed down by `factor`, waves
+    shorter than `original_max_position_embeddings / high_freq_factor` are left alone, those between go over smoothly.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def apply(self, frequency_D: np.ndarray) -> np.ndarray:
+        """Scaled frequencies, in radians per token as they come."""
+        waves_D = self.original_max_position_embeddings * frequency_D / (2 * math.pi)  # in the original context
+        kept_D = (waves_D - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept_D = np.clip(kept_D, 0, 1)
+        return (kept_D + (1 - kept_D) / self.factor) * frequency_D
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: Llama3Scaling | None = None) -> np.ndarray:
+    """Radians per token of each pair of features, float32 `[D / 2]`."""
+    frequency_D = 1 / theta ** (np.arange(0, head_dim, 2) / head_dim)
+    return (scaling.apply(frequency_D) if scaling else frequency_D).astype(np.float32)
+
+
+def rope_angles(position_BxT: jax.Array, frequency_D: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of every position's angles, float32 `[B, T, 1, D / 2]`: one axis to broadcast over heads."""
-    frequency_D = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle_BxTx1xD = position_BxT[..., None, None].astype(jnp.float32) * frequency_D
     return jnp.cos(angle_BxTx1xD), jnp.sin(angle_BxTx1xD)
 

@@ -7,6 +7,7 @@ stacked along L and scanned.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +15,30 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from jax_backtrack import trees
-from jax_backtrack.models.attention import attend
+from jax_backtrack.models.attention import attend, soft_cap
 from jax_backtrack.models.cache import Cache
 from jax_backtrack.models.linear import linear
-from jax_backtrack.models.rope import rope_angles, rotate
+from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies, rotate
+
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Shape of the model. Field names are those of Hugging Face configurations; sizes are in units of features."""
+    """Shape and kind of the model. Where Hugging Face configurations have the field, it has its name there.
 
+    model_type:              family, a key of `families.FAMILIES`
+    hidden_activation:       of the feed-forward gate, a key of `ACTIVATIONS`
+    query_pre_attn_scalar:   attention scores are divided by its square root; the head dimension in most models
+    attn_logit_softcapping, final_logit_softcapping: bounds of attention scores and of logits; None for none
+    windows:                 sliding window of each layer in positions, the token itself counted, None for no window;
+                             one entry per layer of a group, and the layers are so many such groups
+    norms_around:            blocks have norms behind attention and feed-forward too, not only before them
+    unit_offset:             norms multiply by `1 + scale`, in float32, instead of by `scale`
+    scale_embedding:         embeddings are multiplied by the square root of `hidden_size`
+    """
+
+    model_type: str
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -35,6 +50,15 @@ class TransformerConfig:
     rms_norm_eps: float
     tie_word_embeddings: bool
     max_position_embeddings: int
+    query_pre_attn_scalar: float
+    rope_scaling: Llama3Scaling | None = None
+    hidden_activation: str = "silu"
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    windows: tuple[int | None, ...] = (None,)
+    norms_around: bool = False
+    unit_offset: bool = False
+    scale_embedding: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,18 +79,22 @@ class Compute:
 class RMSNorm(nnx.Module):
     """Root mean square normalisation in float32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
 
-    def __init__(self, features: int, eps: float, param_dtype):
-        self.scale_M = nnx.Param(jnp.ones((features,), param_dtype))
-        self.eps = eps
+    def __init__(self, config: TransformerConfig, param_dtype):
+        make = jnp.zeros if config.unit_offset else jnp.ones
+        self.scale_M = nnx.Param(make((config.hidden_size,), param_dtype))
+        self.eps, self.unit_offset = config.rms_norm_eps, config.unit_offset
 
     def __call__(self, x_BxTxM: jax.Array) -> jax.Array:
         x32 = x_BxTxM.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return normed.astype(x_BxTxM.dtype) * self.scale_M[...].astype(x_BxTxM.dtype)
+        scale_M = self.scale_M[...]
+        if self.unit_offset:
+            return (normed * (1 + scale_M.astype(jnp.float32))).astype(x_BxTxM.dtype)
+        return normed.astype(x_BxTxM.dtype) * scale_M.astype(x_BxTxM.dtype)
 
 
 class Block(nnx.Module):
-    """One layer: attention and a gated feed-forward network, each behind a norm and added to the stream."""
+    """One layer: attention and a gated feed-forward network, each normed and added to the stream."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, param_dtype):
         width, hidden, dim = config.hidden_size, config.intermediate_size, config.head_dim
@@ -75,15 +103,18 @@ class Block(nnx.Module):
         def normal(*shape):
             return nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) * 0.02)
 
-        self.attention_norm = RMSNorm(width, config.rms_norm_eps, param_dtype)
+        self.attention_norm = RMSNorm(config, param_dtype)
         self.query_MxNxD = normal(width, heads, dim)
         self.key_MxKxD = normal(width, kv_heads, dim)
         self.value_MxKxD = normal(width, kv_heads, dim)
         self.out_NxDxM = normal(heads, dim, width)
-        self.feed_forward_norm = RMSNorm(width, config.rms_norm_eps, param_dtype)
+        self.attention_post_norm = RMSNorm(config, param_dtype) if config.norms_around else None
+        self.feed_forward_norm = RMSNorm(config, param_dtype)
         self.gate_MxF = normal(width, hidden)
         self.up_MxF = normal(width, hidden)
         self.down_FxM = normal(hidden, width)
+        self.feed_forward_post_norm = RMSNorm(config, param_dtype) if config.norms_around else None
+        self.activation = config.hidden_activation
 
     def __call__(self, x_BxTxM, angles, attention):
         """Returns the stream after this layer and what `attention(query, key, value)` returned beside its mix."""
@@ -97,10 +128,13 @@ class Block(nnx.Module):
         key_BxTxKxD = rotate(linear(h, weight(self.key_MxKxD)), angles)
         value_BxTxKxD = linear(h, weight(self.value_MxKxD))
         mixed_BxTxNxD, kept = attention(query_BxTxNxD, key_BxTxKxD, value_BxTxKxD)
-        x_BxTxM += jnp.einsum("btnd,ndm->btm", mixed_BxTxNxD, weight(self.out_NxDxM))
+        h = jnp.einsum("btnd,ndm->btm", mixed_BxTxNxD, weight(self.out_NxDxM))
+        x_BxTxM += self.attention_post_norm(h) if self.attention_post_norm else h
         h = self.feed_forward_norm(x_BxTxM)
-        gated_BxTxF = jax.nn.silu(linear(h, weight(self.gate_MxF))) * (linear(h, weight(self.up_MxF)))
-        return x_BxTxM + gated_BxTxF @ weight(self.down_FxM), kept
+        gate_BxTxF = ACTIVATIONS[self.activation](linear(h, weight(self.gate_MxF)))
+        h = (gate_BxTxF * linear(h, weight(self.up_MxF))) @ weight(self.down_FxM)
+        x_BxTxM += self.feed_forward_post_norm(h) if self.feed_forward_post_norm else h
+        return x_BxTxM, kept
 
 
 class Transformer(nnx.Module):
@@ -120,7 +154,7 @@ class Transformer(nnx.Module):
         self.embedding_VxM = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) * 0.02)
         make_block = functools.partial(Block, config, param_dtype=param_dtype)
         self.blocks = nnx.vmap(lambda rngs: make_block(rngs=rngs))(rngs.split(config.num_hidden_layers))
-        self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, param_dtype)
+        self.final_norm = RMSNorm(config, param_dtype)
         if not config.tie_word_embeddings:
             self.head_VxM = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) * 0.02)
 
@@ -131,60 +165,77 @@ class Transformer(nnx.Module):
 
     def hidden(self, tokens_BxS: jax.Array, position_BxS: jax.Array, end_BxS: jax.Array) -> jax.Array:
         """Final hidden states `[B, S, M]` of token trees, where each token sees its ancestors and itself."""
-        visible_BxSxS = trees.attention_rule(position_BxS, end_BxS)
+        visible = {window: trees.attention_rule(position_BxS, end_BxS, window) for window in self.config.windows}
 
-        def attention(query, key, value):
-            return attend(query, key, value, visible_BxSxS), None
+        def attention(_index, window, query, key, value, _cache):
+            return self._attend(query, key, value, visible[window]), None
 
-        angles = self._angles(position_BxS)
-        graph, stacked = nnx.split(self.blocks)
+        x_BxSxM, _ = self._through_layers(tokens_BxS, position_BxS, attention, None)
+        return x_BxSxM
 
-        def layer(x_BxSxM, params):
-            x_BxSxM, _ = nnx.merge(graph, params)(x_BxSxM, angles, attention)
-            return self._by_rows(x_BxSxM), None
-
-        if self.compute.remat:
-            layer = jax.checkpoint(layer)
-        x_BxSxM, _ = jax.lax.scan(layer, self._embed(tokens_BxS), stacked)
-        return self.final_norm(x_BxSxM)
-
-    def extend(
-        self, tokens_BxT: jax.Array, position_BxT: jax.Array, cache: Cache, visible_BxTxS: jax.Array
-    ) -> tuple[jax.Array, Cache]:
+    def extend(self, tokens_BxT: jax.Array, position_BxT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Feeds `T` tokens of every row into the cache's slots `cursor..cursor + T`; final hidden states and the cache.
 
-        `visible_BxTxS` says which slots each fed token sees; the slots being written count as written.
+        The slots must be claimed: `cache.visible` says which of them, and of the older ones, each fed token sees.
         """
-        angles = self._angles(position_BxT)
-        graph, stacked = nnx.split(self.blocks)
+        visible = {window: cache.visible(position_BxT, window) for window in self.config.windows}
 
-        def layer(carry, params_and_index):
-            x_BxTxM, cache = carry
-            params, index = params_and_index
+        def attention(index, window, query, key, value, cache):
+            grown = cache.write(index, key, value)
+            return self._attend(query, *grown.layer(index), visible[window]), grown
 
-            def attention(query, key, value):
-                grown = cache.write(index, key, value)
-                return attend(query, *grown.layer(index), visible_BxTxS), grown
-
-            x_BxTxM, grown = nnx.merge(graph, params)(x_BxTxM, angles, attention)
-            return (self._by_rows(x_BxTxM), grown), None
-
-        start = self._embed(tokens_BxT), cache
-        (x_BxTxM, cache), _ = jax.lax.scan(layer, start, (stacked, jnp.arange(self.config.num_hidden_layers)))
-        return self.final_norm(x_BxTxM), cache
+        return self._through_layers(tokens_BxT, position_BxT, attention, cache)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Projects hidden states `[..., M]` to logits `[..., V]` in float32."""
         head_VxM = self.embedding_VxM if self.config.tie_word_embeddings else self.head_VxM
-        return jnp.einsum(
+        logits = jnp.einsum(
             "...m,vm->...v", hidden, head_VxM[...].astype(hidden.dtype), preferred_element_type=jnp.float32
         )
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else soft_cap(logits, cap)
 
-    def _angles(self, position_BxT):
-        return rope_angles(position_BxT, self.config.head_dim, self.config.rope_theta)
+    def _attend(self, query, key, value, visible):
+        scale = self.config.query_pre_attn_scalar**-0.5
+        return attend(query, key, value, visible, scale=scale, softcap=self.config.attn_logit_softcapping)
+
+    def _through_layers(self, tokens_BxT, position_BxT, attention: Callable, cache: Cache | None):
+        """Final hidden states of the tokens, and the cache after the last layer.
+
+        The scan goes over groups of layers, one layer of a group per entry of `config.windows`: a window is static.
+        `attention(index, window, query, key, value, cache)` gives a layer's mix of values, and the cache.
+        """
+        config = self.config
+        angles = rope_angles(position_BxT, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
+        graph, stacked = nnx.split(self.blocks)
+        size = len(config.windows)
+
+        def layer(window, params, index, x_BxTxM, cache):
+            def attention_here(query, key, value):
+                return attention(index, window, query, key, value, cache)
+
+            x_BxTxM, cache = nnx.merge(graph, params)(x_BxTxM, angles, attention_here)
+            return self._by_rows(x_BxTxM), cache
+
+        def group(carry, params_and_first):
+            params, first = params_and_first
+            for place, window in enumerate(config.windows):
+                one = functools.partial(layer, window)
+                one = jax.checkpoint(one) if self.compute.remat else one
+                carry = one(jax.tree.map(lambda leaf: leaf[place], params), first + place, *carry)  # noqa: B023
+            return carry, None
+
+        grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), stacked)
+        firsts = jnp.arange(0, config.num_hidden_layers, size)
+        (x_BxTxM, cache), _ = jax.lax.scan(group, (self._embed(tokens_BxT), cache), (grouped, firsts))
+        return self.final_norm(x_BxTxM), cache
 
     def _embed(self, tokens_BxT):
-        return self._by_rows(self.embedding_VxM[...][tokens_BxT].astype(self.compute.dtype))
+        x_BxTxM = self.embedding_VxM[...][tokens_BxT].astype(self.compute.dtype)
+        if self.config.scale_embedding:
+            # transformers rounds the scale to the stream's dtype before it multiplies: 59.75 for 59.87 in bfloat16.
+            x_BxTxM *= jnp.asarray(self.config.hidden_size**0.5, x_BxTxM.dtype)
+        return self._by_rows(x_BxTxM)
 
     def _by_rows(self, x_BxTxM):
         return x_BxTxM if self.compute.rows is None else jax.lax.with_sharding_constraint(x_BxTxM, self.compute.rows)

@@ -148,7 +148,7 @@ def _prefill(model, prompts: Prompts, plan: Plan) -> State:
     live_BxP = position_BxP < prompts.length[:, None] - 1
     cache = Cache.empty(model.config, rows, length + plan.new_tokens, model.compute.dtype)
     cache = cache.claim(position_BxP, live_BxP)
-    _, cache = model.extend(prompts.tokens, position_BxP, cache, cache.visible(position_BxP))
+    _, cache = model.extend(prompts.tokens, position_BxP, cache)
     nothing_B = jnp.zeros(rows, jnp.int32)
     return State(
         step=jnp.zeros((), jnp.int32),
@@ -166,7 +166,7 @@ def _feed(model, state: State) -> tuple[jax.Array, Cache]:
     """Feeds one token per row; logits `[B, V]` of the next, and the cache with the token in it."""
     position_Bx1 = state.position[:, None]
     cache = state.cache.claim(position_Bx1, jnp.ones_like(position_Bx1, bool))
-    hidden_Bx1xM, cache = model.extend(state.token[:, None], position_Bx1, cache, cache.visible(position_Bx1))
+    hidden_Bx1xM, cache = model.extend(state.token[:, None], position_Bx1, cache)
     return model.logits(hidden_Bx1xM[:, 0]), cache.advance(1)
 
 

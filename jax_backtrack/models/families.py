@@ -1,0 +1,33 @@
+"""The model families, by the `model_type` of their Hugging Face configuration.
+
+A family is a module with three names: `WEIGHT_NAMES`, the two-way table between Hugging Face weight names and our
+parameters; `from_hf_config` and `to_hf_config`, which read and write `config.json`.
+"""
+
+from types import ModuleType
+
+from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.models import gemma2, llama
+from jax_backtrack.models.transformer import TransformerConfig
+
+FAMILIES: dict[str, ModuleType] = {"llama": llama, "gemma2": gemma2}
+
+
+def from_hf_config(config: dict) -> TransformerConfig:
+    """Reads a `config.json` given as a dict. Raises InputError for a family, or a setting of one, that is not here."""
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"config.json: model_type {model_type!r} is not supported; {nearest(str(model_type), FAMILIES)}"
+        )
+    return FAMILIES[model_type].from_hf_config(config)
+
+
+def to_hf_config(config: TransformerConfig) -> dict:
+    """The fields of a `config.json` that `from_hf_config` reads back to the same configuration."""
+    return FAMILIES[config.model_type].to_hf_config(config)
+
+
+def weight_names(config: TransformerConfig) -> dict[str, tuple[str, int]]:
+    """Our path -> (Hugging Face name, how many leading axes of ours are inputs)."""
+    return FAMILIES[config.model_type].WEIGHT_NAMES

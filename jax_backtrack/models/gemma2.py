@@ -1,0 +1,103 @@
+"""Gemma-2 (arXiv 2408.00118): its Hugging Face configuration and weight names. The 2B, 9B and 27B models."""
+
+from jax_backtrack.errors import InputError
+from jax_backtrack.models.hf_config import read_rope, refuse_unknown, require, write_rope
+from jax_backtrack.models.llama import WEIGHT_NAMES as LLAMA_WEIGHT_NAMES
+from jax_backtrack.models.transformer import TransformerConfig
+
+# Llama's, but for the four norms of a block; the head is the embedding.
+WEIGHT_NAMES = {path: name for path, name in LLAMA_WEIGHT_NAMES.items() if path != "head_VxM"} | {
+    "blocks.attention_norm.scale_M": ("model.layers.{layer}.input_layernorm.weight", 0),
+    "blocks.attention_post_norm.scale_M": ("model.layers.{layer}.post_attention_layernorm.weight", 0),
+    "blocks.feed_forward_norm.scale_M": ("model.layers.{layer}.pre_feedforward_layernorm.weight", 0),
+    "blocks.feed_forward_post_norm.scale_M": ("model.layers.{layer}.post_feedforward_layernorm.weight", 0),
+}
+
+# `hidden_act` is not here: the published files have it beside `hidden_activation`, which is the one that counts.
+_KNOWN = {
+    "hidden_activation": ("gelu_pytorch_tanh", None),
+    "attention_bias": (False, None),
+    "tie_word_embeddings": (True,),
+    "use_bidirectional_attention": (False, None),
+    "quantization_config": (None,),
+}
+_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
+
+
+def from_hf_config(config: dict) -> TransformerConfig:
+    """Reads a Gemma-2 `config.json` given as a dict. Refuses by name whatever would change the model unseen."""
+    refuse_unknown(config, _KNOWN)
+    theta, scaling = read_rope(config)
+    return TransformerConfig(
+        model_type="gemma2",
+        vocab_size=require(config, "vocab_size"),
+        hidden_size=require(config, "hidden_size"),
+        intermediate_size=require(config, "intermediate_size"),
+        num_hidden_layers=require(config, "num_hidden_layers"),
+        num_attention_heads=require(config, "num_attention_heads"),
+        num_key_value_heads=require(config, "num_key_value_heads"),
+        head_dim=require(config, "head_dim"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rms_norm_eps=require(config, "rms_norm_eps"),
+        tie_word_embeddings=True,
+        max_position_embeddings=require(config, "max_position_embeddings"),
+        query_pre_attn_scalar=require(config, "query_pre_attn_scalar"),
+        hidden_activation="gelu_pytorch_tanh",
+        attn_logit_softcapping=_nullable(config, "attn_logit_softcapping"),
+        final_logit_softcapping=_nullable(config, "final_logit_softcapping"),
+        windows=_windows(config),
+        norms_around=True,
+        unit_offset=True,
+        scale_embedding=True,
+    )
+
+
+def to_hf_config(config: TransformerConfig) -> dict:
+    """The fields of a Gemma-2 `config.json` that `from_hf_config` reads back to the same configuration."""
+    windows = config.windows * (config.num_hidden_layers // len(config.windows))
+    return {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "hidden_act": config.hidden_activation,
+        "hidden_activation": config.hidden_activation,
+        "attention_bias": False,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": config.max_position_embeddings,
+        "query_pre_attn_scalar": config.query_pre_attn_scalar,
+        "attn_logit_softcapping": config.attn_logit_softcapping,
+        "final_logit_softcapping": config.final_logit_softcapping,
+        "sliding_window": next((window for window in windows if window is not None), None),
+        "layer_types": [_GLOBAL if window is None else _LOCAL for window in windows],
+        **write_rope(config.rope_theta, config.rope_scaling),
+    }
+
+
+def _nullable(config: dict, field: str):
+    """A field that may be null but must be there: no value and no field are not the same."""
+    if field not in config:
+        raise InputError(f"config.json: the field {field!r} is missing; write null for none")
+    return config[field]
+
+
+def _windows(config: dict) -> tuple[int | None, ...]:
+    """The windows of the shortest run of layers that the model repeats: local and global in turn, as published."""
+    layers = require(config, "num_hidden_layers")
+    types = config.get("layer_types") or [(_LOCAL, _GLOBAL)[layer % 2] for layer in range(layers)]
+    if len(types) != layers:
+        raise InputError(f"config.json: layer_types has {len(types)} entries for {layers} layers")
+    if unknown := sorted(set(types) - {_LOCAL, _GLOBAL}):
+        raise InputError(f"config.json: layer_types has {unknown[0]!r}; known are {_LOCAL!r} and {_GLOBAL!r}")
+    window = require(config, "sliding_window") if _LOCAL in types else None
+    size = next(
+        size for size in range(1, layers + 1) if layers % size == 0 and types == types[:size] * (layers // size)
+    )
+    return tuple(window if kind == _LOCAL else None for kind in types[:size])
