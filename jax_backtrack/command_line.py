@@ -7,9 +7,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jax_backtrack.errors import InputError, nearest
-from jax_backtrack.hub.load import EXPORT, load
+from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.progress import console
-from jax_backtrack.recipe import check
+from jax_backtrack.recipe import check, load_model
 from jax_backtrack.safety import compare, report
 from jax_backtrack.sampling import files
 from jax_backtrack.sampling.sampler import Sampler
@@ -97,9 +97,7 @@ def _sampler(config: ConfigDict, workdir: Path) -> Sampler:
     check(config)
     path = _model_path(config, workdir)
     console.print(f"model: {path}", highlight=False)
-    model, tokenizer = load(
-        path, make_mesh(**config.mesh), config.model.param_dtype, compute_dtype=config.model.compute_dtype
-    )
+    model, tokenizer = load_model(config, path, make_mesh(**config.mesh))
     return compare.sampler(config, model, tokenizer)
 
 

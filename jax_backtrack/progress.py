@@ -6,7 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 # Where the output goes to a file, tables need not fit a narrow screen.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100)
@@ -31,3 +39,19 @@ def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Callab
             bar.update(task, advance=count, **({} if note is None else {"note": note}))
 
         yield advance
+
+
+@contextlib.contextmanager
+def share_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar in per cent; yields `advance(count, total)`, for work whose size is known once it has begun."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda count, total: bar.update(task, advance=count, total=total)

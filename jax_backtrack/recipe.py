@@ -1,9 +1,15 @@
-"""Checks a recipe before anything is loaded: names, and numbers that are out of range."""
+"""Checks a recipe before anything is loaded: names, and numbers that are out of range. Then loads its model."""
 
+from collections.abc import Callable
+
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jax_backtrack.errors import InputError, nearest
-from jax_backtrack.hub.load import DTYPES
+from jax_backtrack.hub.load import DTYPES, load
+from jax_backtrack.hub.tokenizer import ChatTokenizer
+from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.progress import share_bar
 from jax_backtrack.trees import CONTEXTS
 
 _NAMES = {
@@ -62,6 +68,24 @@ def check_training(config: ConfigDict) -> None:
         )
     if not (config.data.path or config.data.utility_path):
         raise InputError("neither data.path nor data.utility_path is set")
+
+
+def load_model(
+    config: ConfigDict, path: str, mesh: Mesh, *, remat: bool = False, load: Callable = load
+) -> tuple[Transformer, ChatTokenizer]:
+    """Loads `path` as the recipe says, with a bar. It may be a workdir in place of the recipe's own `model.path`."""
+    its_own = path == config.model.path
+    with share_bar(f"loading {path}") as progress:
+        return load(
+            path,
+            mesh,
+            config.model.param_dtype,
+            compute_dtype=config.model.compute_dtype,
+            remat=remat,
+            chat_template=config.model.chat_template if its_own else "",
+            revision=config.model.revision or None if its_own else None,
+            progress=progress,
+        )
 
 
 def _flat(values: dict, prefix: str = ""):

@@ -2,38 +2,101 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
 from jax_backtrack.errors import InputError
-from jax_backtrack.hub import weights
+from jax_backtrack.hub import card, weights
 from jax_backtrack.hub.load import check_agreement
 from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.models import llama
+from jax_backtrack.models import families
 from jax_backtrack.models.transformer import Transformer
 
+# What `generate` of transformers runs when it is told `custom_generate=folder`. It imports nothing of this package.
+_CUSTOM_GENERATE = "custom_generate/generate.py"
 
-def save(model: Transformer, tokenizer: ChatTokenizer, folder: str | Path, *, overwrite: bool = False) -> None:
-    """Writes model, configuration and tokenizer as a Hugging Face folder. The folder appears whole or not at all."""
+
+def save(
+    model: Transformer,
+    tokenizer: ChatTokenizer,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    recipe: ConfigDict | Mapping | None = None,
+) -> None:
+    """Writes model, configuration, tokenizer and model card as a Hugging Face folder.
+
+    recipe: what the model was trained by, for the card
+
+    The folder appears whole or not at all; where writing fails, one that was there before stays as it was.
+    """
     folder = Path(folder).expanduser()
-    if folder.exists() and not overwrite:
+    scratch = folder.with_name(folder.name + ".writing")
+    new, old = scratch / "new", scratch / "old"
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # a save was killed between its two renames
+    if folder.exists() and not (overwrite and folder.is_dir()):
         raise InputError(f"{folder} exists already and would be overwritten; choose another folder or allow it")
     check_agreement(model, tokenizer, {})
-    writing = folder.with_name(folder.name + ".writing")
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
-    weights.save(model, writing)
-    token_ids = {
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        _write(model, tokenizer, new, recipe)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    finally:
+        if folder.exists() or not old.exists():  # else the only copy lies there
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(model: Transformer, tokenizer: ChatTokenizer, folder: Path, recipe: ConfigDict | Mapping | None) -> None:
+    weights.save(model, folder)
+    tokenizer.hf.save_pretrained(folder)
+    config = families.to_hf_config(model.config) | _token_ids(tokenizer)
+    config["dtype"] = str(model.embedding_VxM.dtype)
+    if tokenizer.reset_id is not None:
+        config["backtracking"] = _backtracking(tokenizer)
+        (folder / _CUSTOM_GENERATE).parent.mkdir()
+        shutil.copyfile(Path(__file__).parent / _CUSTOM_GENERATE, folder / _CUSTOM_GENERATE)
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", _token_ids(tokenizer) | {"eos_token_id": _ends(tokenizer)})
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    recipe = recipe.to_dict() if isinstance(recipe, ConfigDict) else recipe
+    (folder / card.FILE).write_text(card.text(config, parameters, recipe), encoding="utf-8")
+
+
+def _token_ids(tokenizer: ChatTokenizer) -> dict:
+    return {
         "bos_token_id": tokenizer.hf.bos_token_id,
         "eos_token_id": tokenizer.eot_id,
         "pad_token_id": tokenizer.hf.pad_token_id,
     }
-    config = llama.to_hf_config(model.config) | token_ids
-    config["dtype"] = str(model.embedding_VxM.dtype)
-    if tokenizer.reset_context:
-        config["backtracking"] = {"reset_token_id": tokenizer.reset_id, "context": tokenizer.reset_context}
-    (writing / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (writing / "generation_config.json").write_text(json.dumps(token_ids, indent=2) + "\n")
-    tokenizer.hf.save_pretrained(writing)
-    if folder.exists():
-        shutil.rmtree(folder)
-    writing.rename(folder)
+
+
+def _ends(tokenizer: ChatTokenizer) -> int | list[int]:
+    """What ends a reply in a plain `generate`: the end of the turn, and the end of a text where that is another."""
+    eos_id = tokenizer.hf.eos_token_id
+    return tokenizer.eot_id if eos_id in (None, tokenizer.eot_id) else [tokenizer.eot_id, eos_id]
+
+
+def _backtracking(tokenizer: ChatTokenizer) -> dict:
+    """What `load` and `custom_generate` read; without `context` for a model that was not trained to reset."""
+    stops = sorted(tokenizer.special_ids - {tokenizer.reset_id})
+    return {
+        "reset_token_id": tokenizer.reset_id,
+        **({"context": tokenizer.reset_context} if tokenizer.reset_context else {}),
+        "stop_token_ids": stops,
+    }
+
+
+def _write_json(file: Path, value: dict) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,6 +1,6 @@
 """Reads a llama-architecture `.gguf` file as if it were a Hugging Face folder: configuration, weights, tokenizer."""
 
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import gguf
@@ -41,6 +41,8 @@ class GGUFFile:
         if architecture != "llama":
             raise InputError(f"{path}: architecture {architecture!r} is not supported; only 'llama' is")
         self._tensors = {self._hf_name(tensor.name): tensor for tensor in self._reader.tensors}
+        # Devices ask for their parts of one tensor in a row.
+        self._dequantised = functools.lru_cache(maxsize=1)(self._dequantise)
 
     def hf_config(self) -> dict:
         """The file's metadata in the field names of a Hugging Face `config.json`."""
@@ -61,12 +63,15 @@ class GGUFFile:
             "max_position_embeddings": self._field("llama.context_length"),
         }
 
-    def tensor_names(self) -> Iterator[str]:
-        """Hugging Face names of the tensors in the file."""
-        return iter(self._tensors)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by its Hugging Face name. The file counts axes from the last one."""
+        return {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in self._tensors.items()}
 
-    def tensor(self, hf_name: str) -> np.ndarray:
-        """One tensor, dequantised to float32, in the Hugging Face layout."""
+    def read(self, hf_name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of one tensor, dequantised to float32, in the Hugging Face layout."""
+        return self._dequantised(hf_name)[index]
+
+    def _dequantise(self, hf_name: str) -> np.ndarray:
         tensor = self._tensors[hf_name]
         weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
         if "q_proj" in hf_name:

@@ -2,9 +2,10 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub
+import jax
 import jax.numpy as jnp
 import transformers
 from flax import nnx
@@ -12,9 +13,11 @@ from jax.sharding import Mesh
 
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub import weights
+from jax_backtrack.hub.download import download
 from jax_backtrack.hub.gguf import GGUFFile
+from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
 from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.models import llama
+from jax_backtrack.models import families
 from jax_backtrack.models.transformer import Compute, Transformer
 from jax_backtrack.sharding import make_mesh, param_shardings, rows_sharding
 
@@ -29,6 +32,10 @@ def load(
     *,
     compute_dtype: str | None = None,
     remat: bool = False,
+    chat_template: str = "",
+    revision: str | None = None,
+    token: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Transformer, ChatTokenizer]:
     """Loads a model and its tokenizer.
 
@@ -36,22 +43,26 @@ def load(
     mesh:          devices to shard parameters and rows over; all devices by `data` if None
     dtype:         of the parameters, whatever the file holds; `compute_dtype` (same if None) that of the activations
     remat:         recompute each layer in the backward pass instead of keeping its activations
+    chat_template: "chatml", "gemma2", "llama3" or the path of a .jinja file, in place of the tokenizer's own
+    revision:      of a Hub id: branch, tag or commit
+    token:         for a Hub id that is not public; by default that of `hf auth login` or of HF_TOKEN
+    progress:      called with the number of parameters read since its last call, and of all
 
-    Raises InputError for what cannot be loaded as it stands: see `weights.fill`, `llama.from_hf_config`.
+    Raises InputError for what cannot be loaded as it stands: see `weights.fill`, `families.from_hf_config`.
     """
     for given in (dtype, compute_dtype or dtype):
         if given not in DTYPES:
             raise InputError(f"dtype {given!r}: {nearest(given, DTYPES)}")
-    source, hf_config, open_tokenizer = _open(str(path))
-    if hf_config.get("model_type") != "llama":
-        raise InputError(f"{path}: model_type {hf_config.get('model_type')!r} is not supported; only 'llama' is")
-    config = llama.from_hf_config(hf_config)
-    tokenizer = ChatTokenizer(open_tokenizer(), reset_context=hf_config.get("backtracking", {}).get("context"))
+    source, hf_config, open_tokenizer = _open(str(path), revision, token)
+    config = families.from_hf_config(hf_config)
+    reset_context = hf_config.get("backtracking", {}).get("context")
+    tokenizer = ChatTokenizer(open_tokenizer(), reset_context, chat_template)
     mesh = mesh or make_mesh()
     compute = Compute(dtype=compute_dtype or dtype, remat=remat, rows=rows_sharding(mesh))
     model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute))
-    weights.fill(model, source, param_shardings(model, mesh))
     check_agreement(model, tokenizer, hf_config)
+    total = sum(param.size for param in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    weights.fill(model, source, param_shardings(model, mesh), lambda done: progress(done, total))
     return model, tokenizer
 
 
@@ -76,16 +87,18 @@ def check_agreement(model: Transformer, tokenizer: ChatTokenizer, hf_config: dic
         raise InputError(f"config.json says [RESET] is id {recorded}, the tokenizer says {tokenizer.reset_id}")
 
 
-def _open(path: str):
+def _open(path: str, revision: str | None, token: str | None):
     """Weights source, configuration as a dict, and a function that opens the tokenizer of whatever `path` names."""
     local = Path(path).expanduser()
+    if revision is not None and local.exists():
+        raise InputError(f"{path} is here, so the revision {revision!r} has no meaning: it goes with a Hub id")
     if local.suffix == ".gguf":
         if not local.is_file():
             raise InputError(f"{path}: no such file")
         file = GGUFFile(local)
         return file, file.hf_config(), file.tokenizer
     if not local.exists():
-        local = _download(path)
+        local = download(path, revision, token)
     elif (local / EXPORT / "config.json").is_file():
         local = local / EXPORT
     if not (local / "config.json").is_file():
@@ -98,21 +111,18 @@ def _open(path: str):
         raise InputError(
             f"{path} has no {EXPORT}/ and its config.json no model_type: a workdir whose training is not finished?"
         )
-    return weights.SafetensorsFolder(local), config, lambda: _open_tokenizer(local)
+    return SafetensorsFolder(local), config, lambda: _open_tokenizer(local)
 
 
 def _open_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:
+    """The tokenizer as its `tokenizer.json` has it.
+
+    AutoTokenizer would build it anew by the class that a configuration names (Gemma's makes "<mask>" special), and it
+    imports torch where that is installed, which takes two seconds.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"{folder} has no tokenizer.json; save_pretrained of its tokenizer in transformers writes one")
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder)
+        return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:
         raise InputError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
-
-
-def _download(path: str) -> Path:
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise InputError(f"{path}: no such file or folder, and not a Hub id (owner/name)")
-    try:
-        files = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-        return Path(huggingface_hub.snapshot_download(path, allow_patterns=files))
-    except Exception as error:
-        raise InputError(f"{path}: no such folder here, and the Hub does not give it: {error}") from error

@@ -1,7 +1,7 @@
 """The tokenizer as this project uses it: chat templates in, ids out, and text that can never become a special token.
 
-Ids of special tokens come from the chat template alone. What a user, a data row or an attack wrote is encoded by a
-copy of the tokenizer that knows no added tokens at all, so "[RESET]" or "<|im_end|>" in it stays plain text.
+Ids of control tokens come from the chat template alone. What a user, a data row or an attack wrote is encoded by a
+copy of the tokenizer that does not know them, so "[RESET]" or "<|im_end|>" in it stays plain text.
 """
 
 import json
@@ -24,6 +24,16 @@ Message = dict[str, str]  # role, content
 # Spare entries that vocabularies keep: Llama-3, Gemma-2, SmolLM2. The first one that is there becomes [RESET].
 _SPARE_TOKENS = ("<|reserved_special_token_0|>", "<unused0>", "<reponame>")
 
+# Chat templates that come with this project, for base models, whose tokenizers have none.
+_TEMPLATES = {file.stem: file for file in Path(__file__).with_name("templates").glob("*.jinja")}
+
+# Added tokens that text may give. Gemma-2 keeps runs of white space and HTML tags as added tokens that are not special,
+# and its models have read them in text as one token each; "\u2581" is how it spells a space. All other added tokens may
+# steer a model, special or not: Gemma-2 has "<mask>", "[@BOS@]", "[toxicity=0]" and "<unused0>" in the same list.
+_TEXT_TOKEN = re.compile(
+    r"[\s\u2581]+|</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code)>"
+)
+
 
 class ChatTokenizer:
     """A fast Hugging Face tokenizer (`hf`) with a chat template, kept safe from what the text spells.
@@ -31,30 +41,41 @@ class ChatTokenizer:
     eot_id:        id of the token that ends the assistant's turn in the chat template
     reset_id:      id of `[RESET]`, or None where the vocabulary has none yet (see `with_reset`)
     reset_context: the reset context that the model was trained with, or None for a model that was not
+    chat_template: a template to use in place of the tokenizer's own, which `hf` then keeps: "chatml", "gemma2",
+                   "llama3", or the path of a .jinja file
     """
 
-    def __init__(self, hf: transformers.PreTrainedTokenizerFast, reset_context: str | None = None):
+    def __init__(
+        self, hf: transformers.PreTrainedTokenizerFast, reset_context: str | None = None, chat_template: str = ""
+    ):
         if not hf.is_fast:
             raise InputError(f"{type(hf).__name__} is a slow tokenizer; the model needs a tokenizer.json")
+        if chat_template:
+            hf.chat_template = _read_template(chat_template, hf)
         if not hf.chat_template:
-            raise InputError("the tokenizer has no chat template: give it one in its tokenizer_config.json")
+            raise InputError(
+                "the tokenizer has no chat template, as is usual for a base model: "
+                f"set chat_template (in a recipe, model.chat_template) to {', '.join(sorted(_TEMPLATES))} "
+                "or to the path of a .jinja file"
+            )
         self.hf = hf
         self.reset_context = reset_context
-        self._special_ids = {token.content: index for index, token in hf.added_tokens_decoder.items()}
-        longest_first = sorted(self._special_ids, key=len, reverse=True)
-        self._special_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        self._text_only = _without_added_tokens(hf.backend_tokenizer)
+        text_tokens, self._control_ids = _split_added_tokens(hf.backend_tokenizer)
+        longest_first = sorted(self._control_ids, key=len, reverse=True)
+        self._control_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self._text_only = _text_only(hf.backend_tokenizer, text_tokens)
         self._refuse_leaks()
         self.eot_id = self._end_of_turn()
 
     @property
     def special_ids(self) -> set[int]:
-        """Ids of the special tokens, [RESET] among them."""
-        return {index for index, token in self.hf.added_tokens_decoder.items() if token.special}
+        """Ids of the special tokens, [RESET] and the end of turn among them."""
+        return {index for index, token in self.hf.added_tokens_decoder.items() if token.special} | {self.eot_id}
 
     @property
     def reset_id(self) -> int | None:
-        return self._special_ids.get(RESET)
+        index = self._control_ids.get(RESET)
+        return index if index in self.special_ids else None
 
     @property
     def largest_id(self) -> int:
@@ -62,7 +83,7 @@ class ChatTokenizer:
         return max(self.hf.get_vocab().values())
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of untrusted text, int32 `[tokens]`: never a special token, whatever the text spells."""
+        """Ids of untrusted text, int32 `[tokens]`: never a control token, whatever the text spells."""
         return np.asarray(self._text_ids(text), np.int32)
 
     def render(self, messages: Sequence[Message]) -> np.ndarray:
@@ -71,7 +92,8 @@ class ChatTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
-        return self.hf.decode(list(map(int, ids)), skip_special_tokens=True)
+        # Llama-3's tokenizer_config.json asks for a clean-up that would make "." of " .".
+        return self.hf.decode(list(map(int, ids)), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _render(self, messages: Sequence[Message]) -> list[int]:
         """Renders place-holders instead of contents, so that what stands between them is the template's own."""
@@ -93,9 +115,9 @@ class ChatTokenizer:
                 roles = ", ".join(message["role"] for message in messages)
                 raise InputError(f"the chat template leaves out a message of a conversation of {roles}")
         ids = []
-        for part in self._special_pattern.split(rendered):
-            if part in self._special_ids:
-                ids.append(self._special_ids[part])
+        for part in self._control_pattern.split(rendered):
+            if part in self._control_ids:
+                ids.append(self._control_ids[part])
             elif part:
                 text = re.sub("\ue000\\d+\ue001", lambda match: stands_for[match[0]], part)
                 ids.extend(self._text_ids(text))
@@ -115,19 +137,22 @@ class ChatTokenizer:
             raise InputError("a text is not valid Unicode: it holds half of a surrogate pair") from None
 
     def _refuse_leaks(self) -> None:
-        """Some kinds of vocabulary find a special token in plain text even where no added token is known."""
-        for index, token in self.hf.added_tokens_decoder.items():
-            if token.special and index != self.hf.unk_token_id and index in self._text_ids(token.content):
-                raise InputError(f"this tokenizer reads {token.content!r} in plain text as its special token")
+        """Some kinds of vocabulary find a control token in plain text even where it is not known as an added token."""
+        for token, index in self._control_ids.items():
+            if index != self.hf.unk_token_id and index in self._text_ids(token):
+                raise InputError(f"this tokenizer reads {token!r} in plain text as its special token")
 
     def _end_of_turn(self) -> int:
-        """The first special token that the template writes behind an assistant's message."""
+        """The first control token that the template writes behind an assistant's message."""
         turn = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
         _, _, behind = self._fill_template(turn, add_generation_prompt=False).rpartition("answer")
-        for part in self._special_pattern.split(behind):
-            if part in self._special_ids:
-                return self._special_ids[part]
-        raise InputError("the chat template ends the assistant's turn with no special token")
+        for part in self._control_pattern.split(behind):
+            if part in self._control_ids:
+                return self._control_ids[part]
+        raise InputError(
+            "the chat template ends the assistant's turn with no special token of this tokenizer: "
+            f"behind the message stands {behind!r}"
+        )
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -153,28 +178,54 @@ def with_reset(tokenizer: ChatTokenizer) -> ChatTokenizer:
     vocabulary = tokenizer.hf.get_vocab()
     if RESET in vocabulary:
         raise InputError(f"{RESET} is an ordinary token of this vocabulary (id {vocabulary[RESET]}) and cannot be used")
-    spare = [token for token in _SPARE_TOKENS if token in vocabulary and token not in tokenizer.hf.chat_template]
+    template = tokenizer.hf.get_chat_template()
+    spare = [token for token in _SPARE_TOKENS if token in vocabulary and token not in template]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.hf.save_pretrained(folder)
         if spare:
+            # As text: to parse the 34 MB of Gemma-2's tokenizer.json and to write them again takes seconds.
             for file in Path(folder).glob("*.json"):
-                renamed = _renamed(json.loads(file.read_text()), spare[0])
-                file.write_text(json.dumps(renamed, ensure_ascii=False))
-        hf = transformers.AutoTokenizer.from_pretrained(folder)
+                file.write_text(file.read_text().replace(json.dumps(spare[0]), json.dumps(RESET)))
+        hf = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     hf.add_tokens([AddedToken(RESET, special=True, normalized=False)], special_tokens=True)
     return ChatTokenizer(hf, tokenizer.reset_context)
 
 
-def _renamed(value, spare: str):
-    """Replaces every key and every string equal to the spare token by [RESET]."""
-    if isinstance(value, dict):
-        return {_renamed(key, spare): _renamed(item, spare) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_renamed(item, spare) for item in value]
-    return RESET if value == spare else value
+def _read_template(chat_template: str, hf: transformers.PreTrainedTokenizerFast) -> str:
+    """The text of a template that comes with this project, or of a .jinja file."""
+    if chat_template.endswith(".jinja"):
+        try:
+            return Path(chat_template).expanduser().read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"chat template {chat_template} cannot be read: {error}") from None
+    if chat_template not in _TEMPLATES:
+        known = nearest(chat_template, _TEMPLATES)
+        raise InputError(f"chat template {chat_template!r} is neither a .jinja file nor built in: {known}")
+    template = _TEMPLATES[chat_template].read_text()
+    added = hf.get_added_vocab()
+    for mark in re.findall(r"<\S+?>", template):
+        if mark not in added:
+            raise InputError(f"chat template {chat_template!r} writes {mark}, which is no token of this tokenizer")
+    return template
 
 
-def _without_added_tokens(backend: Tokenizer) -> Tokenizer:
-    state = json.loads(backend.to_str())
-    state |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    return Tokenizer.from_str(json.dumps(state))
+def _split_added_tokens(backend: Tokenizer) -> tuple[list[AddedToken], dict[str, int]]:
+    """Added tokens that text may give, and the ids of all others by name."""
+    text_tokens, control_ids = [], {}
+    for index, token in sorted(backend.get_added_tokens_decoder().items()):
+        # One that stands outside the model's own vocabulary would have another id in a copy with fewer added tokens.
+        in_vocabulary = backend.model.token_to_id(token.content) == index
+        if not token.special and in_vocabulary and _TEXT_TOKEN.fullmatch(token.content):
+            text_tokens.append(token)
+        else:
+            control_ids[token.content] = index
+    return text_tokens, control_ids
+
+
+def _text_only(backend: Tokenizer, text_tokens: list[AddedToken]) -> Tokenizer:
+    """A tokenizer with the same vocabulary, which it shares, but with no other added tokens than `text_tokens`."""
+    text_only = Tokenizer(backend.model)
+    text_only.normalizer = backend.normalizer
+    text_only.pre_tokenizer = backend.pre_tokenizer
+    text_only.add_tokens(text_tokens)
+    return text_only

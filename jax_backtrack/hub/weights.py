@@ -1,115 +1,230 @@
 """Moves weights between Hugging Face names and the model's parameters, through one two-way table per family."""
 
+import functools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
+import huggingface_hub
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.models.llama import WEIGHT_NAMES
+from jax_backtrack.hub.safetensors_folder import INDEX_FILE
+from jax_backtrack.models.families import weight_names
 from jax_backtrack.models.transformer import Transformer
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
+# Checks of lm_head against a tied embedding look at this many rows, spread over the vocabulary.
+_SAMPLED_ROWS = 64
+_PIECE = 2**20  # elements: what fits into a cache
 
 
-class SafetensorsFolder:
-    """The weights of a Hugging Face folder, whether in one file or in shards with an index."""
+class WeightSource(Protocol):
+    """Where weights come from: tensors by their Hugging Face names."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        if (index := folder / INDEX_FILE).exists():
-            files = set(json.loads(index.read_text())["weight_map"].values())
-        elif (folder / SINGLE_FILE).exists():
-            files = {SINGLE_FILE}
-        else:
-            found = sorted(path.name for path in folder.iterdir())
-            raise InputError(
-                f"{folder} holds no {SINGLE_FILE} and no {INDEX_FILE}, only {', '.join(found) or 'nothing'}. "
-                "Pickled weights (.bin, .pt) are never loaded: convert them to safetensors first"
-            )
-        self._files = {}
-        for file in sorted(files):
-            try:
-                opened = safe_open(folder / file, framework="numpy")
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"{folder / file} cannot be read as safetensors: {error}") from error
-            self._files |= dict.fromkeys(opened.keys(), opened)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
 
-    def tensor_names(self) -> Iterator[str]:
-        """Names of the tensors in all files."""
-        return iter(self._files)
-
-    def tensor(self, hf_name: str) -> np.ndarray:
-        """One tensor in the dtype of its file."""
-        return self._files[hf_name].get_tensor(hf_name)
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of one tensor, in a floating dtype of the file's."""
 
 
-def fill(model: Transformer, source, shardings: nnx.State) -> None:
+def fill(
+    model: Transformer, source: WeightSource, shardings: nnx.State, progress: Callable[[int], None] = lambda done: None
+) -> None:
     """Gives an abstract model (`nnx.eval_shape`) its weights from `source`, in each parameter's own dtype and place.
 
-    `source` has `tensor_names()` and `tensor(name)`. Raises InputError naming every tensor that is missing, left
-    over or of another shape.
+    Tensors are read one at a time, of each only what this process's devices need, and go to the devices as they stand
+    in the file; transposing, casting and stacking happen there. So a host holds one tensor beside the parameters.
+    `progress` is called with the number of elements done since its last call.
+
+    Raises InputError naming every tensor that is missing, left over or of another shape, before anything is read; and
+    the first one with NaN or infinite values.
     """
     params = _params(model)
     places = {".".join(map(str, path)): place for path, place in nnx.to_flat_state(shardings)}
-    layers = model.config.num_hidden_layers
-    wanted = {name for path in params for name in _hf_names(path, layers)}
-    present = {name for name in source.tensor_names() if not name.endswith("rotary_emb.inv_freq")}  # computed here
-    if model.config.tie_word_embeddings:
-        present.discard("lm_head.weight")
-    if missing := sorted(wanted - present):
+    _check_names_and_shapes(model, source)
+    for path, (_, input_axes) in _table(model).items():
+        names, place, param = _hf_names(model, path), places[path], params[path]
+        if not _is_stacked(path):
+            param.set_value(_read(source, names[0], place, param.dtype).astype(param.dtype))
+            progress(param.size)
+            continue
+        array, tensor_place = jnp.zeros(param.shape, param.dtype, device=place), _hf_place(place, input_axes)
+        insert = jax.jit(functools.partial(_insert, transposed=bool(input_axes)), donate_argnums=0, out_shardings=place)
+        for layer, name in enumerate(names):
+            tensor = _read(source, name, tensor_place, param.dtype)
+            array = insert(array, tensor, layer).block_until_ready()  # one in flight would be one more held
+            progress(tensor.size)
+        param.set_value(array)
+
+
+def save(model: Transformer, folder: Path, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Writes the model's weights under their Hugging Face names, in their dtypes: in one file, or in several of at most
+    `max_shard_bytes` with an index. A host holds one file's tensors at a time. On several hosts all must call this;
+    the first one writes.
+    """
+    parts = {}
+    params = _params(model)
+    for path, (_, input_axes) in _table(model).items():
+        for layer, name in enumerate(_hf_names(model, path)):
+            shape = _layer_shape(path, params[path])
+            parts[name] = path, layer, jax.ShapeDtypeStruct(_hf_shape(shape, input_axes), params[path].dtype)
+    split = huggingface_hub.split_state_dict_into_shards_factory(
+        parts,
+        get_storage_size=lambda part: part[2].size * part[2].dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for file, names in split.filename_to_tensors.items():
+        tensors = {}
+        for name in names:
+            path, layer, form = parts[name]
+            value = params[path][...][layer] if _is_stacked(path) else params[path][...]
+            value = _on_host(value)
+            transposed = _table(model)[path][1]
+            tensors[name] = np.ascontiguousarray(value.reshape(form.shape[::-1]).T if transposed else value)
+        if jax.process_index() == 0:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+    if split.is_sharded and jax.process_index() == 0:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _insert(array: jax.Array, tensor: jax.Array, layer: jax.Array, *, transposed: bool) -> jax.Array:
+    """A stacked parameter with one layer's tensor in its place.
+
+    Two-byte floats move as integers: XLA on CPU would widen the whole stack and narrow it again for every layer.
+    """
+    value = _as_bits((tensor.T if transposed else tensor).astype(array.dtype)).reshape(array.shape[1:])
+    bits = jax.lax.dynamic_update_index_in_dim(_as_bits(array), value, layer, 0)
+    return jax.lax.bitcast_convert_type(bits, array.dtype)
+
+
+def _as_bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
+
+
+def _read(source: WeightSource, name: str, place: NamedSharding, dtype) -> jax.Array:
+    """One tensor of the source in the dtype of the file, each device's part of it read once.
+
+    Raises InputError where a value is NaN, or infinite in the parameter's dtype.
+    """
+    shape = source.shapes()[name]
+
+    @functools.cache
+    def read(*bounds):
+        part = source.read(name, tuple(slice(*pair) for pair in bounds))
+        if not np.isfinite(_largest_magnitude(part).astype(dtype)):
+            raise InputError(f"{name} holds NaN, or values that are infinite in {np.dtype(dtype).name}")
+        return part
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        return read(*(each.indices(size)[:2] for each, size in zip(index, shape, strict=True)))
+
+    return jax.make_array_from_callback(shape, place, part)
+
+
+def _largest_magnitude(x: np.ndarray) -> np.ndarray:
+    """The largest absolute value as an array without axes; NaN where there is one.
+
+    Without its sign, a float is larger than another where its bits are the larger integer; infinity and NaN come last.
+    """
+    bits = x.reshape(-1).view(f"u{x.itemsize}")
+    unsigned = np.iinfo(bits.dtype).max >> 1
+    pieces = (bits[start : start + _PIECE] & unsigned for start in range(0, bits.size, _PIECE))
+    return np.asarray(max(piece.max() for piece in pieces), bits.dtype).view(x.dtype)
+
+
+def _check_names_and_shapes(model: Transformer, source: WeightSource) -> None:
+    params, present = _params(model), source.shapes()
+    wanted = {}
+    for path, (_, input_axes) in _table(model).items():
+        shape = _layer_shape(path, params[path])
+        wanted |= dict.fromkeys(_hf_names(model, path), _hf_shape(shape, input_axes))
+    ours = {name for name in present if not name.endswith("rotary_emb.inv_freq")}  # computed here
+    if model.config.tie_word_embeddings and "lm_head.weight" in ours:
+        _check_tied(source)
+        ours.discard("lm_head.weight")
+    if missing := sorted(wanted.keys() - ours):
         raise InputError(f"{len(missing)} tensors are missing from the weights: {_some(missing)}")
-    if extra := sorted(present - wanted):
+    if extra := sorted(ours - wanted.keys()):
         raise InputError(f"{len(extra)} tensors of the weights have no place in the model: {_some(extra)}")
-    for path, param in params.items():
-        value = np.empty(param.shape, param.dtype)
-        for name, part in _parts(path, value, layers):
-            tensor = source.tensor(name)
-            input_axes = WEIGHT_NAMES[path][1]
-            if tensor.shape != (shape := _hf_shape(part.shape, input_axes)):
-                raise InputError(f"{name} has shape {tensor.shape}; the configuration asks for {shape}")
-            part[...] = (tensor.T if input_axes else tensor).reshape(part.shape)
-        param.set_value(jax.device_put(value, places[path]))
+    for name, shape in wanted.items():
+        if present[name] != shape:
+            raise InputError(f"{name} has shape {present[name]}; the configuration asks for {shape}")
 
 
-def save(model: Transformer, folder: Path) -> None:
-    """Writes the model's weights to `folder/model.safetensors` under their Hugging Face names, in their dtypes."""
-    tensors = {}
-    for path, param in _params(model).items():
-        input_axes = WEIGHT_NAMES[path][1]
-        for name, part in _parts(path, np.asarray(param[...]), model.config.num_hidden_layers):
-            shape = _hf_shape(part.shape, input_axes)
-            tensor = part.reshape(shape[::-1]).T if input_axes else part
-            tensors[name] = np.ascontiguousarray(tensor)
-    save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
+def _check_tied(source: WeightSource) -> None:
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    shape = source.shapes()[head]
+    if source.shapes().get(embedding) == shape:
+        rows = np.linspace(0, shape[0] - 1, _SAMPLED_ROWS, dtype=int).tolist()
+        same = all(
+            np.array_equal(
+                *(source.read(name, (slice(row, row + 1), slice(0, shape[1]))) for name in (head, embedding))
+            )
+            for row in rows
+        )
+        if same:
+            return
+    raise InputError(
+        f"config.json ties the embeddings, but {head} and {embedding} differ: set tie_word_embeddings false"
+    )
+
+
+def _table(model: Transformer) -> dict[str, tuple[str, int]]:
+    """The family's rows for the parameters that this model has; a tied model has no head."""
+    names = weight_names(model.config)
+    return {path: names[path] for path in _params(model)}
 
 
 def _params(model: Transformer) -> dict[str, nnx.Param]:
     return {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
-def _hf_names(path: str, layers: int) -> list[str]:
-    name = WEIGHT_NAMES[path][0]
-    return [name.format(layer=layer) for layer in range(layers)] if "{layer}" in name else [name]
-
-
-def _parts(path: str, value: np.ndarray, layers: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Views of a parameter with the Hugging Face name of each: one per layer where it is stacked."""
-    names = _hf_names(path, layers)
-    return zip(names, value if "{layer}" in WEIGHT_NAMES[path][0] else [value], strict=True)
+def _hf_names(model: Transformer, path: str) -> list[str]:
+    """One name per layer where the parameter is stacked."""
+    name = weight_names(model.config)[path][0]
+    layers = range(model.config.num_hidden_layers if "{layer}" in name else 1)
+    return [name.format(layer=layer) for layer in layers]
 
 
 def _hf_shape(shape: tuple[int, ...], input_axes: int) -> tuple[int, ...]:
     if not input_axes:
         return shape
     return math.prod(shape[input_axes:]), math.prod(shape[:input_axes])
+
+
+def _hf_place(place: NamedSharding, input_axes: int) -> NamedSharding:
+    """Where one layer's tensor lies in the file's layout, so that its devices hold what they need of the parameter.
+
+    Of axes that are one axis in the file only the first is ever spread over the mesh: heads, not what is in them.
+    """
+    _, *axes = place.spec
+    return NamedSharding(place.mesh, PartitionSpec(*((axes[input_axes], axes[0]) if input_axes else axes)))
+
+
+def _is_stacked(path: str) -> bool:
+    return path.startswith("blocks.")
+
+
+def _layer_shape(path: str, param: nnx.Param) -> tuple[int, ...]:
+    """Shape of one layer's part of a stacked parameter, or of a parameter that is not stacked."""
+    return param.shape[1:] if _is_stacked(path) else param.shape
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def _some(names: list[str]) -> str:

@@ -13,7 +13,7 @@ from jax_backtrack.hub.load import EXPORT, load
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console, progress_bar
-from jax_backtrack.recipe import check
+from jax_backtrack.recipe import check, load_model
 from jax_backtrack.safety import report
 from jax_backtrack.safety.evaluate import CONDITIONS, Evaluation, evaluate
 from jax_backtrack.sampling.sampler import Sampler
@@ -42,12 +42,7 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
                 raise InputError(f"{folder} began from an earlier {stage.model.path}: remove it, to train it anew too")
             model, tokenizer = train(stage, folder, load_once)
         else:
-            model, tokenizer = load_once(
-                stage.model.path,
-                make_mesh(**stage.mesh),
-                stage.model.param_dtype,
-                compute_dtype=stage.model.compute_dtype,
-            )
+            model, tokenizer = load_model(stage, stage.model.path, make_mesh(**stage.mesh), load=load_once)
         evaluations[name] = evaluate_with_progress(
             sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}"
         )
@@ -63,11 +58,11 @@ def _remembering_load():
     """`load` for stages that start from the same model: it is read once, and each stage gets a copy of its own."""
     remembered = {}
 
-    def load_again(path, mesh, dtype, *, compute_dtype, remat=False):
-        key = str(path), dtype, compute_dtype, remat
+    def load_again(path, mesh, dtype, *, progress, **settings):
+        key = path, dtype, *sorted(settings.items())
         if key not in remembered:
             remembered.clear()  # one model at a time: stages that share a start follow one another
-            remembered[key] = load(path, mesh, dtype, compute_dtype=compute_dtype, remat=remat)
+            remembered[key] = load(path, mesh, dtype, progress=progress, **settings)
         model, tokenizer = remembered[key]
         graph, params = nnx.split(model)
         return nnx.merge(graph, jax.tree.map(jnp.copy, params)), tokenizer

@@ -21,7 +21,7 @@ from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console, progress_bar
-from jax_backtrack.recipe import check_training
+from jax_backtrack.recipe import check_training, load_model
 from jax_backtrack.sharding import check_rows, make_mesh, rows_sharding
 from jax_backtrack.training.checkpoints import Checkpoints
 from jax_backtrack.training.metrics import MetricsWriter
@@ -51,14 +51,7 @@ def train(
     finished = (workdir / EXPORT).exists()
     sources = [] if finished else _read(config)
     path = str(workdir) if finished else config.model.path
-    with console.status(f"loading {path}"):
-        model, tokenizer = load(
-            path,
-            mesh,
-            config.model.param_dtype,
-            compute_dtype=config.model.compute_dtype,
-            remat=config.train.remat,
-        )
+    model, tokenizer = load_model(config, path, mesh, remat=config.train.remat, load=load)
     if finished:
         console.print(f"{workdir} is trained already: nothing to do", highlight=False)
         return model, tokenizer
@@ -80,7 +73,7 @@ def train(
     if config.objective == "dpo":
         rows.reference_margins = _reference(config, workdir, model, trees, rows.examples())
     _run_steps(config, workdir, mesh, model, tokenizer, rows)
-    save(model, tokenizer, workdir / EXPORT)
+    save(model, tokenizer, workdir / EXPORT, recipe=config)
     console.print(f"model in [bold]{workdir / EXPORT}[/], metrics in {workdir / 'metrics.jsonl'}", highlight=False)
     return model, tokenizer
 
