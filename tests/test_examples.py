@@ -13,6 +13,7 @@ from jax_backtrack.data.examples import content_hash, encode
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.data.rows import PackedRows, TreeSource, batches, plan_rows
 from jax_backtrack.errors import InputError
+from jax_backtrack.training.reference import reference_hash
 from jax_backtrack.trees import CONTEXTS, NO_PAIR, NO_PARENT, Cuts, Example, Recipe, tree_length
 from tests import tiny
 
@@ -228,6 +229,14 @@ def test_reference_margins_stand_at_the_number_of_their_pair():
         assert reference_S[starts + 1].tolist() == margins[rows.members(number), 1].tolist()
         pairs = {pair for pair in row.pair.tolist() if pair != NO_PAIR}
         assert pairs == {pair for start in starts.tolist() for pair in (start, start + 1)}
+
+
+def test_the_reference_of_another_configuration_is_another_one():
+    """The same weights compute something else with another rope."""
+    source, model = TreeSource(EXAMPLES, DPO, seed=0), tiny.model()
+    before = reference_hash(model, source)
+    model.config = dataclasses.replace(model.config, rope_theta=5e5)
+    assert reference_hash(model, source) != before
 
 
 # ---------------------------------------------------------------------------------------------------- batches

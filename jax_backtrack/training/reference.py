@@ -20,13 +20,14 @@ PAIRS = 2  # the most pairs that a tree holds: a backtrack or plain pair, and a 
 
 
 def reference_hash(model: Transformer, source: TreeSource) -> str:
-    """A hash of the reference's weights and dtype, the examples, and how trees are made of them."""
+    """A hash of the reference's weights, configuration and dtype, the examples, and how trees are made of them."""
     digest = hashlib.blake2b(digest_size=16)
     for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         digest.update(f"{path} {param.shape} {param.dtype}".encode())
         digest.update(np.ascontiguousarray(param[...]).view(np.uint8).data)
     digest.update(content_hash(source.examples).encode())
     facts = dataclasses.asdict(source.recipe) | {"seed": source.seed, "compute": model.compute.dtype}
+    facts["model"] = dataclasses.asdict(model.config)
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
 
