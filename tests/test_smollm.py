@@ -1,0 +1,59 @@
+"""SmolLM2's real weights: the same as in transformers on real text, from gguf and from our export."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+import jax_backtrack
+from jax_backtrack.errors import InputError
+from jax_backtrack.hub.gguf import GGUFFile
+from jax_backtrack.hub.load import load
+from jax_backtrack.models import llama
+from jax_backtrack.models.transformer import Transformer
+from tests.checkpoints import torch_logits
+
+
+@pytest.fixture(scope="module")
+def smollm(smollm_gguf):
+    return load(smollm_gguf)
+
+
+def test_logits_equal_transformers_on_real_text(smollm, smollm_gguf, shared, tmp_path):
+    """Within 1e-3 on 512 tokens, argmax equal everywhere; by our export and by transformers' own reader."""
+    model, tokenizer = smollm
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == 134_515_008
+    tokens = tokenizer.encode((shared / "METHOD.md").read_text())[None, :512]
+    assert tokens.shape == (1, 512)
+    ours = np.asarray(jax.jit(lambda model, tokens: model(tokens))(model, tokens))
+    jax_backtrack.save(model, tokenizer, tmp_path / "out")
+    folder, file = smollm_gguf.parent, smollm_gguf.name
+    for theirs in (
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32),
+        transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32),
+    ):
+        expected = torch_logits(theirs, tokens)
+        assert np.abs(ours - expected).max() < 1e-3
+        assert (ours.argmax(-1) == expected.argmax(-1)).all()
+
+
+def test_it_knows_the_capital_of_france(smollm):
+    model, tokenizer = smollm
+    logits = model(tokenizer.encode("The capital of France is")[None])
+    assert tokenizer.decode([int(logits[0, -1].argmax())]) == " Paris"
+
+
+def test_gguf_configuration_is_that_of_the_export(smollm_gguf):
+    config = llama.from_hf_config(GGUFFile(smollm_gguf).hf_config())
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (30, 576, 9)
+    assert (config.num_key_value_heads, config.intermediate_size, config.vocab_size) == (3, 1536, 49152)
+    assert config.tie_word_embeddings and config.rope_theta == 1e5
+    assert isinstance(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))), Transformer)
+
+
+def test_a_file_that_is_no_gguf_is_named(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF but not really")
+    with pytest.raises(InputError, match="cannot be read as gguf"):
+        load(str(tmp_path / "x.gguf"))
