@@ -148,15 +148,15 @@ def real_prompts(shared, tokenizer) -> list:
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_smollm2_resets_in_transformers_as_here(smollm, shared, context, rows):
-    prompts = real_prompts(shared, smollm.tokenizer)[:rows]
-    assert len(prompts) == rows and len({len(prompt) for prompt in prompts}) > 5
+def test_smollm2_resets_in_transformers_as_here(smollm, shared, context):
+    prompts = real_prompts(shared, smollm.tokenizer)
+    assert len(prompts) == 50 and len({len(prompt) for prompt in prompts}) > 5
     settings = dict(max_resets=2, bias=1.5, new_tokens=16)
     ours = by_us(smollm, prompts, context, **settings)
     assert_equal(smollm, by_transformers(smollm, prompts, context, **settings), ours)
     resets = [len(drafts) for _, drafts in ours]
     assert min(resets.count(number) for number in (0, 1, 2)) >= 3, resets
-    assert len({len(drafts[0]) for _, drafts in ours if drafts}) > rows // 10
+    assert len({len(drafts[0]) for _, drafts in ours if drafts}) > 5
 
 
 def random_rows(shortest: int, longest: int, rows: int = 6, seed: int = 0) -> list:
