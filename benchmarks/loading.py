@@ -5,8 +5,9 @@
 
 Each load runs in a process of its own, the libraries take turns, and the figures are medians. "total" counts from the
 start of the interpreter, "call" from the call of the loader; both until every weight is in memory (transformers maps
-files, so each weight is read once there) and the tokenizer is open. Memory is the growth of the process's resident set
-since before the call, at its peak, in units of the loaded weights; what the tokenizer takes is measured by itself.
+files, so each weight is read once there) and the tokenizer is open; "again" is a second call in the same process.
+Memory is the growth of the process's resident set since before the call, at its peak, in units of the loaded weights;
+what the tokenizer takes is measured by itself.
 """
 
 import argparse
@@ -27,10 +28,13 @@ OURS = """
 import jax, jax.numpy as jnp
 import jax_backtrack
 jax.block_until_ready(jnp.zeros(()))
+
+def load():
+    model, tokenizer = jax_backtrack.load(folder, dtype=dtype)
+    return sum(leaf.nbytes for leaf in jax.block_until_ready(jax.tree.leaves(model)))
+
 before()
-model, tokenizer = jax_backtrack.load(folder, dtype=dtype)
-leaves = jax.block_until_ready(jax.tree.leaves(model))
-after(sum(leaf.nbytes for leaf in leaves))
+after(load(), load)
 """
 
 OUR_TOKENIZER = """
@@ -45,12 +49,16 @@ after(0)
 
 TRANSFORMERS = """
 import torch, transformers
+
+def load():
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for parameter in model.parameters():
+        parameter.max()
+    return sum(parameter.nbytes for parameter in model.parameters())
+
 before()
-model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-for parameter in model.parameters():
-    parameter.max()
-after(sum(parameter.nbytes for parameter in model.parameters()))
+after(load(), load)
 """
 
 THEIR_TOKENIZER = """
@@ -88,11 +96,13 @@ def before():
     global called, rss
     rss, called = resident("VmRSS"), time.time()
 
-def after(nbytes):
-    now = time.time()
+def after(nbytes, load=None):
+    now, peak = time.time(), resident("VmHWM")
+    if load:
+        load()
     print(json.dumps(dict(
-        total_seconds=now - start, call_seconds=now - called, weight_bytes=nbytes, interpreter_bytes=rss,
-        peak_growth_bytes=resident("VmHWM") - rss,
+        total_seconds=now - start, call_seconds=now - called, again_seconds=time.time() - now, weight_bytes=nbytes,
+        interpreter_bytes=rss, peak_growth_bytes=peak - rss,
     )))
 """
 
@@ -116,8 +126,10 @@ def medians(runs: list[dict]) -> dict:
 def line(name: str, numbers: dict) -> str:
     growth, weights = numbers["peak_growth_bytes"], numbers["weight_bytes"]
     without = (growth - numbers.get("tokenizer_bytes", 0)) / weights
+    again = f", again {numbers['again_seconds']:.2f} s" if numbers["again_seconds"] > 0.01 else ""
     return (
-        f"{name}: total {numbers['total_seconds']:.2f} s, call {numbers['call_seconds']:.2f} s, "
+        f"{name}: total {numbers['total_seconds']:.2f} s, call {numbers['call_seconds']:.2f} s"
+        f"{again}, "
         f"weights {weights / 1e6:.0f} MB, peak growth {growth / weights:.2f} x weights"
         f" ({without:.2f} without the tokenizer), "
         f"interpreter {numbers['interpreter_bytes'] / 1e6:.0f} MB"

@@ -58,10 +58,10 @@ def fill(
             progress(param.size)
             continue
         array, tensor_place = jnp.zeros(param.shape, param.dtype, device=place), _hf_place(place, input_axes)
-        insert = jax.jit(functools.partial(_insert, transposed=bool(input_axes)), donate_argnums=0, out_shardings=place)
         for layer, name in enumerate(names):
             tensor = _read(source, name, tensor_place, param.dtype)
-            array = insert(array, tensor, layer).block_until_ready()  # one in flight would be one more held
+            array = _insert(array, tensor, layer, transposed=bool(input_axes), place=place)
+            array.block_until_ready()  # a tensor in flight would be one more held
             progress(tensor.size)
         param.set_value(array)
 
@@ -98,14 +98,15 @@ def save(model: Transformer, folder: Path, max_shard_bytes: int = 5 * 10**9) -> 
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _insert(array: jax.Array, tensor: jax.Array, layer: jax.Array, *, transposed: bool) -> jax.Array:
-    """A stacked parameter with one layer's tensor in its place.
+@functools.partial(jax.jit, donate_argnums=0, static_argnames=("transposed", "place"))
+def _insert(array: jax.Array, tensor: jax.Array, layer: jax.Array, *, transposed: bool, place: NamedSharding):
+    """A stacked parameter, which lies at `place`, with one layer's tensor in it.
 
     Two-byte floats move as integers: XLA on CPU would widen the whole stack and narrow it again for every layer.
     """
     value = _as_bits((tensor.T if transposed else tensor).astype(array.dtype)).reshape(array.shape[1:])
     bits = jax.lax.dynamic_update_index_in_dim(_as_bits(array), value, layer, 0)
-    return jax.lax.bitcast_convert_type(bits, array.dtype)
+    return jax.lax.with_sharding_constraint(jax.lax.bitcast_convert_type(bits, array.dtype), place)
 
 
 def _as_bits(x: jax.Array) -> jax.Array:
