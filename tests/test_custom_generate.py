@@ -262,6 +262,19 @@ def test_every_special_token_ends_a_reply_and_the_caller_s_processors_hold(small
     assert output.sequences[:, max(map(len, PROMPTS)) :].tolist() == [[start_id]] * 6
 
 
+def test_padding_by_an_ordinary_token_ends_nothing(small):
+    """Models without a padding token are often padded by some other one."""
+    inputs = padded(small, PROMPTS[:1])
+    settings = dict(max_new_tokens=8, reset_bias=TIPPING)
+    expected = call(small, inputs, **settings)
+    said = expected.sequences[0, inputs["input_ids"].shape[1]].item()
+    types = {"token_type_ids": torch.zeros_like(inputs["input_ids"])}  # as tokenizers of transformers 4 give them
+    found = call(small, inputs | types, pad_token_id=said, **settings)
+    assert found.sequences[0].tolist() == expected.sequences[0].tolist() and found.drafts == expected.drafts
+    with pytest.raises(ValueError, match="pad_token_id is the id of \\[RESET\\]"):
+        call(small, inputs, pad_token_id=small.tokenizer.reset_id, **settings)
+
+
 @pytest.mark.parametrize("given", [False, None])
 def test_transformers_runs_no_code_that_is_not_trusted(small, given):
     with pytest.raises(ValueError, match="trust_remote_code"):

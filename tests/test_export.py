@@ -113,7 +113,7 @@ def test_the_code_of_the_card_runs(tmp_path):
         code = block.partition("```")[0].replace('"..."', repr(str(tmp_path / "out"))).replace("256", "5")
         exec(code, names)
     assert names["tokens"].shape[1] > names["inputs"]["input_ids"].shape[1]
-    assert names["reply"].text is not None
+    assert names["reply"].finish in ("stop", "length") and names["reply"].resets <= 1
 
 
 @pytest.mark.parametrize("context", [None, "rewind"])
@@ -194,6 +194,30 @@ def test_overwriting_replaces_the_whole_folder(tmp_path):
     save(*small("keep"), tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out" / "left_over").exists() and load(tmp_path / "out")[1].reset_context == "keep"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_no_export_is_never_replaced(tmp_path, monkeypatch):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").touch()
+    with pytest.raises(InputError, match="is no export, so it is not replaced"):
+        save(*small(), tmp_path / "thesis", overwrite=True)
+    monkeypatch.chdir(tmp_path / "thesis")
+    for folder in (".", "..", tmp_path):
+        with pytest.raises(InputError, match="the folder this runs in, or one above it"):
+            save(*small(), folder, overwrite=True)
+    assert (tmp_path / "thesis" / "thesis.tex").exists()
+
+
+def test_the_tokenizer_is_of_a_class_that_transformers_4_knows(tmp_path):
+    model, tokenizer = small("rewind")
+    save(model, tokenizer, tmp_path / "out")
+    save(*load(tmp_path / "out"), tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
+    assert not {"is_local", "local_files_only"} & config.keys()
+    hf = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert hf.backend_tokenizer.to_str() == tokenizer.hf.backend_tokenizer.to_str()
 
 
 def test_a_file_in_the_place_of_the_folder_is_left_alone(tmp_path):

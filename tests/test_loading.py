@@ -22,6 +22,7 @@ from jax_backtrack.models import families, gemma2, llama
 from tests import tiny
 from tests.checkpoints import port, random_model, random_tokens, torch_logits
 from tests.test_parity import TOLERANCE, relative_error
+from tests.test_tokenizer import small_tokenizer
 
 TOKENS = random_tokens((2, 40))
 LAYER = "model.layers.1.mlp.up_proj.weight"
@@ -179,7 +180,11 @@ def test_a_head_beside_a_tied_embedding_must_equal_it(tied):
     before = port(tied)
     rewrite(tied, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}))
     assert_equal(port(tied), before)
-    rewrite(tied, lambda tensors: tensors.update({"lm_head.weight": 2 * tensors["lm_head.weight"]}))
+
+    def spoil(tensors):
+        tensors["lm_head.weight"][300, 7] += 1
+
+    rewrite(tied, spoil)
     with pytest.raises(InputError, match=r"ties the embeddings, but lm_head\.weight .* differ"):
         port(tied)
 
@@ -312,6 +317,28 @@ def test_pickled_weights_are_refused(untied, name):
         ("Llama-3.1-8B", "rms_norm_eps", ..., "'rms_norm_eps' is missing"),
         ("Llama-3.1-8B", "model_type", "mistral", "model_type 'mistral' is not supported; known are: gemma2, llama"),
         ("Llama-3.1-8B", "model_type", "gemma", "did you mean 'gemma2'"),
+        ("Llama-3.1-8B", "model_type", [1], r"model_type \[1\] is not supported"),
+        ("Llama-3.1-8B", "num_attention_heads", "8", "num_attention_heads = '8' is not a whole number above 0"),
+        ("Llama-3.1-8B", "num_attention_heads", 0, "num_attention_heads = 0"),
+        ("Llama-3.1-8B", "num_key_value_heads", 3, "8 attention heads do not divide by 3"),
+        ("Llama-3.1-8B", "head_dim", 7, "head_dim = 7 is odd"),
+        ("Llama-3.1-8B", "num_hidden_layers", 10**9, "num_hidden_layers = 1000000000 is more than"),
+        ("Llama-3.1-8B", "num_hidden_layers", 9999, "says num_hidden_layers 9999; the weights have 30 tensors"),
+        ("Llama-3.1-8B", "num_hidden_layers", 2.0, "num_hidden_layers = 2.0"),
+        ("Llama-3.1-8B", "vocab_size", 10**12, "has shape"),
+        ("Llama-3.1-8B", "rms_norm_eps", "1e-5", "rms_norm_eps = '1e-5' is not a number above 0"),
+        ("Llama-3.1-8B", "tie_word_embeddings", "false", "tie_word_embeddings = 'false' is neither true nor false"),
+        ("Llama-3.1-8B", "rope_scaling", {"rope_type": "linear", "factor": 8.0}, "rope type 'linear'"),
+        ("Llama-3.1-8B", "rope_scaling", {"rope_type": "default", "rope_theta": 5e5}, "do not say the same: keep one"),
+        ("Llama-3.1-8B", "rope_parameters", {"rope_theta": 5e5, "factor": 2.0}, "rope settings factor are not"),
+        ("Llama-3.1-8B", "rope_parameters", {"rope_theta": 1, "rope_type": "default", "type": "linear"}, "'linear'"),
+        ("Llama-3.1-8B", "rope_parameters", {"rope_theta": -1}, "rope_theta = -1"),
+        ("Llama-3.1-8B", "rope_parameters", "linear", "the rope settings are 'linear'"),
+        ("Gemma-2-2B", "num_hidden_layers", 0, "num_hidden_layers = 0"),
+        ("Gemma-2-2B", "sliding_window", "4", "sliding_window = '4'"),
+        ("Gemma-2-2B", "attn_logit_softcapping", 0, "attn_logit_softcapping = 0"),
+        ("Gemma-2-2B", "query_pre_attn_scalar", -1, "query_pre_attn_scalar = -1"),
+        ("Gemma-2-2B", "layer_types", [["a"], 1], "is not a list of names"),
         ("Gemma-2-2B", "hidden_activation", "relu", "hidden_activation = 'relu'"),
         ("Gemma-2-2B", "attention_bias", True, "attention_bias = True"),
         ("Gemma-2-2B", "tie_word_embeddings", False, "tie_word_embeddings = False"),
@@ -459,6 +486,53 @@ def test_remat_changes_nothing(written):
 
     for one, other in zip(*(jax.tree.leaves(gradient(remat, "Gemma-2-2B")) for remat in (False, True)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * float(np.abs(one).max()))
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("{", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('["model_type"]', "holds no object"),
+        ("null", "holds no object"),
+        ('{"backtracking": 3}', "backtracking = 3 is not an object"),
+        ('{"backtracking": {"context": "foo"}}', "context = 'foo' is none of keep, rewind, resample"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_configuration_that_is_none_is_named(untied, reset_tokenizer, text, message):
+    reset_tokenizer.hf.save_pretrained(untied)
+    if text.startswith("{") and len(text) > 1:
+        rewrite_config(untied, **json.loads(text))
+    else:
+        (untied / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load(untied)
+
+
+def test_dtypes_are_taken_by_name_and_as_they_are(tmp_path):
+    jax_backtrack.save(tiny.model(vocab_size=320), small_tokenizer(), tmp_path / "out")
+    for given in ("bfloat16", jnp.bfloat16, jnp.dtype("bfloat16"), jax.numpy.zeros((), "bfloat16").dtype):
+        assert load(tmp_path / "out", dtype=given)[0].embedding_VxM.dtype == jnp.bfloat16
+    for given in ("int8", np.int8, np.dtype("float16"), None, 3):
+        with pytest.raises(InputError, match=r"dtype .*: (did you mean|known are)"):
+            load(tmp_path / "out", dtype=given)
+
+
+def test_a_folder_in_the_place_of_the_weights_is_named(untied):
+    (untied / SINGLE_FILE).unlink()
+    (untied / SINGLE_FILE).mkdir()
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read as safetensors"):
+        port(untied)
+    (untied / INDEX_FILE).mkdir()
+    with pytest.raises(InputError, match="is not an index"):
+        port(untied)
+
+
+@pytest.mark.parametrize("path", ["~nobody_of_this_name/x", "x" * 300])
+def test_a_path_that_cannot_be_looked_at_is_named(path):
+    with pytest.raises(InputError, match="no path that can be looked at"):
+        load(path)
 
 
 @pytest.mark.parametrize("path", ["./nothing", "nothing", "/nothing/at/all", "no/such.gguf"])

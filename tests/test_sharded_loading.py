@@ -24,7 +24,8 @@ if processes > 1:
 
 import json
 from pathlib import Path
-from jax_backtrack.hub import weights
+import jax_backtrack
+from tests.test_tokenizer import small_tokenizer
 from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
 from jax_backtrack.sharding import make_mesh
 from tests.checkpoints import port
@@ -44,7 +45,7 @@ model = port(Path(folder), mesh=make_mesh(data, fsdp, tensor))
 params = nnx.to_flat_state(nnx.state(model, nnx.Param))
 elements = sum(param.size for _, param in params)
 held = sum(sum({str(s.index): s.data.size for s in param[...].addressable_shards}.values()) for _, param in params)
-weights.save(model, Path(out), max_shard_bytes=10**6)
+jax_backtrack.save(model, small_tokenizer(), out)
 if processes == 1:
     np.save(Path(out) / "logits.npy", model(tests.checkpoints.random_tokens((4, 40))))
 print("READ", read, "HELD", held, "ELEMENTS", elements, flush=True)
@@ -97,7 +98,6 @@ def assert_same_files(one: Path, other: Path) -> None:
 def test_devices_hold_their_parts_and_processes_read_no_more(tmp_path, shape, processes, devices, mesh, share):
     """Each process reads its share of the parameters. What is saved, and the logits, are those of one device."""
     random_model(shape).save_pretrained(tmp_path / "in")
-    (tmp_path / "out").mkdir()
     for read, held, elements in run(tmp_path / "in", tmp_path / "out", processes, devices, mesh):
         assert read == held
         assert held == pytest.approx(share * elements, rel=0.01)

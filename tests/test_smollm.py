@@ -53,6 +53,12 @@ def test_gguf_configuration_is_that_of_the_export(smollm_gguf):
     assert isinstance(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))), Transformer)
 
 
+def test_parameters_are_no_view_of_a_gguf_file(smollm_gguf):
+    """What is not quantised is mapped as it stands; JAX would take the mapping itself for the parameter."""
+    weight = GGUFFile(smollm_gguf).read("model.norm.weight", (slice(0, 576),))
+    assert weight.flags.owndata and weight.flags.writeable
+
+
 def test_a_file_that_is_no_gguf_is_named(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF but not really")
     with pytest.raises(InputError, match="cannot be read as gguf"):

@@ -153,9 +153,9 @@ print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_t
 ```
 
 `max_resets` is the number of resets per reply, and `reset_bias` is added to the logit of `{RESET}`: lower is fewer
-resets. With `return_dict_in_generate=True` the drafts are returned too. Without `custom_generate` nothing is taken
-back, and drafts and `{RESET}` stand in the reply. The tokenizer of transformers reads `{RESET}` as the token wherever a
-text spells it, in a user's message too; jax_backtrack does not:
+resets. With `return_dict_in_generate=True` the drafts are returned too. In a plain `generate` nothing is taken back:
+drafts and `{RESET}` stand in the reply. The tokenizer of transformers reads `{RESET}` as the token wherever a text
+spells it, in a user's message too; jax_backtrack does not:
 
 ```python
 import jax_backtrack

@@ -2,11 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 from flax import nnx
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from jax_backtrack.errors import InputError
@@ -32,20 +33,35 @@ def save(
 
     recipe: what the model was trained by, for the card
 
-    The folder appears whole or not at all; where writing fails, one that was there before stays as it was.
+    The folder appears whole or not at all; where writing fails, one that was there before stays as it was. With
+    `overwrite` all that was in an earlier export goes; a folder that is none is never replaced. On several hosts all
+    must call this; the first one writes.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(folder).expanduser().absolute()
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"{folder} is the folder this runs in, or one above it: name a new one")
+    check_agreement(model, tokenizer, {})
+    if jax.process_index() == 0:
+        _replace(folder, overwrite, lambda new: _write(model, tokenizer, new, recipe))
+    else:
+        weights.save(model, folder)  # takes part in putting the shards together
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("saved")
+
+
+def _replace(folder: Path, overwrite: bool, write: Callable[[Path], None]) -> None:
     scratch = folder.with_name(folder.name + ".writing")
     new, old = scratch / "new", scratch / "old"
     if old.exists() and not folder.exists():
         old.rename(folder)  # a save was killed between its two renames
-    if folder.exists() and not (overwrite and folder.is_dir()):
+    if folder.exists() and not overwrite:
         raise InputError(f"{folder} exists already and would be overwritten; choose another folder or allow it")
-    check_agreement(model, tokenizer, {})
+    if folder.exists() and not (folder.is_dir() and ((folder / "config.json").is_file() or not any(folder.iterdir()))):
+        raise InputError(f"{folder} exists already and is no export, so it is not replaced; choose another folder")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        _write(model, tokenizer, new, recipe)
+        write(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -60,7 +76,7 @@ def save(
 
 def _write(model: Transformer, tokenizer: ChatTokenizer, folder: Path, recipe: ConfigDict | Mapping | None) -> None:
     weights.save(model, folder)
-    tokenizer.hf.save_pretrained(folder)
+    _write_tokenizer(tokenizer, folder)
     config = families.to_hf_config(model.config) | _token_ids(tokenizer)
     config["dtype"] = str(model.embedding_VxM.dtype)
     if tokenizer.reset_id is not None:
@@ -72,6 +88,17 @@ def _write(model: Transformer, tokenizer: ChatTokenizer, folder: Path, recipe: C
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     recipe = recipe.to_dict() if isinstance(recipe, ConfigDict) else recipe
     (folder / card.FILE).write_text(card.text(config, parameters, recipe), encoding="utf-8")
+
+
+def _write_tokenizer(tokenizer: ChatTokenizer, folder: Path) -> None:
+    """The tokenizer's files, such that transformers 4 opens them too: it does not know the class that 5 writes."""
+    tokenizer.hf.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    for name in ("is_local", "local_files_only"):  # of the load that it came from
+        config.pop(name, None)
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def _token_ids(tokenizer: ChatTokenizer) -> dict:

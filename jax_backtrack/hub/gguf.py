@@ -69,7 +69,8 @@ class GGUFFile:
 
     def read(self, hf_name: str, index: tuple[slice, ...]) -> np.ndarray:
         """A part of one tensor, dequantised to float32, in the Hugging Face layout."""
-        return self._dequantised(hf_name)[index]
+        # A copy: what is not quantised is a view of the mapped file, and the parameter must not change when that does.
+        return np.array(self._dequantised(hf_name)[index])
 
     def _dequantise(self, hf_name: str) -> np.ndarray:
         tensor = self._tensors[hf_name]

@@ -20,6 +20,7 @@ from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models import families
 from jax_backtrack.models.transformer import Compute, Transformer
 from jax_backtrack.sharding import make_mesh, param_shardings, rows_sharding
+from jax_backtrack.trees import CONTEXTS
 
 DTYPES = ("float32", "bfloat16")
 EXPORT = "export"
@@ -50,15 +51,12 @@ def load(
 
     Raises InputError for what cannot be loaded as it stands: see `weights.fill`, `families.from_hf_config`.
     """
-    for given in (dtype, compute_dtype or dtype):
-        if given not in DTYPES:
-            raise InputError(f"dtype {given!r}: {nearest(given, DTYPES)}")
+    dtype, compute_dtype = _dtype_name(dtype), _dtype_name(compute_dtype or dtype)
     source, hf_config, open_tokenizer = _open(str(path), revision, token)
     config = families.from_hf_config(hf_config)
-    reset_context = hf_config.get("backtracking", {}).get("context")
-    tokenizer = ChatTokenizer(open_tokenizer(), reset_context, chat_template)
+    tokenizer = ChatTokenizer(open_tokenizer(), _backtracking(hf_config).get("context"), chat_template)
     mesh = mesh or make_mesh()
-    compute = Compute(dtype=compute_dtype or dtype, remat=remat, rows=rows_sharding(mesh))
+    compute = Compute(dtype=compute_dtype, remat=remat, rows=rows_sharding(mesh))
     model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute))
     check_agreement(model, tokenizer, hf_config)
     total = sum(param.size for param in jax.tree.leaves(nnx.state(model, nnx.Param)))
@@ -82,22 +80,44 @@ def check_agreement(model: Transformer, tokenizer: ChatTokenizer, hf_config: dic
         raise InputError(f"the embedding has {rows} rows, the configuration says vocab_size {model.config.vocab_size}")
     if tokenizer.largest_id >= rows:
         raise InputError(f"the tokenizer gives ids up to {tokenizer.largest_id}, the embedding has {rows} rows")
-    recorded = hf_config.get("backtracking", {}).get("reset_token_id", tokenizer.reset_id)
+    recorded = _backtracking(hf_config).get("reset_token_id", tokenizer.reset_id)
     if recorded != tokenizer.reset_id:
         raise InputError(f"config.json says [RESET] is id {recorded}, the tokenizer says {tokenizer.reset_id}")
 
 
+def _dtype_name(dtype) -> str:
+    """ "float32" or "bfloat16" of a dtype or its name."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", getattr(dtype, "__name__", str(dtype)))
+    if name not in DTYPES:
+        raise InputError(f"dtype {dtype!r}: {nearest(name, DTYPES)}")
+    return name
+
+
+def _backtracking(hf_config: dict) -> dict:
+    """What an export's configuration says of [RESET]; nothing in other models."""
+    said = hf_config.get("backtracking", {})
+    if not isinstance(said, dict):
+        raise InputError(f"config.json: backtracking = {said!r} is not an object")
+    if said.get("context") not in (None, *CONTEXTS):
+        raise InputError(f"config.json: backtracking.context = {said['context']!r} is none of {', '.join(CONTEXTS)}")
+    return said
+
+
 def _open(path: str, revision: str | None, token: str | None):
     """Weights source, configuration as a dict, and a function that opens the tokenizer of whatever `path` names."""
-    local = Path(path).expanduser()
-    if revision is not None and local.exists():
+    try:
+        local = Path(path).expanduser()
+        here = local.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path:.200}: no path that can be looked at: {error}") from None
+    if revision is not None and here:
         raise InputError(f"{path} is here, so the revision {revision!r} has no meaning: it goes with a Hub id")
     if local.suffix == ".gguf":
         if not local.is_file():
             raise InputError(f"{path}: no such file")
         file = GGUFFile(local)
         return file, file.hf_config(), file.tokenizer
-    if not local.exists():
+    if not here:
         local = download(path, revision, token)
     elif (local / EXPORT / "config.json").is_file():
         local = local / EXPORT
@@ -105,8 +125,10 @@ def _open(path: str, revision: str | None, token: str | None):
         raise InputError(f"{path} is neither a Hugging Face folder (no config.json) nor a workdir with {EXPORT}/")
     try:
         config = json.loads((local / "config.json").read_text())
-    except ValueError as error:
-        raise InputError(f"{local / 'config.json'} is not JSON: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{local / 'config.json'} cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{local / 'config.json'} holds no object but {config!s:.40}")
     if "model_type" not in config:
         raise InputError(
             f"{path} has no {EXPORT}/ and its config.json no model_type: a workdir whose training is not finished?"

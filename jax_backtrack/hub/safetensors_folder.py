@@ -48,7 +48,7 @@ class SafetensorsFolder:
         shape = tuple(each.stop - each.start for each in index)
         part = _aligned(shape, _DTYPES[self._dtypes[name]])
         row_bytes = math.prod(self._shapes[name][1:]) * part.itemsize
-        rows = max(1, _PIECE_BYTES // row_bytes)
+        rows = max(1, _PIECE_BYTES // max(1, row_bytes))
         for start in range(0, shape[0], rows):
             stop = min(start + rows, shape[0])
             first = index[0].start
@@ -60,8 +60,8 @@ class SafetensorsFolder:
         return part
 
     def _read_header(self, path: Path, index: str | None) -> None:
-        if not path.is_file():
-            raise InputError(f"{path.parent / (index or '')} names the file {path.name}, which is not there")
+        if index is not None and not path.is_file():
+            raise InputError(f"{path.parent / index} names the file {path.name}, which is not there")
         try:
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():  # noqa: SIM118, it is no dict
@@ -81,7 +81,7 @@ def _indexed_files(index: Path) -> dict[str, set[str]]:
     """File name -> tensors that the index places there."""
     try:
         places = json.loads(index.read_text())["weight_map"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{index} is not an index of safetensors files: {error!r}") from None
     files: dict[str, set[str]] = {}
     for name, file in places:

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import transformers
 from tokenizers import AddedToken, Tokenizer
@@ -126,7 +125,7 @@ class ChatTokenizer:
     def _fill_template(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         try:
             return self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program: besides jinja2's errors it can raise any other
             roles = ", ".join(message["role"] for message in messages)
             raise InputError(f"the chat template refuses a conversation of {roles}: {error}") from None
 

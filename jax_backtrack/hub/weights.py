@@ -21,8 +21,7 @@ from jax_backtrack.hub.safetensors_folder import INDEX_FILE
 from jax_backtrack.models.families import weight_names
 from jax_backtrack.models.transformer import Transformer
 
-# Checks of lm_head against a tied embedding look at this many rows, spread over the vocabulary.
-_SAMPLED_ROWS = 64
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _PIECE = 2**20  # elements: what fits into a cache
 
 
@@ -71,9 +70,8 @@ def save(model: Transformer, folder: Path, max_shard_bytes: int = 5 * 10**9) -> 
     `max_shard_bytes` with an index. A host holds one file's tensors at a time. On several hosts all must call this;
     the first one writes.
     """
-    parts = {}
-    params = _params(model)
-    for path, (_, input_axes) in _table(model).items():
+    parts, params, table = {}, _params(model), _table(model)
+    for path, (_, input_axes) in table.items():
         for layer, name in enumerate(_hf_names(model, path)):
             shape = _layer_shape(path, params[path])
             parts[name] = path, layer, jax.ShapeDtypeStruct(_hf_shape(shape, input_axes), params[path].dtype)
@@ -89,7 +87,7 @@ def save(model: Transformer, folder: Path, max_shard_bytes: int = 5 * 10**9) -> 
             path, layer, form = parts[name]
             value = params[path][...][layer] if _is_stacked(path) else params[path][...]
             value = _on_host(value)
-            transposed = _table(model)[path][1]
+            transposed = table[path][1]
             tensors[name] = np.ascontiguousarray(value.reshape(form.shape[::-1]).T if transposed else value)
         if jax.process_index() == 0:
             save_file(tensors, folder / file, metadata={"format": "pt"})
@@ -145,15 +143,15 @@ def _largest_magnitude(x: np.ndarray) -> np.ndarray:
 
 
 def _check_names_and_shapes(model: Transformer, source: WeightSource) -> None:
-    params, present = _params(model), source.shapes()
-    wanted = {}
+    params, present, wanted = _params(model), source.shapes(), {}
+    if (layers := model.config.num_hidden_layers) > len(present):
+        raise InputError(f"config.json says num_hidden_layers {layers}; the weights have {len(present)} tensors in all")
     for path, (_, input_axes) in _table(model).items():
-        shape = _layer_shape(path, params[path])
-        wanted |= dict.fromkeys(_hf_names(model, path), _hf_shape(shape, input_axes))
+        wanted |= dict.fromkeys(_hf_names(model, path), _hf_shape(_layer_shape(path, params[path]), input_axes))
     ours = {name for name in present if not name.endswith("rotary_emb.inv_freq")}  # computed here
-    if model.config.tie_word_embeddings and "lm_head.weight" in ours:
-        _check_tied(source)
-        ours.discard("lm_head.weight")
+    head_beside_tied = model.config.tie_word_embeddings and _HEAD in ours
+    if head_beside_tied:
+        ours.discard(_HEAD)
     if missing := sorted(wanted.keys() - ours):
         raise InputError(f"{len(missing)} tensors are missing from the weights: {_some(missing)}")
     if extra := sorted(ours - wanted.keys()):
@@ -161,24 +159,20 @@ def _check_names_and_shapes(model: Transformer, source: WeightSource) -> None:
     for name, shape in wanted.items():
         if present[name] != shape:
             raise InputError(f"{name} has shape {present[name]}; the configuration asks for {shape}")
-
-
-def _check_tied(source: WeightSource) -> None:
-    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
-    shape = source.shapes()[head]
-    if source.shapes().get(embedding) == shape:
-        rows = np.linspace(0, shape[0] - 1, _SAMPLED_ROWS, dtype=int).tolist()
-        same = all(
-            np.array_equal(
-                *(source.read(name, (slice(row, row + 1), slice(0, shape[1]))) for name in (head, embedding))
-            )
-            for row in rows
+    if head_beside_tied and not _equal(source, _HEAD, _EMBEDDING):
+        raise InputError(
+            f"config.json ties the embeddings, but {_HEAD} and {_EMBEDDING} differ: set tie_word_embeddings to false"
         )
-        if same:
-            return
-    raise InputError(
-        f"config.json ties the embeddings, but {head} and {embedding} differ: set tie_word_embeddings false"
-    )
+
+
+def _equal(source: WeightSource, one: str, other: str) -> bool:
+    """Compares two tensors, some rows at a time."""
+    shape = source.shapes()[one]
+    if source.shapes()[other] != shape:
+        return False
+    rows = max(1, _PIECE // math.prod(shape[1:]))
+    pieces = ((slice(row, min(row + rows, shape[0])), slice(0, shape[1])) for row in range(0, shape[0], rows))
+    return all(np.array_equal(source.read(one, piece), source.read(other, piece)) for piece in pieces)
 
 
 def _table(model: Transformer) -> dict[str, tuple[str, int]]:

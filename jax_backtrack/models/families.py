@@ -16,11 +16,19 @@ FAMILIES: dict[str, ModuleType] = {"llama": llama, "gemma2": gemma2}
 def from_hf_config(config: dict) -> TransformerConfig:
     """Reads a `config.json` given as a dict. Raises InputError for a family, or a setting of one, that is not here."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
             f"config.json: model_type {model_type!r} is not supported; {nearest(str(model_type), FAMILIES)}"
         )
-    return FAMILIES[model_type].from_hf_config(config)
+    read = FAMILIES[model_type].from_hf_config(config)
+    if read.num_attention_heads % read.num_key_value_heads:
+        raise InputError(
+            f"config.json: {read.num_attention_heads} attention heads do not divide by "
+            f"{read.num_key_value_heads} key-value heads"
+        )
+    if read.head_dim % 2:
+        raise InputError(f"config.json: head_dim = {read.head_dim} is odd; rope turns pairs of features")
+    return read
 
 
 def to_hf_config(config: TransformerConfig) -> dict:

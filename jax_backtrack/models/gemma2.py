@@ -1,7 +1,7 @@
 """Gemma-2 (arXiv 2408.00118): its Hugging Face configuration and weight names. The 2B, 9B and 27B models."""
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.models.hf_config import read_rope, refuse_unknown, require, write_rope
+from jax_backtrack.models.hf_config import read_number, read_rope, read_size, refuse_unknown, write_rope
 from jax_backtrack.models.llama import WEIGHT_NAMES as LLAMA_WEIGHT_NAMES
 from jax_backtrack.models.transformer import TransformerConfig
 
@@ -30,19 +30,19 @@ def from_hf_config(config: dict) -> TransformerConfig:
     theta, scaling = read_rope(config)
     return TransformerConfig(
         model_type="gemma2",
-        vocab_size=require(config, "vocab_size"),
-        hidden_size=require(config, "hidden_size"),
-        intermediate_size=require(config, "intermediate_size"),
-        num_hidden_layers=require(config, "num_hidden_layers"),
-        num_attention_heads=require(config, "num_attention_heads"),
-        num_key_value_heads=require(config, "num_key_value_heads"),
-        head_dim=require(config, "head_dim"),
+        vocab_size=read_size(config, "vocab_size"),
+        hidden_size=read_size(config, "hidden_size"),
+        intermediate_size=read_size(config, "intermediate_size"),
+        num_hidden_layers=read_size(config, "num_hidden_layers"),
+        num_attention_heads=read_size(config, "num_attention_heads"),
+        num_key_value_heads=read_size(config, "num_key_value_heads"),
+        head_dim=read_size(config, "head_dim"),
         rope_theta=theta,
         rope_scaling=scaling,
-        rms_norm_eps=require(config, "rms_norm_eps"),
+        rms_norm_eps=read_number(config, "rms_norm_eps"),
         tie_word_embeddings=True,
-        max_position_embeddings=require(config, "max_position_embeddings"),
-        query_pre_attn_scalar=require(config, "query_pre_attn_scalar"),
+        max_position_embeddings=read_size(config, "max_position_embeddings"),
+        query_pre_attn_scalar=read_number(config, "query_pre_attn_scalar"),
         hidden_activation="gelu_pytorch_tanh",
         attn_logit_softcapping=_nullable(config, "attn_logit_softcapping"),
         final_logit_softcapping=_nullable(config, "final_logit_softcapping"),
@@ -85,18 +85,20 @@ def _nullable(config: dict, field: str):
     """A field that may be null but must be there: no value and no field are not the same."""
     if field not in config:
         raise InputError(f"config.json: the field {field!r} is missing; write null for none")
-    return config[field]
+    return None if config[field] is None else read_number(config, field)
 
 
 def _windows(config: dict) -> tuple[int | None, ...]:
     """The windows of the shortest run of layers that the model repeats: local and global in turn, as published."""
-    layers = require(config, "num_hidden_layers")
+    layers = read_size(config, "num_hidden_layers")
     types = config.get("layer_types") or [(_LOCAL, _GLOBAL)[layer % 2] for layer in range(layers)]
+    if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
+        raise InputError(f"config.json: layer_types = {types!r:.60} is not a list of names")
     if len(types) != layers:
         raise InputError(f"config.json: layer_types has {len(types)} entries for {layers} layers")
     if unknown := sorted(set(types) - {_LOCAL, _GLOBAL}):
         raise InputError(f"config.json: layer_types has {unknown[0]!r}; known are {_LOCAL!r} and {_GLOBAL!r}")
-    window = require(config, "sliding_window") if _LOCAL in types else None
+    window = read_size(config, "sliding_window") if _LOCAL in types else None
     size = next(
         size for size in range(1, layers + 1) if layers % size == 0 and types == types[:size] * (layers // size)
     )

@@ -1,16 +1,39 @@
-"""What the families' readers of `config.json` have in common: refusals by name, and the settings of rope."""
+"""What the families' readers of `config.json` have in common: numbers, refusals by name, and rope."""
 
+import dataclasses
+import math
 from collections.abc import Mapping
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.models.rope import Llama3Scaling
 
+_MOST_LAYERS = 10_000  # a file that claims more is wrong, and their names alone would fill the memory
 
-def require(config: Mapping, field: str):
-    """The field's value. Raises InputError where it is missing or null: sizes never default silently."""
-    if config.get(field) is None:
-        raise InputError(f"config.json: the field {field!r} is missing")
-    return config[field]
+
+def read_size(config: Mapping, field: str) -> int:
+    """A whole number above 0. Raises InputError where it is missing, null or something else: sizes never default."""
+    value = _present(config, field)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"config.json: {field} = {value!r} is not a whole number above 0")
+    if field == "num_hidden_layers" and value > _MOST_LAYERS:
+        raise InputError(f"config.json: {field} = {value} is more than {_MOST_LAYERS}")
+    return value
+
+
+def read_number(config: Mapping, field: str) -> int | float:
+    """A finite number above 0; raises InputError otherwise."""
+    value = _present(config, field)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise InputError(f"config.json: {field} = {value!r} is not a number above 0")
+    return value
+
+
+def read_flag(config: Mapping, field: str, default: bool) -> bool:
+    """True or false; raises InputError for anything else."""
+    value = config.get(field, default)
+    if not isinstance(value, bool):
+        raise InputError(f"config.json: {field} = {value!r} is neither true nor false")
+    return value
 
 
 def refuse_unknown(config: Mapping, known: Mapping[str, tuple]) -> None:
@@ -23,27 +46,48 @@ def refuse_unknown(config: Mapping, known: Mapping[str, tuple]) -> None:
 def read_rope(config: Mapping) -> tuple[float, Llama3Scaling | None]:
     """Base and scaling of the rotary embedding, from `rope_parameters` or from `rope_theta` and `rope_scaling`.
 
-    transformers 5 writes the first spelling, earlier versions wrote the second.
+    transformers 5 writes the first spelling, earlier versions wrote the second. Where both are there they must agree.
     """
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = rope.pop("rope_theta", None) or config.get("rope_theta")
+    given = [config[field] for field in ("rope_parameters", "rope_scaling") if config.get(field) is not None] or [{}]
+    if wrong := [each for each in given if not isinstance(each, dict)]:
+        raise InputError(f"config.json: the rope settings are {wrong[0]!r}, not an object")
+    theta = next((each["rope_theta"] for each in (*given, config) if "rope_theta" in each), None)
+    spellings = [_read_spelling(each, theta) for each in given]
+    if spellings[0] != spellings[-1]:
+        raise InputError("config.json: rope_parameters and rope_scaling do not say the same: keep one of them")
+    return spellings[0]
+
+
+def _read_spelling(given: dict, theta) -> tuple[float, Llama3Scaling | None]:
+    rope = dict(given)
+    theta = rope.pop("rope_theta", theta)
     if theta is None:
         raise InputError("config.json: neither rope_parameters nor rope_theta gives the base of the rotary embedding")
-    rope_type = rope.pop("rope_type", rope.pop("type", "default"))
-    rope.pop("type", None)
-    if rope_type not in ("default", "llama3"):
-        raise InputError(f"config.json: rope type {rope_type!r} is not supported; 'default' and 'llama3' are")
-    scaling = None
-    if rope_type == "llama3":
-        fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        if missing := [field for field in fields if rope.get(field) is None]:
-            raise InputError(f"config.json: rope type 'llama3' has no {', '.join(missing)}")
-        scaling = Llama3Scaling(**{field: rope.pop(field) for field in fields})
+    theta = float(read_number({"rope_theta": theta}, "rope_theta"))
+    types = {rope.pop(name) for name in ("rope_type", "type") if isinstance(rope.get(name), str)} or {"default"}
+    if unknown := sorted(types - {"default", "llama3"}):
+        raise InputError(f"config.json: rope type {unknown[0]!r} is not supported; 'default' and 'llama3' are")
+    if len(types) > 1:
+        raise InputError("config.json: rope_type and type do not say the same")
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
         raise InputError("config.json: partial_rotary_factor is not supported; the whole head is rotated")
-    if rope_type == "llama3" and rope:
-        raise InputError(f"config.json: the rope settings {', '.join(sorted(rope))} are not supported")
-    return float(theta), scaling
+    scaling = None
+    if types == {"llama3"}:
+        fields = [field.name for field in dataclasses.fields(Llama3Scaling)]
+        if missing := [field for field in fields if rope.get(field) is None]:
+            raise InputError(f"config.json: rope type 'llama3' has no {', '.join(missing)}")
+        scaling = Llama3Scaling(**{field: read_number({field: rope.pop(field)}, field) for field in fields})
+        if scaling.low_freq_factor >= scaling.high_freq_factor:
+            raise InputError("config.json: low_freq_factor is not below high_freq_factor")
+    if rope:
+        raise InputError(f"config.json: the rope settings {', '.join(map(str, rope))} are not supported")
+    return theta, scaling
+
+
+def _present(config: Mapping, field: str):
+    if config.get(field) is None:
+        raise InputError(f"config.json: the field {field!r} is missing")
+    return config[field]
 
 
 def write_rope(theta: float, scaling: Llama3Scaling | None) -> dict:

@@ -19,7 +19,7 @@ _REFUSED = """
     assistant_early_exit assistant_model constraints force_words_ids guidance_scale inputs_embeds max_time min_length
     min_new_tokens negative_prompt_attention_mask negative_prompt_ids num_beams num_return_sequences output_attentions
     output_hidden_states output_logits output_scores past_key_values penalty_alpha position_ids prefix_allowed_tokens_fn
-    prompt_lookup_num_tokens streamer synced_gpus token_healing token_type_ids
+    prompt_lookup_num_tokens streamer synced_gpus token_healing
 """.split()
 _NEUTRAL = {"guidance_scale": 1, "num_beams": 1, "num_return_sequences": 1}  # of the others 0, False or None
 
@@ -58,7 +58,9 @@ def generate(
     for name, value in model.generation_config.to_dict().items():
         if getattr(config, name, None) is None:
             setattr(config, name, value)
+    length = kwargs.get("max_length")  # asked for, even where it is the default of transformers
     kwargs = config.update(**kwargs)
+    kwargs.pop("token_type_ids", None)  # some tokenizers give them; these models have none
     for name in _REFUSED:
         value = kwargs.pop(name, None) if name in kwargs else getattr(config, name, None)
         neutral = value is None or (isinstance(value, (int, float)) and value == _NEUTRAL.get(name, 0))
@@ -74,8 +76,12 @@ def generate(
     stop_ids = {token for token in [*trained.get("stop_token_ids", []), *eos_ids] if token is not None} - {reset_id}
     pad_id = min(stop_ids) if config.pad_token_id is None else config.pad_token_id
     tokens = inputs if input_ids is None else input_ids
+    if pad_id == reset_id:
+        raise ValueError("pad_token_id is the id of [RESET]; it must be another one")
     _check_tokens(tokens, attention_mask, pad_id)
-    rows = _rows(tokens, attention_mask, prefix_length, _budget(config, tokens.shape[1]))
+    rows = _rows(tokens, attention_mask, prefix_length, _budget(config, length, tokens.shape[1]))
+    # Only a stop string, or a criterion of the caller, ends a row without a token that says so: padding follows.
+    may_be_padded = bool(config.stop_strings or kwargs.get("stopping_criteria"))
 
     config.eos_token_id, config.pad_token_id = [*sorted(stop_ids), reset_id], pad_id
     config.max_length = GenerationConfig().max_length  # max_new_tokens stands for both
@@ -96,7 +102,7 @@ def generate(
             **kwargs,
         )
         for row, written in zip(still_open, attempt[:, width:].tolist(), strict=True):
-            row.take(written, {*stop_ids, pad_id}, reset_id, context)
+            row.take(written, stop_ids, reset_id, context, pad_id if may_be_padded else None)
 
     whole = [[pad_id] * (tokens.shape[1] - row.given) + row.prompt + row.reply for row in rows]
     longest = max(map(len, whole))
@@ -127,10 +133,15 @@ class Row:
     left: int
     drafts: list = dataclasses.field(default_factory=list)
 
-    def take(self, written, ends, reset_id, reset_context):
-        """Takes over what an attempt wrote, up to the first token that ends a reply or takes it back."""
+    def take(self, written, ends, reset_id, reset_context, pad_id=None):
+        """Takes over what an attempt wrote, up to the first token that ends a reply or takes it back.
+
+        pad_id: where padding may follow what was written; None where it cannot
+        """
         written = written[: self.left]
         end = next((place for place, token in enumerate(written) if token == reset_id or token in ends), None)
+        while end is None and written and written[-1] == pad_id:
+            written.pop()
         if end is None or written[end] != reset_id:
             self.reply += written if end is None else written[: end + 1]
             self.left = 0
@@ -170,13 +181,13 @@ def _rows(tokens, attention_mask, prefix_length, budget):
     return rows
 
 
-def _budget(config, width):
+def _budget(config, length, width):
     """Tokens that a row may write."""
     budget = 256
     if config.max_new_tokens is not None:
         budget = config.max_new_tokens
-    elif config.max_length != GenerationConfig().max_length:
-        budget = config.max_length - width
+    elif length is not None or config.max_length != GenerationConfig().max_length:
+        budget = (config.max_length if length is None else length) - width
     if budget < 1:
         raise ValueError(f"max_new_tokens or max_length leaves {budget} tokens for a reply; it must be at least 1")
     return budget
