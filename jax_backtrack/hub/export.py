@@ -1,6 +1,7 @@
 """`save`: a model and its tokenizer as a Hugging Face folder."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ def save(
     `overwrite` all that was in an earlier export goes; a folder that is none is never replaced. On several hosts all
     must call this; the first one writes.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = Path(os.path.abspath(Path(folder).expanduser()))
     if folder in (Path.cwd(), *Path.cwd().parents):
         raise InputError(f"{folder} is the folder this runs in, or one above it: name a new one")
     check_agreement(model, tokenizer, {})
