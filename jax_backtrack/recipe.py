@@ -39,6 +39,7 @@ _AT_LEAST = {
     "sample.limit": 0,
     "evaluate.prompts": 1,
 }
+_SHOWN = 32  # characters of a path before the bar of its loading
 _ABOVE_0 = ("train.learning_rate", "train.clip_norm", "train.beta", "sample.top_p")
 
 
@@ -75,7 +76,8 @@ def load_model(
 ) -> tuple[Transformer, ChatTokenizer]:
     """Loads `path` as the recipe says, with a bar. It may be a workdir in place of the recipe's own `model.path`."""
     its_own = path == config.model.path
-    with share_bar(f"loading {path}") as progress:
+    shown = path if len(path) <= _SHOWN else f"...{path[-_SHOWN:]}"
+    with share_bar(f"loading {shown}") as progress:
         return load(
             path,
             mesh,
