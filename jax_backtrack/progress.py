@@ -10,6 +10,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -23,16 +24,7 @@ console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ e
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
     """Shows a bar; yields `advance(count=1, note="")`, where the note stands behind the bar."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, refresh_per_second=4) as bar:
+    with _bar(MofNCompleteColumn(), TextColumn("{task.fields[note]}")) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
 
         def advance(count: int = 1, note: str | None = None) -> None:
@@ -44,14 +36,19 @@ def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Callab
 @contextlib.contextmanager
 def share_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """Shows a bar in per cent; yields `advance(count, total)`, for work whose size is known once it has begun."""
+    with _bar(TaskProgressColumn()) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda count, total: bar.update(task, advance=count, total=total)
+
+
+def _bar(how_far: ProgressColumn, *behind: ProgressColumn) -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        TaskProgressColumn(),
+        how_far,
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        *behind,
     )
-    with Progress(*columns, console=console, refresh_per_second=4) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda count, total: bar.update(task, advance=count, total=total)
+    return Progress(*columns, console=console, refresh_per_second=4)

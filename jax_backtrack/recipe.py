@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -45,7 +46,7 @@ _ABOVE_0 = ("train.learning_rate", "train.clip_norm", "train.beta", "sample.top_
 
 def check(config: ConfigDict) -> None:
     """Raises InputError naming the first field that cannot be meant, with its value and what it may be."""
-    fields = dict(_flat(config.to_dict()))
+    fields = flatten_dict(config.to_dict(), sep=".")
     for field, names in _NAMES.items():
         if fields[field] not in names:
             raise InputError(f"{field} is {fields[field]!r}: {nearest(str(fields[field]), names)}")
@@ -88,11 +89,3 @@ def load_model(
             revision=config.model.revision or None if its_own else None,
             progress=progress,
         )
-
-
-def _flat(values: dict, prefix: str = ""):
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

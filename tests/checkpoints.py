@@ -15,6 +15,8 @@ from jax_backtrack.models import families
 from jax_backtrack.models.transformer import Compute, Transformer
 from jax_backtrack.sharding import make_mesh, param_shardings
 
+TOLERANCE = 1e-4  # of the largest entry
+
 LLAMA3_ROPE = dict(rope_type="llama3", low_freq_factor=1.0, high_freq_factor=4.0, rope_theta=5e5)
 # Head dimensions, ratios of query to key-value heads, caps and rope are those of the real models; widths, layers and
 # vocabulary are small, windows and original contexts shorter than the tests' texts.
@@ -96,3 +98,16 @@ def random_tokens(shape: tuple[int, ...], seed: int = 0, vocabulary: int = 512) 
 def torch_logits(model, tokens) -> np.ndarray:
     with torch.no_grad():
         return model(torch.tensor(np.asarray(tokens))).logits.float().numpy()
+
+
+def relative_error(ours, theirs) -> float:
+    """The largest difference, in units of the largest entry."""
+    theirs = np.asarray(theirs, np.float32)
+    return float(np.abs(np.asarray(ours, np.float32) - theirs).max() / np.abs(theirs).max())
+
+
+def rewrite_config(folder, **fields) -> None:
+    """Sets fields of a folder's configuration, and takes out those that are to be `...`."""
+    config = json.loads((folder / "config.json").read_text()) | fields
+    config = {name: value for name, value in config.items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(config))

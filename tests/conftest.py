@@ -80,3 +80,14 @@ def shared() -> Path:
     """The folder of real data beside the repository."""
     path = Path(__file__).parents[2] / "shared"
     return path if path.is_dir() else _missing(f"{path} is not there")
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """A tiny checkpoint of every kind, by transformers: untied Llama, tied Llama, Gemma-2."""
+    from tests.checkpoints import random_model  # torch, which most tests do without
+
+    folder = tmp_path_factory.mktemp("written")
+    for shape in ("Llama-3.1-8B", "Llama-3.2-1B", "Gemma-2-2B"):
+        random_model(shape).save_pretrained(folder / shape)
+    return folder

@@ -25,15 +25,6 @@ CONTEXTS = ("keep", "rewind", "resample")
 DETERMINISTIC = {"keep": {}, "rewind": {}, "resample": {"do_sample": True, "top_k": 1}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Torch's threads spin where they wait for each other: on a busy machine that costs a hundred times the work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def exported(model, tokenizer, folder) -> SimpleNamespace:
     """A model as we have it and as transformers reads our export of it."""
     save(model, tokenizer, folder)

@@ -18,23 +18,13 @@ from jax_backtrack.hub import weights
 from jax_backtrack.hub.load import load
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.hub.safetensors_folder import INDEX_FILE, SINGLE_FILE
-from jax_backtrack.models import families, gemma2, llama
+from jax_backtrack.models import families
 from tests import tiny
-from tests.checkpoints import port, random_model, random_tokens, torch_logits
-from tests.test_parity import TOLERANCE, relative_error
+from tests.checkpoints import TOLERANCE, port, random_model, random_tokens, relative_error, rewrite_config, torch_logits
 from tests.test_tokenizer import small_tokenizer
 
 TOKENS = random_tokens((2, 40))
 LAYER = "model.layers.1.mlp.up_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """A tiny checkpoint of every kind, by transformers: untied Llama, tied Llama, Gemma-2."""
-    folder = tmp_path_factory.mktemp("written")
-    for shape in ("Llama-3.1-8B", "Llama-3.2-1B", "Gemma-2-2B"):
-        random_model(shape).save_pretrained(folder / shape)
-    return folder
 
 
 @pytest.fixture
@@ -53,13 +43,6 @@ def rewrite(folder, change) -> None:
     tensors = load_file(folder / SINGLE_FILE)
     change(tensors)
     save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
-
-
-def rewrite_config(folder, **fields) -> None:
-    """Sets fields of a folder's configuration, and takes out those that are to be `...`."""
-    config = json.loads((folder / "config.json").read_text()) | fields
-    config = {name: value for name, value in config.items() if value is not ...}
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 def params(model) -> dict[str, np.ndarray]:
@@ -296,138 +279,6 @@ def test_pickled_weights_are_refused(untied, name):
     (untied / SINGLE_FILE).rename(untied / name)
     with pytest.raises(InputError, match=rf"only .*{name}.*never loaded"):
         port(untied)
-
-
-# ------------------------------------------------------------------------------------------------- configurations
-
-
-@pytest.mark.parametrize(
-    "shape,field,value,message",
-    [
-        ("Llama-3.1-8B", "attention_bias", True, "attention_bias = True"),
-        ("Llama-3.1-8B", "mlp_bias", True, "mlp_bias = True"),
-        ("Llama-3.1-8B", "hidden_act", "gelu", "hidden_act = 'gelu'"),
-        ("Llama-3.1-8B", "pretraining_tp", 2, "pretraining_tp = 2"),
-        ("Llama-3.1-8B", "quantization_config", {"quant_method": "fp8"}, "quantization_config"),
-        ("Llama-3.1-8B", "rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}, "rope type 'yarn'"),
-        ("Llama-3.1-8B", "rope_parameters", {"rope_type": "llama3", "rope_theta": 1e4}, "has no factor, low_freq"),
-        ("Llama-3.1-8B", "rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ("Llama-3.1-8B", "rope_parameters", ..., "base of the rotary embedding"),
-        ("Llama-3.1-8B", "hidden_size", ..., "'hidden_size' is missing"),
-        ("Llama-3.1-8B", "rms_norm_eps", ..., "'rms_norm_eps' is missing"),
-        ("Llama-3.1-8B", "model_type", "mistral", "model_type 'mistral' is not supported; known are: gemma2, llama"),
-        ("Llama-3.1-8B", "model_type", "gemma", "did you mean 'gemma2'"),
-        ("Llama-3.1-8B", "model_type", [1], r"model_type \[1\] is not supported"),
-        ("Llama-3.1-8B", "num_attention_heads", "8", "num_attention_heads = '8' is not a whole number above 0"),
-        ("Llama-3.1-8B", "num_attention_heads", 0, "num_attention_heads = 0"),
-        ("Llama-3.1-8B", "num_key_value_heads", 3, "8 attention heads do not divide by 3"),
-        ("Llama-3.1-8B", "head_dim", 7, "head_dim = 7 is odd"),
-        ("Llama-3.1-8B", "num_hidden_layers", 10**9, "num_hidden_layers = 1000000000 is more than"),
-        ("Llama-3.1-8B", "num_hidden_layers", 9999, "says num_hidden_layers 9999; the weights have 30 tensors"),
-        ("Llama-3.1-8B", "num_hidden_layers", 2.0, "num_hidden_layers = 2.0"),
-        ("Llama-3.1-8B", "vocab_size", 10**12, "has shape"),
-        ("Llama-3.1-8B", "rms_norm_eps", "1e-5", "rms_norm_eps = '1e-5' is not a number above 0"),
-        ("Llama-3.1-8B", "tie_word_embeddings", "false", "tie_word_embeddings = 'false' is neither true nor false"),
-        ("Llama-3.1-8B", "rope_scaling", {"rope_type": "linear", "factor": 8.0}, "rope type 'linear'"),
-        ("Llama-3.1-8B", "rope_scaling", {"rope_type": "default", "rope_theta": 5e5}, "do not say the same: keep one"),
-        ("Llama-3.1-8B", "rope_parameters", {"rope_theta": 5e5, "factor": 2.0}, "rope settings factor are not"),
-        ("Llama-3.1-8B", "rope_parameters", {"rope_theta": 1, "rope_type": "default", "type": "linear"}, "'linear'"),
-        ("Llama-3.1-8B", "rope_parameters", {"rope_theta": -1}, "rope_theta = -1"),
-        ("Llama-3.1-8B", "rope_parameters", "linear", "the rope settings are 'linear'"),
-        ("Gemma-2-2B", "num_hidden_layers", 0, "num_hidden_layers = 0"),
-        ("Gemma-2-2B", "sliding_window", "4", "sliding_window = '4'"),
-        ("Gemma-2-2B", "attn_logit_softcapping", 0, "attn_logit_softcapping = 0"),
-        ("Gemma-2-2B", "query_pre_attn_scalar", -1, "query_pre_attn_scalar = -1"),
-        ("Gemma-2-2B", "layer_types", [["a"], 1], "is not a list of names"),
-        ("Gemma-2-2B", "hidden_activation", "relu", "hidden_activation = 'relu'"),
-        ("Gemma-2-2B", "attention_bias", True, "attention_bias = True"),
-        ("Gemma-2-2B", "tie_word_embeddings", False, "tie_word_embeddings = False"),
-        ("Gemma-2-2B", "use_bidirectional_attention", True, "use_bidirectional_attention"),
-        ("Gemma-2-2B", "final_logit_softcapping", ..., "'final_logit_softcapping' is missing; write null"),
-        ("Gemma-2-2B", "query_pre_attn_scalar", ..., "'query_pre_attn_scalar' is missing"),
-        ("Gemma-2-2B", "sliding_window", None, "'sliding_window' is missing"),
-        ("Gemma-2-2B", "layer_types", ["full_attention"], "1 entries for 4 layers"),
-        ("Gemma-2-2B", "layer_types", ["chunked_attention"] * 4, "'chunked_attention'"),
-    ],
-)  # fmt: skip
-def test_a_configuration_that_we_do_not_have_is_refused_by_name(written, tmp_path, shape, field, value, message):
-    folder = shutil.copytree(written / shape, tmp_path / "model")
-    rewrite_config(folder, **{field: value})
-    with pytest.raises(InputError, match=message):
-        port(folder)
-
-
-@pytest.mark.parametrize("scaling", [None, llama.read_rope({"rope_parameters": {
-    "rope_type": "llama3", "rope_theta": 1.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192}})[1]], ids=["default", "llama3"])  # fmt: skip
-def test_both_spellings_of_the_rope_settings_are_read(scaling):
-    config = tiny.config(rope_scaling=scaling)
-    both = llama.to_hf_config(config)
-    old = {name: value for name, value in both.items() if name != "rope_parameters"}
-    new = {name: value for name, value in both.items() if name not in ("rope_theta", "rope_scaling")}
-    assert llama.from_hf_config(old) == llama.from_hf_config(new) == llama.from_hf_config(both) == config
-    if scaling:
-        old["rope_scaling"]["type"] = old["rope_scaling"].pop("rope_type")  # as before transformers 4.43
-        assert llama.from_hf_config(old) == config
-    del old["rope_theta"]
-    with pytest.raises(InputError, match="rope_theta"):
-        llama.from_hf_config(old)
-
-
-def published_gemma2(**fields) -> dict:
-    """A configuration with the fields that the published Gemma-2 files have; no layer_types, no tie_word_embeddings."""
-    return (
-        dict(
-            model_type="gemma2",
-            attention_bias=False,
-            attn_logit_softcapping=50.0,
-            final_logit_softcapping=30.0,
-            hidden_act="gelu_pytorch_tanh",
-            hidden_activation="gelu_pytorch_tanh",
-            max_position_embeddings=8192,
-            rms_norm_eps=1e-6,
-            rope_theta=10000.0,
-            sliding_window=4096,
-            vocab_size=256000,
-        )
-        | fields
-    )
-
-
-@pytest.mark.parametrize(
-    "fields,parameters",
-    [
-        (dict(hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
-              num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256), 2_614_341_888),
-        (dict(hidden_size=3584, intermediate_size=14336, num_hidden_layers=42, num_attention_heads=16,
-              num_key_value_heads=8, head_dim=256, query_pre_attn_scalar=256), 9_241_705_984),
-        (dict(hidden_size=4608, intermediate_size=36864, num_hidden_layers=46, num_attention_heads=32,
-              num_key_value_heads=16, head_dim=128, query_pre_attn_scalar=144), 27_227_128_320),
-    ],
-    ids=["2B", "9B", "27B"],
-)  # fmt: skip
-def test_the_published_gemma2_configurations(fields, parameters):
-    """Local and global layers in pairs, local first; as many parameters as the published models have."""
-    config = gemma2.from_hf_config(published_gemma2(**fields))
-    assert config.windows == (4096, None)
-    assert gemma2.from_hf_config(gemma2.to_hf_config(config)) == config
-    model = nnx.eval_shape(lambda: weights.Transformer(config, nnx.Rngs(0)))
-    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == parameters
-    theirs = transformers.Gemma2Config(**gemma2.to_hf_config(config))
-    assert theirs.layer_types == ["sliding_attention", "full_attention"] * (config.num_hidden_layers // 2)
-    assert (theirs.final_logit_softcapping, theirs.rope_parameters["rope_theta"]) == (30.0, 10000.0)
-
-
-def test_other_orders_of_local_and_global_layers_are_kept():
-    fields = dict(hidden_size=24, intermediate_size=40, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-                  query_pre_attn_scalar=8, num_hidden_layers=6)  # fmt: skip
-    local, full = "sliding_attention", "full_attention"
-    for kinds, windows in (
-        ([local, local, full] * 2, (4096, 4096, None)),
-        ([full] * 6, (None,)),
-        ([local] * 5 + [full], (4096,) * 5 + (None,)),
-    ):
-        assert gemma2.from_hf_config(published_gemma2(**fields, layer_types=kinds)).windows == windows
 
 
 # --------------------------------------------------------------------------------------------------- whole folders

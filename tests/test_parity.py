@@ -12,15 +12,9 @@ from jax_backtrack import trees
 from jax_backtrack.hub import weights
 from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
 from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies
-from tests.checkpoints import SHAPES, port, random_model, random_tokens, torch_logits
+from tests.checkpoints import SHAPES, TOLERANCE, port, random_model, random_tokens, relative_error, torch_logits
 
-TOLERANCE = 1e-4  # of the largest entry
 TOKENS = random_tokens((2, 60))
-
-
-def relative_error(ours, theirs) -> float:
-    theirs = np.asarray(theirs, np.float32)
-    return float(np.abs(np.asarray(ours, np.float32) - theirs).max() / np.abs(theirs).max())
 
 
 @pytest.fixture(scope="module", params=SHAPES)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.checkpoints import port, random_model, random_tokens
-from tests.test_parity import TOLERANCE, relative_error
+from tests.checkpoints import TOLERANCE, port, random_model, random_tokens, relative_error
 
 PROGRAM = """
 import sys

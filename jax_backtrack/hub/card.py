@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from flax.traverse_util import flatten_dict
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -76,7 +77,7 @@ def text(hf_config: Mapping, parameters: int, recipe: Mapping | None = None) -> 
 
     Of paths on this machine only the last part is told.
     """
-    fields = dict(_flat(recipe or {}))
+    fields = flatten_dict(dict(recipe or {}), sep=".")
     backtracking = hf_config.get("backtracking")
     data_ids = [hub_id(fields[name]) for name in ("data.path", "data.utility_path") if fields.get(name)]
     front = ModelCardData(
@@ -216,11 +217,3 @@ def _base_model(path: str | None) -> str | None:
         return None
     earlier = Path(path).expanduser() / EXPORT / FILE
     return ModelCard.load(earlier).data.get("base_model") if earlier.is_file() else hub_id(path)
-
-
-def _flat(values: Mapping, prefix: str = ""):
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

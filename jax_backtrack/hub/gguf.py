@@ -41,6 +41,8 @@ class GGUFFile:
         if architecture != "llama":
             raise InputError(f"{path}: architecture {architecture!r} is not supported; only 'llama' is")
         self._tensors = {self._hf_name(tensor.name): tensor for tensor in self._reader.tensors}
+        # The file counts axes from the last one.
+        self._shapes = {name: tuple(map(int, reversed(tensor.shape))) for name, tensor in self._tensors.items()}
         # Devices ask for their parts of one tensor in a row.
         self._dequantised = functools.lru_cache(maxsize=1)(self._dequantise)
 
@@ -64,8 +66,8 @@ class GGUFFile:
         }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, by its Hugging Face name. The file counts axes from the last one."""
-        return {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in self._tensors.items()}
+        """Shape of every tensor, by its Hugging Face name."""
+        return self._shapes
 
     def read(self, hf_name: str, index: tuple[slice, ...]) -> np.ndarray:
         """A part of one tensor, dequantised to float32, in the Hugging Face layout."""

@@ -86,7 +86,7 @@ def check_agreement(model: Transformer, tokenizer: ChatTokenizer, hf_config: dic
 
 
 def _dtype_name(dtype) -> str:
-    """ "float32" or "bfloat16" of a dtype or its name."""
+    """One of `DTYPES`, of a dtype or of its name."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", getattr(dtype, "__name__", str(dtype)))
     if name not in DTYPES:
         raise InputError(f"dtype {dtype!r}: {nearest(name, DTYPES)}")

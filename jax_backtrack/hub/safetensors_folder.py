@@ -27,15 +27,16 @@ class SafetensorsFolder:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, str] = {}
         index = folder / INDEX_FILE
-        files = _indexed_files(index) if index.exists() else {SINGLE_FILE: None}
-        if not index.exists() and not (folder / SINGLE_FILE).exists():
+        indexed = index.exists()
+        files = _indexed_files(index) if indexed else {SINGLE_FILE: None}
+        if not indexed and not (folder / SINGLE_FILE).exists():
             found = sorted(path.name for path in folder.iterdir())
             raise InputError(
                 f"{folder} holds no {SINGLE_FILE} and no {INDEX_FILE}, only {', '.join(found) or 'nothing'}. "
                 "Pickled weights (.bin, .pt, .pth) are never loaded: convert them to safetensors first"
             )
         for file, names in sorted(files.items()):
-            self._read_header(folder / file, index.name if index.exists() else None)
+            self._read_header(folder / file, index.name if indexed else None)
             if names is not None and (lost := sorted(names - self._files.keys())):
                 raise InputError(f"{index} says that {lost[0]} is in {file}, which has no such tensor")
 

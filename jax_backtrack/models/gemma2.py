@@ -1,7 +1,7 @@
 """Gemma-2 (arXiv 2408.00118): its Hugging Face configuration and weight names. The 2B, 9B and 27B models."""
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.models.hf_config import read_number, read_rope, read_size, refuse_unknown, write_rope
+from jax_backtrack.models.hf_config import read_common, read_number, read_size, refuse_unknown, write_common
 from jax_backtrack.models.llama import WEIGHT_NAMES as LLAMA_WEIGHT_NAMES
 from jax_backtrack.models.transformer import TransformerConfig
 
@@ -27,21 +27,12 @@ _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 def from_hf_config(config: dict) -> TransformerConfig:
     """Reads a Gemma-2 `config.json` given as a dict. Refuses by name whatever would change the model unseen."""
     refuse_unknown(config, _KNOWN)
-    theta, scaling = read_rope(config)
     return TransformerConfig(
         model_type="gemma2",
-        vocab_size=read_size(config, "vocab_size"),
-        hidden_size=read_size(config, "hidden_size"),
-        intermediate_size=read_size(config, "intermediate_size"),
-        num_hidden_layers=read_size(config, "num_hidden_layers"),
-        num_attention_heads=read_size(config, "num_attention_heads"),
+        **read_common(config),
         num_key_value_heads=read_size(config, "num_key_value_heads"),
         head_dim=read_size(config, "head_dim"),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        rms_norm_eps=read_number(config, "rms_norm_eps"),
         tie_word_embeddings=True,
-        max_position_embeddings=read_size(config, "max_position_embeddings"),
         query_pre_attn_scalar=read_number(config, "query_pre_attn_scalar"),
         hidden_activation="gelu_pytorch_tanh",
         attn_logit_softcapping=_nullable(config, "attn_logit_softcapping"),
@@ -58,26 +49,15 @@ def to_hf_config(config: TransformerConfig) -> dict:
     windows = config.windows * (config.num_hidden_layers // len(config.windows))
     return {
         "architectures": ["Gemma2ForCausalLM"],
-        "model_type": "gemma2",
+        **write_common(config),
         "hidden_act": config.hidden_activation,
         "hidden_activation": config.hidden_activation,
         "attention_bias": False,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "rms_norm_eps": config.rms_norm_eps,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": config.max_position_embeddings,
         "query_pre_attn_scalar": config.query_pre_attn_scalar,
         "attn_logit_softcapping": config.attn_logit_softcapping,
         "final_logit_softcapping": config.final_logit_softcapping,
         "sliding_window": next((window for window in windows if window is not None), None),
         "layer_types": [_GLOBAL if window is None else _LOCAL for window in windows],
-        **write_rope(config.rope_theta, config.rope_scaling),
     }
 
 

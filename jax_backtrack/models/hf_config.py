@@ -6,17 +6,43 @@ from collections.abc import Mapping
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.models.rope import Llama3Scaling
+from jax_backtrack.models.transformer import TransformerConfig
 
 _MOST_LAYERS = 10_000  # a file that claims more is wrong, and their names alone would fill the memory
 
 
-def read_size(config: Mapping, field: str) -> int:
+def read_common(config: Mapping) -> dict:
+    """The fields of `TransformerConfig` that every family reads alike."""
+    theta, scaling = read_rope(config)
+    return dict(
+        vocab_size=read_size(config, "vocab_size"),
+        hidden_size=read_size(config, "hidden_size"),
+        intermediate_size=read_size(config, "intermediate_size"),
+        num_hidden_layers=read_size(config, "num_hidden_layers", most=_MOST_LAYERS),
+        num_attention_heads=read_size(config, "num_attention_heads"),
+        rms_norm_eps=read_number(config, "rms_norm_eps"),
+        max_position_embeddings=read_size(config, "max_position_embeddings"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+    )
+
+
+def write_common(config: TransformerConfig) -> dict:
+    """The fields of a `config.json` that every family writes alike."""
+    names = """
+        model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+        head_dim rms_norm_eps tie_word_embeddings max_position_embeddings
+    """.split()
+    return {name: getattr(config, name) for name in names} | write_rope(config.rope_theta, config.rope_scaling)
+
+
+def read_size(config: Mapping, field: str, most: int | None = None) -> int:
     """A whole number above 0. Raises InputError where it is missing, null or something else: sizes never default."""
     value = _present(config, field)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"config.json: {field} = {value!r} is not a whole number above 0")
-    if field == "num_hidden_layers" and value > _MOST_LAYERS:
-        raise InputError(f"config.json: {field} = {value} is more than {_MOST_LAYERS}")
+    if most is not None and value > most:
+        raise InputError(f"config.json: {field} = {value} is more than {most}")
     return value
 
 

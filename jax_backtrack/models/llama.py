@@ -1,6 +1,6 @@
 """Llama (arXiv 2407.21783): its Hugging Face configuration and weight names. Llama-3 to 3.2, SmolLM2."""
 
-from jax_backtrack.models.hf_config import read_flag, read_number, read_rope, read_size, refuse_unknown, write_rope
+from jax_backtrack.models.hf_config import read_common, read_flag, read_size, refuse_unknown, write_common
 from jax_backtrack.models.transformer import TransformerConfig
 
 # our path -> (Hugging Face name, how many leading axes of ours are inputs; 0 where the array is stored as it is).
@@ -33,28 +33,20 @@ _KNOWN = {
 def from_hf_config(config: dict) -> TransformerConfig:
     """Reads a Llama `config.json` given as a dict. Refuses by name whatever would change the model unseen."""
     refuse_unknown(config, _KNOWN)
-    theta, scaling = read_rope(config)
-    heads = read_size(config, "num_attention_heads")
+    common = read_common(config)
     # Both may be missing or null: what they are then is a rule of transformers.
-    kv_heads, head_dim = heads, read_size(config, "hidden_size") // heads
+    heads = common["num_attention_heads"]
+    kv_heads, head_dim = heads, common["hidden_size"] // heads
     if config.get("num_key_value_heads") is not None:
         kv_heads = read_size(config, "num_key_value_heads")
     if config.get("head_dim") is not None:
         head_dim = read_size(config, "head_dim")
     return TransformerConfig(
         model_type="llama",
-        vocab_size=read_size(config, "vocab_size"),
-        hidden_size=read_size(config, "hidden_size"),
-        intermediate_size=read_size(config, "intermediate_size"),
-        num_hidden_layers=read_size(config, "num_hidden_layers"),
-        num_attention_heads=heads,
+        **common,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        rope_theta=theta,
-        rope_scaling=scaling,
-        rms_norm_eps=read_number(config, "rms_norm_eps"),
         tie_word_embeddings=read_flag(config, "tie_word_embeddings", False),  # the default of transformers
-        max_position_embeddings=read_size(config, "max_position_embeddings"),
         query_pre_attn_scalar=head_dim,
     )
 
@@ -63,19 +55,8 @@ def to_hf_config(config: TransformerConfig) -> dict:
     """The fields of a Llama `config.json` that `from_hf_config` reads back to the same configuration."""
     return {
         "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **write_common(config),
         "hidden_act": config.hidden_activation,
         "attention_bias": False,
         "mlp_bias": False,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "rms_norm_eps": config.rms_norm_eps,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "max_position_embeddings": config.max_position_embeddings,
-        **write_rope(config.rope_theta, config.rope_scaling),
     }
