@@ -50,7 +50,9 @@ def get_config() -> ConfigDict:
     config.train.reset_weight = 1.0  # SFT weight of a [RESET], where every token of a reply has 1
     config.train.reference_folder = ""  # where reference margins are kept, for several runs to share; "": the workdir
     config.train.score_chunk = 128  # scored tokens per row whose logits exist at once
-    config.train.remat = False  # recompute layers in the backward pass: less memory, a third more work
+    # What the backward pass recomputes of each layer instead of keeping it: "none", all but the products with weights
+    # ("dots"), or all ("full"), which takes the least memory and up to a third more work.
+    config.train.remat = "none"
     config.train.checkpoint_every = 100  # updates; 0 for no checkpoints, only the export at the end
     config.train.keep_checkpoints = 2  # newest ones kept
 

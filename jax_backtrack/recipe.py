@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import DTYPES, load
 from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.models.transformer import REMAT, Transformer
 from jax_backtrack.progress import share_bar
 from jax_backtrack.trees import CONTEXTS
 
@@ -18,6 +18,7 @@ _NAMES = {
     "reset.context": CONTEXTS,
     "model.param_dtype": DTYPES,
     "model.compute_dtype": DTYPES,
+    "train.remat": tuple(REMAT),
 }
 _AT_LEAST = {
     "data.limit": 0,
@@ -73,7 +74,7 @@ def check_training(config: ConfigDict) -> None:
 
 
 def load_model(
-    config: ConfigDict, path: str, mesh: Mesh, *, remat: bool = False, load: Callable = load
+    config: ConfigDict, path: str, mesh: Mesh, *, remat: str = "none", load: Callable = load
 ) -> tuple[Transformer, ChatTokenizer]:
     """Loads `path` as the recipe says, with a bar. It may be a workdir in place of the recipe's own `model.path`."""
     its_own = path == config.model.path

@@ -1,69 +1,124 @@
-"""Where arrays live: the letters in a parameter's name are its axes, and one table sends axes to the mesh."""
+"""Where arrays live: the letters in a name are its array's axes, and one table sends axes to the mesh.
+
+Parameters, and what is kept of each (gradients, moments), are spread over `fsdp` and `tensor`, and are the same along
+`data`. Rows of a batch, and what is computed of them, are spread over `data` and `fsdp`. So each layer's weights are
+gathered along `fsdp` when the layer is computed, and a gradient is summed over the rows where it is put back.
+
+The vocabulary is the exception. Gathered, its table would be the largest array of the step, and so would its gradient.
+So in the projection to logits the rows of an `fsdp` group come together instead, a chunk of scored tokens at a time,
+and each device scores them against its own part of the vocabulary.
+"""
+
+from collections.abc import Iterable, Sequence
 
 import jax
+import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_backtrack.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Axis letter -> mesh axis. What is not listed is on every device.
-_PLACES = {"B": ("data", "fsdp"), "M": "fsdp", "V": "tensor", "N": "tensor", "K": "tensor", "F": "tensor"}
+_ROWS = ("data", "fsdp")
+# Letter of an axis -> mesh axes, by what an array is there for. What is not listed is whole on every device.
+_PLACES = {
+    "kept": {"B": _ROWS, "M": "fsdp", "V": "tensor", "N": "tensor", "K": "tensor", "F": "tensor"},
+    "computed": {"B": _ROWS, "V": "tensor", "N": "tensor", "K": "tensor", "F": "tensor"},
+    "looked up": {"B": "data", "M": "fsdp", "V": "tensor"},
+    "projected": {"B": "data", "V": ("fsdp", "tensor")},
+}
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of `data x fsdp x tensor` devices; `data = -1` takes all that the other axes leave.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of `data x fsdp x tensor` devices, all that there are by default; an axis of -1 takes what the others leave.
 
-    Raises InputError where that is not the number of devices: none is left idle without a word.
+    Devices of several slices are laid out so that only `data` crosses from slice to slice, where links are slow. Raises
+    InputError where the sizes do not multiply to the number of devices, or `data` does not divide over the slices.
     """
-    present = jax.device_count()
-    if min(fsdp, tensor) < 1 or (data < 1 and data != -1):
-        raise InputError(f"mesh.data, fsdp, tensor = {data}, {fsdp}, {tensor}: sizes are at least 1; data may be -1")
-    if data == -1:
-        data = max(1, present // (fsdp * tensor))
-    wanted = data * fsdp * tensor
-    if wanted != present:
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    asked = f"mesh.data, fsdp, tensor = {data}, {fsdp}, {tensor}"
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise InputError(f"{asked}: sizes are at least 1; one of them may be -1, for what the others leave")
+    for name in open_axes:
+        sizes[name] = max(1, len(devices) // -(data * fsdp * tensor))
+    if (wanted := int(np.prod(list(sizes.values())))) != len(devices):
+        raise InputError(f"{asked} needs {wanted} devices, {len(devices)} are here")
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes["data"] % slices:
         raise InputError(
-            f"mesh.data x fsdp x tensor = {data} x {fsdp} x {tensor} needs {wanted} devices, {present} are here"
+            f"mesh.data = {sizes['data']} does not divide over {slices} slices; only data may cross slices"
         )
-    return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
+    within = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
+    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    return Mesh(grid, MESH_AXES, axis_types=types)
 
 
-def partition(axes: str) -> PartitionSpec:
-    """The places of an array whose axes are named by letters, as in `query_MxNxD` -> "MxNxD"."""
-    places = [_PLACES.get(letter) for letter in axes.split("x")]
-    used = [name for place in places for name in ((place,) if isinstance(place, str) else place or ())]
+def partition(axes: str, purpose: str = "kept") -> PartitionSpec:
+    """The places of an array whose axes are named by letters, as in `query_MxNxD` -> "MxNxD".
+
+    `purpose` is a key of the table: "kept", "computed", "looked up" or "projected".
+    """
+    places = [_PLACES[purpose].get(letter) for letter in axes.split("x")]
+    used = [name for place in places for name in _names(place)]
     if len(used) != len(set(used)):
         raise InputError(f"two axes of {axes} would lie on one mesh axis")
     return PartitionSpec(*places)
 
 
-def param_shardings(model: nnx.Module, mesh: Mesh) -> nnx.State:
-    """A sharding for every parameter of the model, read off its name; layers are stacked along a first axis."""
+def place(x: jax.Array, axes: str, mesh: Mesh | None, purpose: str = "computed") -> jax.Array:
+    """Holds an array of a jitted function where the table says; does nothing without a mesh."""
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, purpose)))
+
+
+def param_shardings(model: nnx.Module, mesh: Mesh, kind: type = nnx.Param) -> nnx.State:
+    """A sharding for every parameter of the model, read off its name; layers are stacked along a first axis.
+
+    Raises InputError, with the numbers, for an axis that does not divide over its part of the mesh.
+    """
 
     def one(path, param):
         name = str(path[-1])
-        stacked = "Lx" if "blocks" in map(str, path) else ""
-        axes = stacked + name.rsplit("_", 1)[1]
+        axes = name.rsplit("_", 1)[1]
+        axes = axes if len(axes.split("x")) == param.ndim else f"Lx{axes}"
         for letter, size in zip(axes.split("x"), param.shape, strict=True):
-            place = _PLACES.get(letter)
-            if place and size % mesh.shape[place]:
-                raise InputError(
-                    f"{name}: axis {letter} of {size} does not divide by mesh.{place} = {mesh.shape[place]}"
-                )
+            for purpose in ("kept", "projected"):
+                _check_divides(name, letter, size, mesh, purpose)
         return NamedSharding(mesh, partition(axes))
 
-    return nnx.map_state(one, nnx.state(model, nnx.Param))
+    return nnx.map_state(one, nnx.state(model, kind))
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch, and what the model computes of them, lie along `data` and `fsdp`."""
-    return NamedSharding(mesh, partition("B"))
+    return NamedSharding(mesh, partition("B", "computed"))
 
 
 def check_rows(rows: int, mesh: Mesh, field: str) -> None:
     """Raises InputError unless this many rows divide over the mesh."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = _parts(mesh, _ROWS)
     if rows % parts:
         raise InputError(f"{field} = {rows} does not divide by mesh.data x mesh.fsdp = {parts}")
+
+
+def _check_divides(name: str, letter: str, size: int, mesh: Mesh, purpose: str) -> None:
+    names = _names(_PLACES[purpose].get(letter))
+    if names and size % (parts := _parts(mesh, names)):
+        over = " x ".join(f"mesh.{each}" for each in names)
+        raise InputError(f"{name}: axis {letter} of {size} does not divide by {over} = {parts}")
+
+
+def _names(place: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (place,) if isinstance(place, str) else place or ()
+
+
+def _parts(mesh: Mesh, names: Iterable[str]) -> int:
+    return int(np.prod([mesh.shape[name] for name in names]))

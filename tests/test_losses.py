@@ -9,7 +9,7 @@ import torch
 from flax import nnx
 from hypothesis import given, settings
 
-from jax_backtrack.losses import dpo_loss, pair_margins, sft_loss
+from jax_backtrack.losses import dpo_loss, pair_margins, pair_slots, sft_loss
 from jax_backtrack.training.step import margins
 from jax_backtrack.trees import Recipe, build_tree, draw_cuts, pack, stack
 from tests import tiny
@@ -25,7 +25,7 @@ def test_margins_by_hand():
     score = jnp.asarray([[-1.0, -2.0, -4.0, -8.0, 7.0]])
     weight = jnp.asarray([[1.0, -1.0, 1.0, -1.0, 0.0]])
     pair = jnp.asarray([[0, 0, 3, 3, -1]])
-    margin, is_pair = pair_margins(score, pair, weight)
+    margin, is_pair = pair_margins(score, pair, weight), pair_slots(pair, weight)
     np.testing.assert_allclose(margin, [[1.0, 0.0, 0.0, 4.0, 0.0]])
     assert is_pair.tolist() == [[True, False, False, True, False]]
 

@@ -19,7 +19,7 @@ from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models import families
 from jax_backtrack.models.transformer import Compute, Transformer
-from jax_backtrack.sharding import make_mesh, param_shardings, rows_sharding
+from jax_backtrack.sharding import make_mesh, param_shardings
 from jax_backtrack.trees import CONTEXTS
 
 DTYPES = ("float32", "bfloat16")
@@ -32,7 +32,7 @@ def load(
     dtype: str = "float32",
     *,
     compute_dtype: str | None = None,
-    remat: bool = False,
+    remat: str = "none",
     chat_template: str = "",
     revision: str | None = None,
     token: str | None = None,
@@ -43,7 +43,7 @@ def load(
     path:          a Hugging Face folder, a workdir of ours (its `export/`), a `.gguf` file, or a Hub id
     mesh:          devices to shard parameters and rows over; all devices by `data` if None
     dtype:         of the parameters, whatever the file holds; `compute_dtype` (same if None) that of the activations
-    remat:         recompute each layer in the backward pass instead of keeping its activations
+    remat:         what the backward pass recomputes of each layer instead of keeping it: "none", "dots" or "full"
     chat_template: "chatml", "gemma2", "llama3" or the path of a .jinja file, in place of the tokenizer's own
     revision:      of a Hub id: branch, tag or commit
     token:         for a Hub id that is not public; by default that of `hf auth login` or of HF_TOKEN
@@ -56,7 +56,7 @@ def load(
     config = families.from_hf_config(hf_config)
     tokenizer = ChatTokenizer(open_tokenizer(), _backtracking(hf_config).get("context"), chat_template)
     mesh = mesh or make_mesh()
-    compute = Compute(dtype=compute_dtype, remat=remat, rows=rows_sharding(mesh))
+    compute = Compute(dtype=compute_dtype, remat=remat, mesh=mesh)
     model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute))
     check_agreement(model, tokenizer, hf_config)
     total = sum(param.size for param in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jax_backtrack.sharding import place
 from jax_backtrack.trees import Rows
 
 
@@ -12,6 +13,7 @@ def token_scores(model, rows: Rows, chunk: int = 128) -> jax.Array:
     The scored tokens of each row come first in `ceil(S / chunk)` chunks of `[B, chunk]` tokens, and a chunk without
     scored tokens is skipped at run time. Logits of one chunk at a time exist, in the backward pass too.
     """
+    mesh = model.compute.mesh
     hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.end)
     batch, length = rows.tokens.shape
     chunk = min(chunk, length)
@@ -29,12 +31,18 @@ def token_scores(model, rows: Rows, chunk: int = 128) -> jax.Array:
     parent_BxS = jnp.maximum(jnp.take_along_axis(rows.parent, order_BxS, axis=1), 0)
     parent_hidden_BxSxM = jnp.take_along_axis(hidden_BxSxM, parent_BxS[..., None], axis=1)
 
-    @jax.checkpoint
-    def project(hidden_BxCxM, target_BxC, scored_BxC):
-        logits_BxCxV = model.logits(hidden_BxCxM)
-        target_logit_BxC = jnp.take_along_axis(logits_BxCxV, target_BxC[..., None], axis=-1)[..., 0]
-        return jnp.where(scored_BxC, target_logit_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1), 0.0)
+    table_VxM = model.table()
 
+    def project(hidden_BxCxM, target_BxC, scored_BxC):
+        logits_BxCxV = model.logits(hidden_BxCxM, table_VxM)
+        # Taken by its index, the target's logit would bring the parts of the vocabulary together.
+        is_target_BxCxV = target_BxC[..., None] == jnp.arange(logits_BxCxV.shape[-1])
+        target_logit_BxC = jnp.sum(jnp.where(is_target_BxCxV, logits_BxCxV, 0), axis=-1)
+        score_BxC = target_logit_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1)
+        return place(jnp.where(scored_BxC, score_BxC, 0), "BxC", mesh)
+
+    # Around the condition, not within: it would keep what its branches need of the table, once per chunk.
+    @jax.checkpoint
     def one_chunk(_, inputs):
         scored_BxC = inputs[2]
         nothing = jnp.zeros(scored_BxC.shape, jnp.float32)

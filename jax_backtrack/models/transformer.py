@@ -12,14 +12,21 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh
 
 from jax_backtrack import trees
 from jax_backtrack.models.attention import attend, soft_cap
 from jax_backtrack.models.cache import Cache
-from jax_backtrack.models.linear import linear
+from jax_backtrack.models.linear import linear, project
 from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies, rotate
+from jax_backtrack.sharding import place
 
+# What the backward pass keeps of a layer, by name. What it does not keep it computes again.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
@@ -66,14 +73,14 @@ class Compute:
     """How, not what, the model computes.
 
     dtype: of the activations
-    remat: recompute each layer in the backward pass instead of keeping its activations
-    rows:  where the rows of a batch lie; left alone, fully sharded parameters would pull the activations along their
-           own axes and put every row on every device
+    remat: what the backward pass keeps of a layer: "none" is recomputed, or all but the products with weights ("dots"),
+           or all ("full")
+    mesh:  devices that parameters and rows are spread over (`sharding.py`); None for one device
     """
 
     dtype: str = "float32"
-    remat: bool = False
-    rows: NamedSharding | None = None
+    remat: str = "none"
+    mesh: Mesh | None = None
 
 
 class RMSNorm(nnx.Module):
@@ -84,10 +91,10 @@ class RMSNorm(nnx.Module):
         self.scale_M = nnx.Param(make((config.hidden_size,), param_dtype))
         self.eps, self.unit_offset = config.rms_norm_eps, config.unit_offset
 
-    def __call__(self, x_BxTxM: jax.Array) -> jax.Array:
+    def __call__(self, x_BxTxM: jax.Array, mesh: Mesh | None = None) -> jax.Array:
         x32 = x_BxTxM.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        scale_M = self.scale_M[...]
+        scale_M = place(self.scale_M[...], "M", mesh)
         if self.unit_offset:
             return (normed * (1 + scale_M.astype(jnp.float32))).astype(x_BxTxM.dtype)
         return normed.astype(x_BxTxM.dtype) * scale_M.astype(x_BxTxM.dtype)
@@ -115,26 +122,29 @@ class Block(nnx.Module):
         self.down_FxM = normal(hidden, width)
         self.feed_forward_post_norm = RMSNorm(config, param_dtype) if config.norms_around else None
         self.activation = config.hidden_activation
+        self.adapters = nnx.data(None)  # name of a weight -> LowRank
 
-    def __call__(self, x_BxTxM, angles, attention):
+    def __call__(self, x_BxTxM, angles, attention, mesh=None):
         """Returns the stream after this layer and what `attention(query, key, value)` returned beside its mix."""
-        dtype = x_BxTxM.dtype
-
-        def weight(param):
-            return param[...].astype(dtype)
-
-        h = self.attention_norm(x_BxTxM)
-        query_BxTxNxD = rotate(linear(h, weight(self.query_MxNxD)), angles)
-        key_BxTxKxD = rotate(linear(h, weight(self.key_MxKxD)), angles)
-        value_BxTxKxD = linear(h, weight(self.value_MxKxD))
+        h = self.attention_norm(x_BxTxM, mesh)
+        query_BxTxNxD = rotate(self._map(h, "query_MxNxD", mesh), angles)
+        key_BxTxKxD = rotate(self._map(h, "key_MxKxD", mesh), angles)
+        value_BxTxKxD = self._map(h, "value_MxKxD", mesh)
         mixed_BxTxNxD, kept = attention(query_BxTxNxD, key_BxTxKxD, value_BxTxKxD)
-        h = jnp.einsum("btnd,ndm->btm", mixed_BxTxNxD, weight(self.out_NxDxM))
-        x_BxTxM += self.attention_post_norm(h) if self.attention_post_norm else h
-        h = self.feed_forward_norm(x_BxTxM)
-        gate_BxTxF = ACTIVATIONS[self.activation](linear(h, weight(self.gate_MxF)))
-        h = (gate_BxTxF * linear(h, weight(self.up_MxF))) @ weight(self.down_FxM)
-        x_BxTxM += self.feed_forward_post_norm(h) if self.feed_forward_post_norm else h
-        return x_BxTxM, kept
+        h = self._map(mixed_BxTxNxD, "out_NxDxM", mesh)
+        x_BxTxM += self.attention_post_norm(h, mesh) if self.attention_post_norm else h
+        h = self.feed_forward_norm(x_BxTxM, mesh)
+        gate_BxTxF = ACTIVATIONS[self.activation](self._map(h, "gate_MxF", mesh))
+        h = self._map(gate_BxTxF * self._map(h, "up_MxF", mesh), "down_FxM", mesh)
+        x_BxTxM += self.feed_forward_post_norm(h, mesh) if self.feed_forward_post_norm else h
+        return place(x_BxTxM, "BxTxM", mesh), kept
+
+    def _map(self, x, name: str, mesh):
+        """`x` through the weight of this name, and through its adapter where it has one."""
+        mapped = linear(x, getattr(self, name)[...], name.rsplit("_", 1)[1], mesh)
+        if self.adapters is not None and name in self.adapters:
+            mapped += self.adapters[name](x, mesh)
+        return mapped
 
 
 class Transformer(nnx.Module):
@@ -157,6 +167,9 @@ class Transformer(nnx.Module):
         self.final_norm = RMSNorm(config, param_dtype)
         if not config.tie_word_embeddings:
             self.head_VxM = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) * 0.02)
+        # With adapters: what is added to the rows of [RESET], whose id is `reset_id`.
+        self.reset_id = None
+        self.reset_embedding_M = self.reset_head_M = nnx.data(None)
 
     def __call__(self, tokens_BxS: jax.Array) -> jax.Array:
         """Causal logits `[B, S, V]` float32 of plain sequences; entry `t` predicts token `t + 1`."""
@@ -186,14 +199,27 @@ class Transformer(nnx.Module):
 
         return self._through_layers(tokens_BxT, position_BxT, attention, cache)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Projects hidden states `[..., M]` to logits `[..., V]` in float32."""
-        head_VxM = self.embedding_VxM if self.config.tie_word_embeddings else self.head_VxM
-        logits = jnp.einsum(
-            "...m,vm->...v", hidden, head_VxM[...].astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
+    def logits(self, hidden_BxTxM: jax.Array, table_VxM: jax.Array | None = None) -> jax.Array:
+        """Projects hidden states `[B, T, M]` to logits `[B, T, V]` in float32, each device to its part of them.
+
+        `table_VxM` is `self.table()`, for callers that project in a loop.
+        """
+        mesh = self.compute.mesh
+        table_VxM = self.table() if table_VxM is None else table_VxM
+        hidden_BxTxM = place(hidden_BxTxM, "BxTxM", mesh, "projected")
+        logits_BxTxV = place(project(hidden_BxTxM, table_VxM), "BxTxV", mesh, "projected")
+        added_M = self.reset_embedding_M if self.config.tie_word_embeddings else self.reset_head_M
+        if added_M is not None:
+            added_BxTxM = hidden_BxTxM.astype(jnp.float32) * place(added_M[...], "M", mesh)
+            is_reset_V = jnp.arange(logits_BxTxV.shape[-1]) == self.reset_id
+            logits_BxTxV += jnp.where(is_reset_V, added_BxTxM.sum(axis=-1, keepdims=True), 0)
         cap = self.config.final_logit_softcapping
-        return logits if cap is None else soft_cap(logits, cap)
+        return logits_BxTxV if cap is None else soft_cap(logits_BxTxV, cap)
+
+    def table(self) -> jax.Array:
+        """The projection's table `[V, M]`, where each device holds the part that it projects to."""
+        param = self.embedding_VxM if self.config.tie_word_embeddings else self.head_VxM
+        return place(param[...], "VxM", self.compute.mesh, "projected")
 
     def _attend(self, query, key, value, visible):
         scale = self.config.query_pre_attn_scalar**-0.5
@@ -205,7 +231,7 @@ class Transformer(nnx.Module):
         The scan goes over groups of layers, one layer of a group per entry of `config.windows`: a window is static.
         `attention(index, window, query, key, value, cache)` gives a layer's mix of values, and the cache.
         """
-        config = self.config
+        config, mesh, policy = self.config, self.compute.mesh, REMAT[self.compute.remat]
         angles = rope_angles(position_BxT, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
         graph, stacked = nnx.split(self.blocks)
         size = len(config.windows)
@@ -214,28 +240,31 @@ class Transformer(nnx.Module):
             def attention_here(query, key, value):
                 return attention(index, window, query, key, value, cache)
 
-            x_BxTxM, cache = nnx.merge(graph, params)(x_BxTxM, angles, attention_here)
-            return self._by_rows(x_BxTxM), cache
+            return nnx.merge(graph, params)(x_BxTxM, angles, attention_here, mesh)
 
         def group(carry, params_and_first):
             params, first = params_and_first
             for place, window in enumerate(config.windows):
                 one = functools.partial(layer, window)
-                one = jax.checkpoint(one) if self.compute.remat else one
+                one = jax.checkpoint(one, policy=policy) if policy else one
                 carry = one(jax.tree.map(lambda leaf: leaf[place], params), first + place, *carry)  # noqa: B023
             return carry, None
 
         grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), stacked)
         firsts = jnp.arange(0, config.num_hidden_layers, size)
         (x_BxTxM, cache), _ = jax.lax.scan(group, (self._embed(tokens_BxT), cache), (grouped, firsts))
-        return self.final_norm(x_BxTxM), cache
+        return self.final_norm(x_BxTxM, mesh), cache
 
     def _embed(self, tokens_BxT):
-        x_BxTxM = self.embedding_VxM[...][tokens_BxT].astype(self.compute.dtype)
+        """Every device looks all rows up in its part of the table; then each row's features come together."""
+        mesh, dtype = self.compute.mesh, self.compute.dtype
+        tokens_BxT = place(tokens_BxT, "BxT", mesh, "looked up")
+        x_BxTxM = place(self.embedding_VxM[...][tokens_BxT].astype(dtype), "BxTxM", mesh, "looked up")
+        x_BxTxM = place(x_BxTxM, "BxTxM", mesh)
+        if self.reset_embedding_M is not None:
+            added_M = place(self.reset_embedding_M[...], "M", mesh)
+            x_BxTxM += jnp.where((tokens_BxT == self.reset_id)[..., None], added_M, 0).astype(dtype)
         if self.config.scale_embedding:
             # transformers rounds the scale to the stream's dtype before it multiplies: 59.75 for 59.87 in bfloat16.
             x_BxTxM *= jnp.asarray(self.config.hidden_size**0.5, x_BxTxM.dtype)
-        return self._by_rows(x_BxTxM)
-
-    def _by_rows(self, x_BxTxM):
-        return x_BxTxM if self.compute.rows is None else jax.lax.with_sharding_constraint(x_BxTxM, self.compute.rows)
+        return x_BxTxM

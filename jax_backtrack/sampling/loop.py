@@ -167,7 +167,7 @@ def _feed(model, state: State) -> tuple[jax.Array, Cache]:
     position_Bx1 = state.position[:, None]
     cache = state.cache.claim(position_Bx1, jnp.ones_like(position_Bx1, bool))
     hidden_Bx1xM, cache = model.extend(state.token[:, None], position_Bx1, cache)
-    return model.logits(hidden_Bx1xM[:, 0]), cache.advance(1)
+    return model.logits(hidden_Bx1xM)[:, 0], cache.advance(1)
 
 
 def _choose(logits_BxV: jax.Array, key_B: jax.Array, step: jax.Array, knobs: Knobs, plan: Plan) -> jax.Array:

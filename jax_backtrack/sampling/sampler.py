@@ -12,7 +12,7 @@ from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.tokenizer import ChatTokenizer, Message
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sampling.loop import Knobs, Plan, Prompts, generate
-from jax_backtrack.sharding import check_rows
+from jax_backtrack.sharding import check_rows, rows_sharding
 from jax_backtrack.trees import CONTEXTS
 
 # Prompts are padded to one of four lengths per doubling, and at least to a multiple of this: one compilation each.
@@ -65,8 +65,8 @@ class Sampler:
     ):
         self.model, self.tokenizer, self.batch_rows = model, tokenizer, batch_rows
         context = context or tokenizer.reset_context or "rewind"
-        if model.compute.rows:
-            check_rows(batch_rows, model.compute.rows.mesh, "batch_rows")
+        if mesh := model.compute.mesh:
+            check_rows(batch_rows, mesh, "batch_rows")
         _check_settings(tokenizer, context, max_resets, max_new_tokens, temperature, top_k, top_p, batch_rows)
         if top_k > model.config.vocab_size:
             raise InputError(f"top_k {top_k} is more than the vocabulary of {model.config.vocab_size}")
@@ -116,8 +116,8 @@ class Sampler:
         for start in range(0, len(prompts), self.batch_rows):
             chosen = by_length[start : start + self.batch_rows]
             batch = self._batch([encoded[i] for i in chosen], [seeds[i] for i in chosen])
-            if rows := self.model.compute.rows:
-                batch = jax.device_put(batch, rows)
+            if mesh := self.model.compute.mesh:
+                batch = jax.device_put(batch, rows_sharding(mesh))
             state = generate(self._graph, self._params, batch, self._knobs, self._plan)
             emitted_BxT, count_B = np.asarray(state.emitted), np.asarray(state.count)
             for row, i in enumerate(chosen):

@@ -178,6 +178,7 @@ def _run_steps(config, workdir: Path, mesh, model: Transformer, tokenizer: ChatT
     )
     batch_rows = config.train.batch_rows
     graph, params = nnx.split(model)
+    frozen = nnx.State({})
     state = init_state(params, plan)
     train_step = compile_step(graph, plan, state)
     data = batches(rows, batch_rows)
@@ -214,7 +215,7 @@ def _run_steps(config, workdir: Path, mesh, model: Transformer, tokenizer: ChatT
             for step in range(first_step + 1, last_step + 1):
                 with jax.transfer_guard("disallow"):
                     batch = jax.device_put(Batch(**next(data)), sharding)
-                    state, metrics = train_step(state, batch)
+                    state, metrics = train_step(state, frozen, batch)
                 if pending:
                     report(*pending, advance)
                 pending = step, metrics

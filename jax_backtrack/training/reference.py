@@ -13,6 +13,7 @@ from flax import nnx
 from jax_backtrack.data.examples import content_hash
 from jax_backtrack.data.rows import TreeSource, plan_rows
 from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.sharding import rows_sharding
 from jax_backtrack.training.step import margins
 from jax_backtrack.trees import pack, stack
 
@@ -63,8 +64,8 @@ def reference_margins(
         padding = [pack([], row_length)] * (batch_rows - len(members))
         rows = [pack([source.tree(0, index) for index in row], row_length) for row in members]
         batch = stack(rows + padding)
-        if model.compute.rows:
-            batch = jax.device_put(batch, model.compute.rows)
+        if mesh := model.compute.mesh:
+            batch = jax.device_put(batch, rows_sharding(mesh))
         margin_BxS = np.asarray(margins(graph, params, batch, chunk))
         for number, row in enumerate(members):
             slot = 0

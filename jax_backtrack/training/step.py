@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jax_backtrack.losses import dpo_loss, pair_margins, sft_loss
+from jax_backtrack.losses import dpo_loss, pair_margins, pair_slots, sft_loss
 from jax_backtrack.models.scores import token_scores
+from jax_backtrack.training.optimizer import adamw
 from jax_backtrack.trees import Rows
 
 
@@ -28,6 +29,9 @@ class StepPlan:
     clip_norm: float
     score_chunk: int
     reset_id: int | None
+    accumulate: int = 1
+    first_moment_dtype: str = "float32"
+    second_moment_dtype: str = "float32"
 
     def schedule(self) -> optax.Schedule:
         """Linear warm-up to `learning_rate` at update `warmup_steps + 1`, then cosine decay to a tenth at the last."""
@@ -43,7 +47,7 @@ class StepPlan:
         """AdamW behind clipping by the global norm; norms' scales are not decayed."""
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(self.schedule(), b2=0.95, weight_decay=self.weight_decay, mask=_is_matrix),
+            adamw(self.schedule(), self.weight_decay, self.first_moment_dtype, self.second_moment_dtype),
         )
 
 
@@ -66,32 +70,38 @@ class Batch:
     reference_margin: jax.Array
 
 
-def init_state(params: nnx.State, plan: StepPlan) -> TrainState:
-    """The state before the first step. Moments lie where their parameters do, scalars everywhere.
-
-    `params` is donated: it lives on in the state only.
-    """
-
-    def make(params):
-        return TrainState(jnp.zeros((), jnp.int32), params, plan.optimizer().init(params))
-
+def state_shardings(params: nnx.State, plan: StepPlan) -> TrainState:
+    """Where the state lies, for params that have a sharding: moments with their parameters, scalars everywhere."""
     places = jax.tree.map(lambda param: param.sharding, params)
     everywhere = jax.sharding.NamedSharding(jax.tree.leaves(places)[0].mesh, jax.sharding.PartitionSpec())
-    optimizer_places = optax.tree_map_params(
+    moments = optax.tree_map_params(
         plan.optimizer(),
         lambda _, place: place,
-        jax.eval_shape(make, params).optimizer,
+        jax.eval_shape(plan.optimizer().init, params),
         places,
         transform_non_params=lambda _: everywhere,
     )
-    made = TrainState(everywhere, places, optimizer_places)
-    return jax.jit(make, out_shardings=made, donate_argnums=0)(params)
+    return TrainState(everywhere, places, moments)
+
+
+def new_state(params: nnx.State, plan: StepPlan) -> TrainState:
+    """The state before the first step; traceable."""
+    return TrainState(jnp.zeros((), jnp.int32), params, plan.optimizer().init(params))
+
+
+def init_state(params: nnx.State, plan: StepPlan) -> TrainState:
+    """The state before the first step, in its places. `params` is donated: it lives on in the state only."""
+    make = functools.partial(new_state, plan=plan)
+    return jax.jit(make, out_shardings=state_shardings(params, plan), donate_argnums=0)(params)
 
 
 def compile_step(
     graph: nnx.GraphDef, plan: StepPlan, state: TrainState
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step `(state, batch) -> (state, metrics)`; it donates the state and leaves it where `state` lies.
+) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state and leaves it where it lies.
+
+    `frozen` are the parameters beside the state's, which are not trained; an empty state where all are. With
+    `plan.accumulate` the rows are taken in so many parts, one after the other, before one update by the whole batch.
 
     Metrics are scalars: `loss`, `grad_norm` (before clipping), `learning_rate`, `scored_tokens`, `reset_loss` (mean
     `-log p` of the [RESET] tokens that are to be said, where there are any); for DPO `dpo_loss`,
@@ -99,27 +109,51 @@ def compile_step(
     """
     optimizer = plan.optimizer()
 
-    def loss_of(params: nnx.State, batch: Batch):
-        rows = batch.rows
-        score_BxS = token_scores(nnx.merge(graph, params), rows, plan.score_chunk)
+    def is_said(rows: Rows):
+        return (rows.tokens == plan.reset_id) & (rows.weight > 0)
+
+    def totals_of(rows: Rows):
+        """What the terms of the whole batch are divided by."""
+        chosen_weight = jnp.sum(jnp.maximum(rows.weight, 0))
+        return chosen_weight, jnp.sum(pair_slots(rows.pair, rows.weight)), jnp.maximum(jnp.sum(is_said(rows)), 1)
+
+    def loss_of(params: nnx.State, frozen: nnx.State, batch: Batch, totals):
+        """Loss and metrics of some rows, as their share of the batch's."""
+        rows, (chosen_weight, pairs, said) = batch.rows, totals
+        score_BxS = token_scores(nnx.merge(graph, params, frozen), rows, plan.score_chunk)
         if plan.objective == "sft":
-            loss, metrics = sft_loss(score_BxS, rows.weight), {}
+            loss, metrics = sft_loss(score_BxS, rows.weight, chosen_weight), {}
         else:
-            margin_BxS, is_pair_BxS = pair_margins(score_BxS, rows.pair, rows.weight)
-            loss, metrics = dpo_loss(margin_BxS, batch.reference_margin, is_pair_BxS, plan.beta)
+            margin_BxS = pair_margins(score_BxS, rows.pair, rows.weight)
+            is_pair_BxS = pair_slots(rows.pair, rows.weight)
+            loss, metrics = dpo_loss(margin_BxS, batch.reference_margin, is_pair_BxS, plan.beta, pairs)
             metrics["dpo_loss"] = loss
             if plan.chosen_weight:
-                loss += plan.chosen_weight * sft_loss(score_BxS, jnp.maximum(rows.weight, 0))
+                loss += plan.chosen_weight * sft_loss(score_BxS, jnp.maximum(rows.weight, 0), chosen_weight)
         if plan.reset_id is not None:
-            said_BxS = (rows.tokens == plan.reset_id) & (rows.weight > 0)
-            metrics["reset_loss"] = -jnp.sum(jnp.where(said_BxS, score_BxS, 0)) / jnp.maximum(jnp.sum(said_BxS), 1)
-        return loss, metrics
+            metrics["reset_loss"] = -jnp.sum(jnp.where(is_said(rows), score_BxS, 0)) / said
+        return loss, metrics | {"loss": loss}
 
-    def step(state: TrainState, batch: Batch):
-        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch)
+    def gradients_of(params, frozen, batch: Batch):
+        totals = totals_of(batch.rows)
+        gradient_of = jax.grad(loss_of, has_aux=True)
+        if plan.accumulate == 1:
+            return gradient_of(params, frozen, batch, totals)
+
+        def add(sums, part: Batch):
+            return jax.tree.map(jnp.add, sums, gradient_of(params, frozen, part, totals)), None
+
+        # Every n-th row, not every n-th of the batch: so each device finds its rows of a part among its own.
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, plan.accumulate, *x.shape[1:]), 1, 0), batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        none = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient_of, params, frozen, first, totals))
+        return jax.lax.scan(add, none, parts)[0]
+
+    def step(state: TrainState, frozen: nnx.State, batch: Batch):
+        gradients, metrics = gradients_of(state.params, frozen, batch)
+        gradients = jax.lax.with_sharding_constraint(gradients, places.params)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         metrics |= {
-            "loss": loss,
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": plan.schedule()(state.step),
             "scored_tokens": jnp.sum(batch.rows.weight != 0),
@@ -134,8 +168,4 @@ def compile_step(
 def margins(graph: nnx.GraphDef, params: nnx.State, rows: Rows, chunk: int) -> jax.Array:
     """Margin of every pair of a batch under these parameters, `[B, S]` float32 in each pair's slot."""
     score_BxS = token_scores(nnx.merge(graph, params), rows, chunk)
-    return pair_margins(score_BxS, rows.pair, rows.weight)[0]
-
-
-def _is_matrix(params):
-    return jax.tree_util.tree_map_with_path(lambda path, _: "scale_M" not in jax.tree_util.keystr(path), params)
+    return pair_margins(score_BxS, rows.pair, rows.weight)
