@@ -1,0 +1,180 @@
+"""The backward kernels: one for the gradient of queries, one for that of keys and values.
+
+Weights are recomputed from the saved log-sum-exp (FlashAttention-2, arXiv 2307.08691, algorithm 2). Layout and letters
+are explained in scores.py.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from jax_backtrack.kernels.block_map import BlockMap
+from jax_backtrack.kernels.scores import Rule, cost, dot, scores, struct, visit
+
+
+def backward_query(
+    query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, logsumexp_BxNx1xS, dmixed_BxNxSxD, delta_BxNx1xS,
+    map: BlockMap, rule: Rule, interpret: bool,
+) -> jax.Array:  # fmt: skip
+    """Gradient of the queries, `[B, N, S, D]`, one query block after the other.
+
+    `delta` is the inner product of every query's output with its gradient, float32.
+    """
+    batch, heads, _, dim = query_BxNxSxD.shape
+    group = heads // key_BxKxSxD.shape[1]
+    queries, keys = map.blocks.query, map.blocks.key
+
+    def of_query(b, n, step, query, key, count):
+        return b, n, query[b, step], 0
+
+    def of_key(b, n, step, query, key, count):
+        return b, n // group, key[b, step], 0
+
+    def along_query(b, n, step, query, key, count):
+        return b, n, 0, query[b, step]
+
+    operands = [
+        *map.by_query, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, place_Bx2xS,
+        logsumexp_BxNx1xS, dmixed_BxNxSxD, delta_BxNx1xS,
+    ]  # fmt: skip
+    out_shape = struct(query_BxNxSxD.shape, query_BxNxSxD.dtype, query_BxNxSxD)
+    return pl.pallas_call(
+        functools.partial(_query_kernel, rule=rule),
+        out_shape=out_shape,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(batch, heads, map.by_query.query.shape[1]),
+            in_specs=[
+                pl.BlockSpec((None, None, queries, dim), of_query),
+                pl.BlockSpec((None, None, keys, dim), of_key),
+                pl.BlockSpec((None, None, keys, dim), of_key),
+                pl.BlockSpec((None, 2, queries), lambda b, n, step, query, key, count: (b, 0, query[b, step])),
+                pl.BlockSpec((None, 2, keys), lambda b, n, step, query, key, count: (b, 0, key[b, step])),
+                pl.BlockSpec((None, None, 1, queries), along_query),
+                pl.BlockSpec((None, None, queries, dim), of_query),
+                pl.BlockSpec((None, None, 1, queries), along_query),
+            ],
+            out_specs=pl.BlockSpec((None, None, queries, dim), of_query),
+            scratch_shapes=[pltpu.VMEM((dim, queries), jnp.float32)],
+        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        cost_estimate=cost(3, query_BxNxSxD, map, rule, [*operands, out_shape]),
+        name="tree_attention_backward_dq",
+        interpret=interpret,
+    )(*operands)
+
+
+def _query_kernel(
+    visit_query, visit_key, count, query_ref, key_ref, value_ref, place_query_ref, place_key_ref,
+    logsumexp_ref, dmixed_ref, delta_ref, dquery_ref, dquery_sum_ref, *, rule: Rule,
+):  # fmt: skip
+    at = visit(visit_query, visit_key, count, visit_query, pl.program_id(0), pl.program_id(2))
+
+    @pl.when(at.first)
+    def _():
+        dquery_sum_ref[...] = jnp.zeros_like(dquery_sum_ref)
+
+    @pl.when(at.live)
+    def _():
+        key_CxD = key_ref[...]
+        score_CxQ, slope_CxQ = scores(query_ref[...], key_CxD, place_query_ref[...], place_key_ref[...], at, rule)
+        weight_CxQ = jnp.exp(score_CxQ - logsumexp_ref[...])
+        dscore_CxQ = _dscore(weight_CxQ, slope_CxQ, value_ref[...], dmixed_ref[...], delta_ref[...])
+        dquery_sum_ref[...] += dot(key_CxD, dscore_CxQ.astype(key_CxD.dtype), (0, 0))
+
+    @pl.when(at.last)
+    def _():
+        dquery_ref[...] = (rule.scale * dquery_sum_ref[...]).T.astype(dquery_ref.dtype)
+
+
+def backward_key_value(
+    query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, logsumexp_BxNx1xS, dmixed_BxNxSxD, delta_BxNx1xS,
+    map: BlockMap, rule: Rule, interpret: bool,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Gradients of keys and values, `[B, K, S, D]` each, one key block after the other.
+
+    The innermost grid axis runs over the query heads that share a key head, so that their gradients add up in place.
+    """
+    batch, heads, _, dim = query_BxNxSxD.shape
+    key_heads = key_BxKxSxD.shape[1]
+    group = heads // key_heads
+    queries, keys = map.blocks.query, map.blocks.key
+
+    def head(b, k, step, g, count):
+        # Behind the last visit the last head stays, and with it its blocks.
+        return k * group + jnp.where(step < count[b], g, group - 1)
+
+    def of_query(b, k, step, g, query, key, count):
+        return b, head(b, k, step, g, count), query[b, step], 0
+
+    def along_query(b, k, step, g, query, key, count):
+        return b, head(b, k, step, g, count), 0, query[b, step]
+
+    def of_key(b, k, step, g, query, key, count):
+        return b, k, key[b, step], 0
+
+    operands = [
+        *map.by_key, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, place_Bx2xS,
+        logsumexp_BxNx1xS, dmixed_BxNxSxD, delta_BxNx1xS,
+    ]  # fmt: skip
+    out_shape = [struct(array.shape, array.dtype, array) for array in (key_BxKxSxD, value_BxKxSxD)]
+    return pl.pallas_call(
+        functools.partial(_key_value_kernel, rule=rule, group=group),
+        out_shape=out_shape,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(batch, key_heads, map.by_key.query.shape[1], group),
+            in_specs=[
+                pl.BlockSpec((None, None, queries, dim), of_query),
+                pl.BlockSpec((None, None, keys, dim), of_key),
+                pl.BlockSpec((None, None, keys, dim), of_key),
+                pl.BlockSpec((None, 2, queries), lambda b, k, step, g, query, key, count: (b, 0, query[b, step])),
+                pl.BlockSpec((None, 2, keys), lambda b, k, step, g, query, key, count: (b, 0, key[b, step])),
+                pl.BlockSpec((None, None, 1, queries), along_query),
+                pl.BlockSpec((None, None, queries, dim), of_query),
+                pl.BlockSpec((None, None, 1, queries), along_query),
+            ],
+            out_specs=[pl.BlockSpec((None, None, keys, dim), of_key)] * 2,
+            scratch_shapes=[pltpu.VMEM((keys, dim), jnp.float32)] * 2,
+        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
+        cost_estimate=cost(4, query_BxNxSxD, map, rule, operands + out_shape),
+        name="tree_attention_backward_dkv",
+        interpret=interpret,
+    )(*operands)
+
+
+def _key_value_kernel(
+    visit_query, visit_key, count, query_ref, key_ref, value_ref, place_query_ref, place_key_ref,
+    logsumexp_ref, dmixed_ref, delta_ref, dkey_ref, dvalue_ref, dkey_sum_ref, dvalue_sum_ref, *, rule: Rule, group: int,
+):  # fmt: skip
+    at = visit(visit_query, visit_key, count, visit_key, pl.program_id(0), pl.program_id(2))
+    head = pl.program_id(3)
+
+    @pl.when(at.first & (head == 0))
+    def _():
+        dkey_sum_ref[...] = jnp.zeros_like(dkey_sum_ref)
+        dvalue_sum_ref[...] = jnp.zeros_like(dvalue_sum_ref)
+
+    @pl.when(at.live)
+    def _():
+        query_QxD, dmixed_QxD = query_ref[...], dmixed_ref[...]
+        score_CxQ, slope_CxQ = scores(query_QxD, key_ref[...], place_query_ref[...], place_key_ref[...], at, rule)
+        weight_CxQ = jnp.exp(score_CxQ - logsumexp_ref[...])
+        dvalue_sum_ref[...] += dot(weight_CxQ.astype(dmixed_QxD.dtype), dmixed_QxD, (1, 0))
+        dscore_CxQ = _dscore(weight_CxQ, slope_CxQ, value_ref[...], dmixed_QxD, delta_ref[...])
+        dkey_sum_ref[...] += dot(dscore_CxQ.astype(query_QxD.dtype), query_QxD, (1, 0))
+
+    @pl.when(at.last & (head == group - 1))
+    def _():
+        dkey_ref[...] = (rule.scale * dkey_sum_ref[...]).astype(dkey_ref.dtype)
+        dvalue_ref[...] = dvalue_sum_ref[...].astype(dvalue_ref.dtype)
+
+
+def _dscore(weight_CxQ, slope_CxQ, value_CxD, dmixed_QxD, delta_1xQ) -> jax.Array:
+    """Gradient of the scores before the soft-cap, still to be multiplied by `scale`."""
+    dscore_CxQ = weight_CxQ * (dot(value_CxD, dmixed_QxD, (1, 1)) - delta_1xQ)
+    return dscore_CxQ if slope_CxQ is None else dscore_CxQ * slope_CxQ
