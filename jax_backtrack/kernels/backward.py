@@ -31,7 +31,7 @@ def backward_query(
         return b, n, query[b, step], 0
 
     def of_key(b, n, step, query, key, count):
-        return b, n // group, key[b, step], 0
+        return b, jax.lax.div(n, group), key[b, step], 0
 
     def along_query(b, n, step, query, key, count):
         return b, n, 0, query[b, step]

@@ -33,7 +33,7 @@ def forward(
         return b, n, query[b, step], 0
 
     def key_block(b, n, step, query, key, count):
-        return b, n // group, key[b, step], 0
+        return b, jax.lax.div(n, group), key[b, step], 0
 
     operands = [*map.by_query, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, place_Bx2xS]
     out_shape = [
