@@ -46,7 +46,7 @@ def backward_query(
         out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(batch, heads, map.by_query.query.shape[1]),
+            grid=(batch, heads, map.by_query.count.max()),
             in_specs=[
                 pl.BlockSpec((None, None, queries, dim), of_query),
                 pl.BlockSpec((None, None, keys, dim), of_key),
@@ -126,7 +126,7 @@ def backward_key_value(
         out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(batch, key_heads, map.by_key.query.shape[1], group),
+            grid=(batch, key_heads, map.by_key.count.max(), group),
             in_specs=[
                 pl.BlockSpec((None, None, queries, dim), of_query),
                 pl.BlockSpec((None, None, keys, dim), of_key),

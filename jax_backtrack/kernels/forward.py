@@ -27,7 +27,7 @@ def forward(
     """The mixed values `[B, N, S, D]` in the query's dtype, and the log-sum-exp of the scores, float32 `[B, N, 1, S]`."""
     batch, heads, length, dim = query_BxNxSxD.shape
     group = heads // key_BxKxSxD.shape[1]
-    steps = map.by_query.query.shape[1]
+    steps = map.by_query.count.max()
 
     def query_block(b, n, step, query, key, count):
         return b, n, query[b, step], 0
