@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jax_backtrack.kernels.block_map import BlockMap
-from jax_backtrack.kernels.scores import Rule, cost, dot, scores, struct, visit
+from jax_backtrack.kernels.scores import Rule, cost, dot, scores, struct, visibility, visit
 
 
 def backward_query(
@@ -25,13 +25,14 @@ def backward_query(
     """
     batch, heads, _, dim = query_BxNxSxD.shape
     group = heads // key_BxKxSxD.shape[1]
+    together = map.blocks.heads_of(group)
     queries, keys = map.blocks.query, map.blocks.key
 
     def of_query(b, n, step, query, key, count):
         return b, n, query[b, step], 0
 
     def of_key(b, n, step, query, key, count):
-        return b, jax.lax.div(n, group), key[b, step], 0
+        return b, jax.lax.div(n * together, group), key[b, step], 0
 
     def along_query(b, n, step, query, key, count):
         return b, n, 0, query[b, step]
@@ -46,19 +47,19 @@ def backward_query(
         out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(batch, heads, map.by_query.count.max()),
+            grid=(batch, heads // together, map.by_query.count.max()),
             in_specs=[
-                pl.BlockSpec((None, None, queries, dim), of_query),
+                pl.BlockSpec((None, together, queries, dim), of_query),
                 pl.BlockSpec((None, None, keys, dim), of_key),
                 pl.BlockSpec((None, None, keys, dim), of_key),
                 pl.BlockSpec((None, 2, queries), lambda b, n, step, query, key, count: (b, 0, query[b, step])),
                 pl.BlockSpec((None, 2, keys), lambda b, n, step, query, key, count: (b, 0, key[b, step])),
-                pl.BlockSpec((None, None, 1, queries), along_query),
-                pl.BlockSpec((None, None, queries, dim), of_query),
-                pl.BlockSpec((None, None, 1, queries), along_query),
+                pl.BlockSpec((None, together, 1, queries), along_query),
+                pl.BlockSpec((None, together, queries, dim), of_query),
+                pl.BlockSpec((None, together, 1, queries), along_query),
             ],
-            out_specs=pl.BlockSpec((None, None, queries, dim), of_query),
-            scratch_shapes=[pltpu.VMEM((dim, queries), jnp.float32)],
+            out_specs=pl.BlockSpec((None, together, queries, dim), of_query),
+            scratch_shapes=[pltpu.VMEM((together, dim, queries), jnp.float32)],
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=cost(3, query_BxNxSxD, map, rule, [*operands, out_shape]),
@@ -79,15 +80,18 @@ def _query_kernel(
 
     @pl.when(at.live)
     def _():
-        key_CxD = key_ref[...]
-        score_CxQ, slope_CxQ = scores(query_ref[...], key_CxD, place_query_ref[...], place_key_ref[...], at, rule)
-        weight_CxQ = jnp.exp(score_CxQ - logsumexp_ref[...])
-        dscore_CxQ = _dscore(weight_CxQ, slope_CxQ, value_ref[...], dmixed_ref[...], delta_ref[...])
-        dquery_sum_ref[...] += dot(key_CxD, dscore_CxQ.astype(key_CxD.dtype), (0, 0))
+        key_CxD, value_CxD = key_ref[...], value_ref[...]
+        visible_CxQ = visibility(place_query_ref[...], place_key_ref[...], at, rule)
+        for head in range(query_ref.shape[0]):
+            score_CxQ, slope_CxQ = scores(query_ref[head], key_CxD, visible_CxQ, rule)
+            weight_CxQ = jnp.exp(score_CxQ - logsumexp_ref[head])
+            dscore_CxQ = _dscore(weight_CxQ, slope_CxQ, value_CxD, dmixed_ref[head], delta_ref[head])
+            dquery_sum_ref[head] += dot(key_CxD, dscore_CxQ.astype(key_CxD.dtype), (0, 0))
 
     @pl.when(at.last)
     def _():
-        dquery_ref[...] = (rule.scale * dquery_sum_ref[...]).T.astype(dquery_ref.dtype)
+        for head in range(query_ref.shape[0]):
+            dquery_ref[head] = (rule.scale * dquery_sum_ref[head]).T.astype(dquery_ref.dtype)
 
 
 def backward_key_value(
@@ -101,19 +105,21 @@ def backward_key_value(
     batch, heads, _, dim = query_BxNxSxD.shape
     key_heads = key_BxKxSxD.shape[1]
     group = heads // key_heads
+    together = map.blocks.heads_of(group)
+    parts = group // together
     queries, keys = map.blocks.query, map.blocks.key
 
-    def head(b, k, step, g, count):
-        # Behind the last visit the last head stays, and with it its blocks.
-        return k * group + jnp.where(step < count[b], g, group - 1)
+    def heads_at(b, k, step, part, count):
+        # Behind the last visit the last heads stay, and with them their blocks.
+        return k * parts + jnp.where(step < count[b], part, parts - 1)
 
-    def of_query(b, k, step, g, query, key, count):
-        return b, head(b, k, step, g, count), query[b, step], 0
+    def of_query(b, k, step, part, query, key, count):
+        return b, heads_at(b, k, step, part, count), query[b, step], 0
 
-    def along_query(b, k, step, g, query, key, count):
-        return b, head(b, k, step, g, count), 0, query[b, step]
+    def along_query(b, k, step, part, query, key, count):
+        return b, heads_at(b, k, step, part, count), 0, query[b, step]
 
-    def of_key(b, k, step, g, query, key, count):
+    def of_key(b, k, step, part, query, key, count):
         return b, k, key[b, step], 0
 
     operands = [
@@ -122,20 +128,20 @@ def backward_key_value(
     ]  # fmt: skip
     out_shape = [struct(array.shape, array.dtype, array) for array in (key_BxKxSxD, value_BxKxSxD)]
     return pl.pallas_call(
-        functools.partial(_key_value_kernel, rule=rule, group=group),
+        functools.partial(_key_value_kernel, rule=rule, parts=parts),
         out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(batch, key_heads, map.by_key.count.max(), group),
+            grid=(batch, key_heads, map.by_key.count.max(), parts),
             in_specs=[
-                pl.BlockSpec((None, None, queries, dim), of_query),
+                pl.BlockSpec((None, together, queries, dim), of_query),
                 pl.BlockSpec((None, None, keys, dim), of_key),
                 pl.BlockSpec((None, None, keys, dim), of_key),
-                pl.BlockSpec((None, 2, queries), lambda b, k, step, g, query, key, count: (b, 0, query[b, step])),
-                pl.BlockSpec((None, 2, keys), lambda b, k, step, g, query, key, count: (b, 0, key[b, step])),
-                pl.BlockSpec((None, None, 1, queries), along_query),
-                pl.BlockSpec((None, None, queries, dim), of_query),
-                pl.BlockSpec((None, None, 1, queries), along_query),
+                pl.BlockSpec((None, 2, queries), lambda b, k, step, part, query, key, count: (b, 0, query[b, step])),
+                pl.BlockSpec((None, 2, keys), lambda b, k, step, part, query, key, count: (b, 0, key[b, step])),
+                pl.BlockSpec((None, together, 1, queries), along_query),
+                pl.BlockSpec((None, together, queries, dim), of_query),
+                pl.BlockSpec((None, together, 1, queries), along_query),
             ],
             out_specs=[pl.BlockSpec((None, None, keys, dim), of_key)] * 2,
             scratch_shapes=[pltpu.VMEM((keys, dim), jnp.float32)] * 2,
@@ -149,26 +155,29 @@ def backward_key_value(
 
 def _key_value_kernel(
     visit_query, visit_key, count, query_ref, key_ref, value_ref, place_query_ref, place_key_ref,
-    logsumexp_ref, dmixed_ref, delta_ref, dkey_ref, dvalue_ref, dkey_sum_ref, dvalue_sum_ref, *, rule: Rule, group: int,
+    logsumexp_ref, dmixed_ref, delta_ref, dkey_ref, dvalue_ref, dkey_sum_ref, dvalue_sum_ref, *, rule: Rule, parts: int,
 ):  # fmt: skip
     at = visit(visit_query, visit_key, count, visit_key, pl.program_id(0), pl.program_id(2))
-    head = pl.program_id(3)
+    part = pl.program_id(3)
 
-    @pl.when(at.first & (head == 0))
+    @pl.when(at.first & (part == 0))
     def _():
         dkey_sum_ref[...] = jnp.zeros_like(dkey_sum_ref)
         dvalue_sum_ref[...] = jnp.zeros_like(dvalue_sum_ref)
 
     @pl.when(at.live)
     def _():
-        query_QxD, dmixed_QxD = query_ref[...], dmixed_ref[...]
-        score_CxQ, slope_CxQ = scores(query_QxD, key_ref[...], place_query_ref[...], place_key_ref[...], at, rule)
-        weight_CxQ = jnp.exp(score_CxQ - logsumexp_ref[...])
-        dvalue_sum_ref[...] += dot(weight_CxQ.astype(dmixed_QxD.dtype), dmixed_QxD, (1, 0))
-        dscore_CxQ = _dscore(weight_CxQ, slope_CxQ, value_ref[...], dmixed_QxD, delta_ref[...])
-        dkey_sum_ref[...] += dot(dscore_CxQ.astype(query_QxD.dtype), query_QxD, (1, 0))
+        key_CxD, value_CxD = key_ref[...], value_ref[...]
+        visible_CxQ = visibility(place_query_ref[...], place_key_ref[...], at, rule)
+        for head in range(query_ref.shape[0]):
+            query_QxD, dmixed_QxD = query_ref[head], dmixed_ref[head]
+            score_CxQ, slope_CxQ = scores(query_QxD, key_CxD, visible_CxQ, rule)
+            weight_CxQ = jnp.exp(score_CxQ - logsumexp_ref[head])
+            dvalue_sum_ref[...] += dot(weight_CxQ.astype(dmixed_QxD.dtype), dmixed_QxD, (1, 0))
+            dscore_CxQ = _dscore(weight_CxQ, slope_CxQ, value_CxD, dmixed_QxD, delta_ref[head])
+            dkey_sum_ref[...] += dot(dscore_CxQ.astype(query_QxD.dtype), query_QxD, (1, 0))
 
-    @pl.when(at.last & (head == group - 1))
+    @pl.when(at.last & (part == parts - 1))
     def _():
         dkey_ref[...] = (rule.scale * dkey_sum_ref[...]).astype(dkey_ref.dtype)
         dvalue_ref[...] = dvalue_sum_ref[...].astype(dvalue_ref.dtype)

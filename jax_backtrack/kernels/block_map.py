@@ -21,14 +21,18 @@ class Blocks:
     A row shorter than a block makes one block. Otherwise a row's length is a multiple of both sizes, and both are
     multiples of 128, the lanes of a TPU's vector registers. Larger blocks keep the matrix unit busier and need more
     VMEM; smaller ones skip more of a tree.
+
+    `heads` is how many query heads of one key head a grid step handles together: up to so many, as they divide the
+    group. They share the step's mask, its keys and its fixed cost, which weighs on small blocks; each needs VMEM.
     """
 
     query: int = 512
     key: int = 512
+    heads: int = 1
 
     def fit(self, length: int) -> "Blocks":
         """The sizes for rows of `length` tokens; InputError where they do not divide it."""
-        fitted = Blocks(min(self.query, length), min(self.key, length))
+        fitted = Blocks(min(self.query, length), min(self.key, length), self.heads)
         for name, size in (("query", fitted.query), ("key", fitted.key)):
             if size < 1 or length % size:
                 raise InputError(
@@ -36,6 +40,10 @@ class Blocks:
                     f" of {size}, or choose another Blocks({name}=...)"
                 )
         return fitted
+
+    def heads_of(self, group: int) -> int:
+        """Heads of a group of so many that are handled together."""
+        return max(count for count in range(1, max(1, self.heads) + 1) if group % count == 0)
 
     def check_lanes(self, length: int) -> None:
         """InputError where fitted sizes cannot be laid out on a TPU."""
@@ -116,7 +124,7 @@ def visible_blocks(
 def block_map(
     position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: Blocks = Blocks()
 ) -> BlockMap:
-    """The visits of a batch of rows, for `tree_attention(map=...)`. Traceable; the same for all layers of one window."""
+    """The visits of a batch of rows, for `tree_attention(map=...)`. Traceable; one for all layers of one window."""
     blocks = blocks.fit(end_BxS.shape[1])
     visible_BxQxC = visible_blocks(position_BxS, end_BxS, window, blocks)
     most = int(causal_pairs(end_BxS.shape[1], blocks).sum())

@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jax_backtrack.kernels.block_map import BlockMap
-from jax_backtrack.kernels.scores import HIDDEN, Rule, cost, dot, scores, struct, visit
+from jax_backtrack.kernels.scores import HIDDEN, Rule, cost, dot, scores, struct, visibility, visit
 
 
 def forward(
@@ -24,16 +24,17 @@ def forward(
     rule: Rule,
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """The mixed values `[B, N, S, D]` in the query's dtype, and the log-sum-exp of the scores, float32 `[B, N, 1, S]`."""
+    """The mixed values `[B, N, S, D]` in the query's dtype, and the scores' log-sum-exp, float32 `[B, N, 1, S]`."""
     batch, heads, length, dim = query_BxNxSxD.shape
     group = heads // key_BxKxSxD.shape[1]
+    together = map.blocks.heads_of(group)
     steps = map.by_query.count.max()
 
     def query_block(b, n, step, query, key, count):
         return b, n, query[b, step], 0
 
     def key_block(b, n, step, query, key, count):
-        return b, jax.lax.div(n, group), key[b, step], 0
+        return b, jax.lax.div(n * together, group), key[b, step], 0
 
     operands = [*map.by_query, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, place_Bx2xS]
     out_shape = [
@@ -45,25 +46,25 @@ def forward(
         out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(batch, heads, steps),
+            grid=(batch, heads // together, steps),
             in_specs=[
-                pl.BlockSpec((None, None, map.blocks.query, dim), query_block),
+                pl.BlockSpec((None, together, map.blocks.query, dim), query_block),
                 pl.BlockSpec((None, None, map.blocks.key, dim), key_block),
                 pl.BlockSpec((None, None, map.blocks.key, dim), key_block),
                 pl.BlockSpec((None, 2, map.blocks.query), lambda b, n, step, query, key, count: (b, 0, query[b, step])),
                 pl.BlockSpec((None, 2, map.blocks.key), lambda b, n, step, query, key, count: (b, 0, key[b, step])),
             ],
             out_specs=[
-                pl.BlockSpec((None, None, map.blocks.query, dim), query_block),
+                pl.BlockSpec((None, together, map.blocks.query, dim), query_block),
                 pl.BlockSpec(
-                    (None, None, 1, map.blocks.query),
+                    (None, together, 1, map.blocks.query),
                     lambda b, n, step, query, key, count: (b, n, 0, query[b, step]),
                 ),
             ],
             scratch_shapes=[
-                pltpu.VMEM((1, map.blocks.query), jnp.float32),
-                pltpu.VMEM((1, map.blocks.query), jnp.float32),
-                pltpu.VMEM((dim, map.blocks.query), jnp.float32),
+                pltpu.VMEM((together, 1, map.blocks.query), jnp.float32),
+                pltpu.VMEM((together, 1, map.blocks.query), jnp.float32),
+                pltpu.VMEM((together, dim, map.blocks.query), jnp.float32),
             ],
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
@@ -87,20 +88,22 @@ def _kernel(
 
     @pl.when(at.live)
     def _():
-        score_CxQ, _ = scores(query_ref[...], key_ref[...], place_query_ref[...], place_key_ref[...], at, rule)
-        max_1xQ = jnp.maximum(max_ref[...], score_CxQ.max(axis=0, keepdims=True))
-        # A query that has seen no key yet takes up weights of exp(0) here; its own key comes last, and brings a
-        # maximum next to which they shrink to exactly 0.
-        weight_CxQ = jnp.exp(score_CxQ - max_1xQ)
-        shrink_1xQ = jnp.exp(max_ref[...] - max_1xQ)
-        max_ref[...] = max_1xQ
-        sum_ref[...] = shrink_1xQ * sum_ref[...] + weight_CxQ.sum(axis=0, keepdims=True)
-        value_CxD = value_ref[...]
-        mixed_sum_ref[...] = shrink_1xQ * mixed_sum_ref[...] + dot(
-            value_CxD, weight_CxQ.astype(value_CxD.dtype), (0, 0)
-        )
+        key_CxD, value_CxD = key_ref[...], value_ref[...]
+        visible_CxQ = visibility(place_query_ref[...], place_key_ref[...], at, rule)
+        for head in range(query_ref.shape[0]):
+            score_CxQ, _ = scores(query_ref[head], key_CxD, visible_CxQ, rule)
+            max_1xQ = jnp.maximum(max_ref[head], score_CxQ.max(axis=0, keepdims=True))
+            # A query that has seen no key yet takes up weights of exp(0) here; its own key comes last, and brings a
+            # maximum next to which they shrink to exactly 0.
+            weight_CxQ = jnp.exp(score_CxQ - max_1xQ)
+            shrink_1xQ = jnp.exp(max_ref[head] - max_1xQ)
+            max_ref[head] = max_1xQ
+            sum_ref[head] = shrink_1xQ * sum_ref[head] + weight_CxQ.sum(axis=0, keepdims=True)
+            mixed_DxQ = dot(value_CxD, weight_CxQ.astype(value_CxD.dtype), (0, 0))
+            mixed_sum_ref[head] = shrink_1xQ * mixed_sum_ref[head] + mixed_DxQ
 
     @pl.when(at.last)
     def _():
-        mixed_ref[...] = (mixed_sum_ref[...] / sum_ref[...]).T.astype(mixed_ref.dtype)
-        logsumexp_ref[...] = max_ref[...] + jnp.log(sum_ref[...])
+        for head in range(query_ref.shape[0]):
+            mixed_ref[head] = (mixed_sum_ref[head] / sum_ref[head]).T.astype(mixed_ref.dtype)
+            logsumexp_ref[head] = max_ref[head] + jnp.log(sum_ref[head])

@@ -44,7 +44,7 @@ class Visit:
 
 
 def visit(query_ref, key_ref, count_ref, major_ref, row, step) -> Visit:
-    """The visit at `step` of a row's list; `major_ref` is the one of `query_ref` and `key_ref` that is accumulated into."""
+    """The visit at `step` of a row's list; `major_ref` is `query_ref` or `key_ref`: what is accumulated into."""
     count = count_ref[row]
     before, after = jnp.maximum(step - 1, 0), jnp.minimum(step + 1, major_ref.shape[1] - 1)
     major = major_ref[row, step]
@@ -65,20 +65,25 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def scores(query_QxD, key_CxD, place_query_2xQ, place_key_2xC, at: Visit, rule: Rule):
-    """Scores `[C, Q]` in float32, HIDDEN where a query must not look, and the derivative of the soft-cap, or None."""
+def visibility(place_query_2xQ, place_key_2xC, at: Visit, rule: Rule) -> jax.Array:
+    """bool `[C, Q]`: `trees.attention_rule` for one pair of blocks."""
+    shape = place_key_2xC.shape[1], place_query_2xQ.shape[1]
+    key = at.key * shape[0] + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    query = at.query * shape[1] + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    visible_CxQ = (key <= query) & (query < place_key_2xC[END][:, None])
+    if rule.window is not None:
+        visible_CxQ &= place_query_2xQ[POSITION][None, :] - place_key_2xC[POSITION][:, None] < rule.window
+    return visible_CxQ
+
+
+def scores(query_QxD, key_CxD, visible_CxQ, rule: Rule) -> tuple[jax.Array, jax.Array | None]:
+    """Scores `[C, Q]` in float32, HIDDEN where not visible, and the derivative of the soft-cap, where there is one."""
     score_CxQ = rule.scale * dot(key_CxD, query_QxD, (1, 1))
     slope_CxQ = None
     if rule.softcap is not None:
         bent_CxQ = jnp.tanh(score_CxQ * (1 / rule.softcap))
         score_CxQ = rule.softcap * bent_CxQ
         slope_CxQ = 1 - bent_CxQ * bent_CxQ
-    shape = score_CxQ.shape
-    key = at.key * shape[0] + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    query = at.query * shape[1] + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    visible_CxQ = (key <= query) & (query < place_key_2xC[END][:, None])
-    if rule.window is not None:
-        visible_CxQ &= place_query_2xQ[POSITION][None, :] - place_key_2xC[POSITION][:, None] < rule.window
     return jnp.where(visible_CxQ, score_CxQ, HIDDEN), slope_CxQ
 
 
