@@ -1,0 +1,143 @@
+"""Which blocks of the attention matrix a row of token trees needs, as lists that a kernel's grid can follow.
+
+A pair of blocks is *visible* where any of its queries may attend to any of its keys. The kernels visit visible pairs
+only: one grid step each, in an order that keeps the block they accumulate into in place.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_backtrack.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Sizes of the blocks that a kernel holds at once, in tokens.
+
+    A row shorter than a block makes one block. Otherwise a row's length is a multiple of both sizes, and both are
+    multiples of 128, the lanes of a TPU's vector registers. Larger blocks keep the matrix unit busier and need more
+    VMEM; smaller ones skip more of a tree.
+
+    `heads` is how many query heads of one key head a grid step handles together: up to so many, as they divide the
+    group. They share the step's mask, its keys and its fixed cost, which weighs on small blocks; each needs VMEM.
+    """
+
+    query: int = 512
+    key: int = 512
+    heads: int = 1
+
+    def fit(self, length: int) -> "Blocks":
+        """The sizes for rows of `length` tokens; InputError where they do not divide it."""
+        fitted = Blocks(min(self.query, length), min(self.key, length), self.heads)
+        for name, size in (("query", fitted.query), ("key", fitted.key)):
+            if size < 1 or length % size:
+                raise InputError(
+                    f"rows of {length} tokens do not split into {name} blocks of {size}: make the row length a multiple"
+                    f" of {size}, or choose another Blocks({name}=...)"
+                )
+        return fitted
+
+    def heads_of(self, group: int) -> int:
+        """Heads of a group of so many that are handled together."""
+        return max(count for count in range(1, max(1, self.heads) + 1) if group % count == 0)
+
+    def check_lanes(self, length: int) -> None:
+        """InputError where fitted sizes cannot be laid out on a TPU."""
+        for name, size in (("query", self.query), ("key", self.key)):
+            if size != length and size % 128:
+                raise InputError(
+                    f"{name} blocks of {size} tokens: a TPU needs a multiple of 128, or one block for the whole row of"
+                    f" {length}; choose another Blocks({name}=...)"
+                )
+
+
+class Visits(NamedTuple):
+    """Visible pairs of blocks, one after the other. Behind the last one it is repeated, so that nothing new is fetched.
+
+    query, key: int32 `[B, V]`, block numbers; V is the number of pairs in a causal row, the most there can be
+    count:      int32 `[B]`, how many of them there are
+    """
+
+    query: jax.Array
+    key: jax.Array
+    count: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockMap:
+    """The visible pairs of blocks of a batch of rows in two orders. Every array has the batch as its first axis.
+
+    by_query: all keys of the first query block, then of the second, and so on, ascending
+    by_key:   all queries of the first key block, then of the second, and so on, ascending
+    window, blocks: what it was made for (blocks as they fit the row)
+    """
+
+    by_query: Visits
+    by_key: Visits
+    window: int | None = dataclasses.field(metadata=dict(static=True))
+    blocks: Blocks = dataclasses.field(metadata=dict(static=True))
+
+
+def causal_pairs(length: int, blocks: Blocks) -> np.ndarray:
+    """bool `[nq, nk]`: blocks of a plain sequence in which some key does not stand behind every query."""
+    last_query = np.arange(blocks.query, length + 1, blocks.query) - 1
+    first_key = np.arange(0, length, blocks.key)
+    return first_key[None, :] <= last_query[:, None]
+
+
+def visible_blocks(
+    position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: Blocks = Blocks()
+) -> jax.Array:
+    """bool `[B, nq, nk]`: does any query of a block attend to any key of a block, by `trees.attention_rule`?
+
+    Exact, for rows in which every token sees itself (`end > index`, `window >= 1`). Without a window no query needs to
+    be looked at: if a key block stands before a query block, and the subtree of one of its keys reaches the block's
+    first query, then that pair is visible; and if none reaches the first query, none reaches a later one. With a
+    window the rule is reduced one query block at a time, over `[B, query, S]`.
+    """
+    length = end_BxS.shape[1]
+    blocks = blocks.fit(length)
+    causal_QxC = jnp.asarray(causal_pairs(length, blocks))
+    if window is None:
+        last_end_BxC = end_BxS.reshape(len(end_BxS), -1, blocks.key).max(axis=-1)
+        first_query_Q = jnp.arange(0, length, blocks.query)
+        return causal_QxC & (last_end_BxC[:, None, :] > first_query_Q[None, :, None])
+
+    key_S = jnp.arange(length)
+
+    def of_query_block(first):
+        query_T = first + jnp.arange(blocks.query)
+        position_BxT = jax.lax.dynamic_slice_in_dim(position_BxS, first, blocks.query, axis=1)
+        visible_BxTxS = (key_S <= query_T[:, None]) & (query_T[:, None] < end_BxS[:, None, :])
+        visible_BxTxS &= position_BxT[:, :, None] - position_BxS[:, None, :] < window
+        return visible_BxTxS.any(axis=1).reshape(len(end_BxS), -1, blocks.key).any(axis=-1)
+
+    visible_QxBxC = jax.lax.map(of_query_block, jnp.arange(0, length, blocks.query))
+    return jnp.moveaxis(visible_QxBxC, 0, 1)
+
+
+def block_map(
+    position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: Blocks = Blocks()
+) -> BlockMap:
+    """The visits of a batch of rows, for `tree_attention(map=...)`. Traceable; one for all layers of one window."""
+    blocks = blocks.fit(end_BxS.shape[1])
+    visible_BxQxC = visible_blocks(position_BxS, end_BxS, window, blocks)
+    most = int(causal_pairs(end_BxS.shape[1], blocks).sum())
+    query, key, count = _listed(visible_BxQxC, most)
+    by_key_key, by_key_query, _ = _listed(visible_BxQxC.swapaxes(1, 2), most)
+    return BlockMap(Visits(query, key, count), Visits(by_key_query, by_key_key, count), window, blocks)
+
+
+def _listed(visible_BxMxN: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Indices of the True entries along both axes, in order, `[B, most]` each, and how many there are, `[B]`."""
+    flat_BxE = visible_BxMxN.reshape(len(visible_BxMxN), -1)
+    count_B = flat_BxE.sum(axis=1, dtype=jnp.int32)
+    entry_BxV = jnp.argsort(~flat_BxE, axis=1, stable=True)[:, :most].astype(jnp.int32)
+    step_BxV = jnp.minimum(jnp.arange(most), count_B[:, None] - 1)
+    entry_BxV = jnp.take_along_axis(entry_BxV, step_BxV, axis=1)
+    return *jnp.divmod(entry_BxV, visible_BxMxN.shape[2]), count_B
