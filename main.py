@@ -18,6 +18,7 @@ flags.DEFINE_string("mode", "train", f"One of {', '.join(command_line.MODES)}.")
 flags.DEFINE_string(
     "prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none."
 )
+flags.DEFINE_list("topology", [], "For --mode=plan: TPU topologies to compile for, as in v5e:4x4,v5p:2x2x2,v5e:4x4*2.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -26,7 +27,7 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
-    sys.exit(command_line.run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.prompts))
+    sys.exit(command_line.run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.prompts, FLAGS.topology))
 
 
 if __name__ == "__main__":

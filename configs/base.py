@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from jax_backtrack.hub.load import packaged_gguf
+from jax_backtrack.models.adapters import TARGETS
 
 
 def get_config() -> ConfigDict:
@@ -18,6 +19,16 @@ def get_config() -> ConfigDict:
     config.model.chat_template = ""
     config.model.param_dtype = "float32"  # of the parameters: "float32", or, not in training, "bfloat16"
     config.model.compute_dtype = "float32"  # of the activations: "float32" or "bfloat16"
+    # In training: "kernel" (kernels/, for TPU), "dense", or "auto": the kernel on a TPU, dense elsewhere.
+    config.model.attention = "auto"
+    # Tokens of the kernel's blocks. Rows are a multiple of both, both are multiples of 128; a shorter row is one block.
+    config.model.query_block = 512
+    config.model.key_block = 512
+
+    config.adapter = ConfigDict()
+    config.adapter.rank = 0  # of low-rank adapters (LoRA), trained while the model is frozen; 0 trains all parameters
+    config.adapter.alpha = 32.0  # adapters are scaled by alpha / rank
+    config.adapter.weights = TARGETS  # which weights of each layer have an adapter
 
     config.data = ConfigDict()
     # Safety pairs, whose rejected replies are unsafe: a .jsonl or .jsonl.gz file, a Hub id (owner/name or
@@ -39,6 +50,9 @@ def get_config() -> ConfigDict:
     config.train.steps = 100  # updates
     config.train.batch_rows = 8  # rows per update, over all hosts
     config.train.row_length = 1024  # tokens per row; the tree of an example must fit into one row
+    config.train.accumulate = 1  # parts that a batch is taken in, one after the other, for less memory
+    config.train.first_moment_dtype = "float32"  # of AdamW's mean of gradients: "float32" or "bfloat16"
+    config.train.second_moment_dtype = "float32"  # of AdamW's mean of squared gradients: "float32" or "bfloat16"
     config.train.learning_rate = 1e-5  # peak, reached after the warm-up
     config.train.warmup_steps = 5  # updates
     config.train.weight_decay = 0.0  # AdamW's, on matrices
@@ -57,7 +71,9 @@ def get_config() -> ConfigDict:
     config.train.keep_checkpoints = 2  # newest ones kept
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices along each axis; rows lie along data and fsdp. -1: all that the others leave
+    # Devices along each axis: rows lie along data and fsdp, parameters along fsdp and tensor, and only data crosses from
+    # slice to slice. -1: all that the others leave; data and fsdp both -1: data is the number of slices.
+    config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
 

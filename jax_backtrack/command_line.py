@@ -6,6 +6,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
+from jax_backtrack import plan
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.progress import console
@@ -44,18 +45,20 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise SystemExit(2) from None
 
 
-def run(mode: str, config: ConfigDict, workdir: str, prompts: str | None) -> int:
+def run(mode: str, config: ConfigDict, workdir: str, prompts: str | None, topology: Sequence[str] = ()) -> int:
     """Runs one mode and returns the exit code: 0, or 2 after an error of the user's input."""
     try:
         if mode not in MODES:
             raise InputError(f"--mode={mode}: {nearest(mode, MODES)}")
         if prompts is not None and mode != "sample":
             raise InputError(f"--prompts goes with --mode=sample, not with --mode={mode}")
+        if bool(topology) != (mode == "plan"):
+            raise InputError("--topology and --mode=plan go together: --mode=plan --topology=v5e:4x4")
         if "stages" in config and mode != "compare":
             raise InputError(f"the recipe has stages, for --mode=compare; --mode={mode} takes a recipe of one run")
         if "://" in workdir:
             raise InputError(f"--workdir={workdir}: only local folders are supported yet")
-        MODES[mode](config, Path(workdir), prompts)
+        MODES[mode](config, Path(workdir), topology if mode == "plan" else prompts)
     except (InputError, FloatingPointError, OSError) as error:
         _say_error(error)
         return 2
@@ -89,7 +92,11 @@ def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
     compare.compare(config, workdir)
 
 
-MODES = {"train": _train, "sample": _sample, "evaluate": _evaluate, "compare": _compare}
+def _plan(config: ConfigDict, workdir: Path, topology: Sequence[str]) -> None:
+    plan.plan(config, topology, workdir)
+
+
+MODES = {"plan": _plan, "train": _train, "sample": _sample, "evaluate": _evaluate, "compare": _compare}
 
 
 def _sampler(config: ConfigDict, workdir: Path) -> Sampler:

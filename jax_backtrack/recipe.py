@@ -9,8 +9,13 @@ from ml_collections import ConfigDict
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import DTYPES, load
 from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.models.transformer import REMAT, Transformer
+from jax_backtrack.kernels.tree_attention import Blocks
+from jax_backtrack.models import adapters
+from jax_backtrack.models.adapters import TARGETS
+from jax_backtrack.models.transformer import REMAT, Compute, Transformer
 from jax_backtrack.progress import share_bar
+from jax_backtrack.sharding import check_rows
+from jax_backtrack.training.step import StepPlan
 from jax_backtrack.trees import CONTEXTS
 
 _NAMES = {
@@ -18,7 +23,10 @@ _NAMES = {
     "reset.context": CONTEXTS,
     "model.param_dtype": DTYPES,
     "model.compute_dtype": DTYPES,
+    "model.attention": ("auto", "kernel", "dense"),
     "train.remat": tuple(REMAT),
+    "train.first_moment_dtype": DTYPES,
+    "train.second_moment_dtype": DTYPES,
 }
 _AT_LEAST = {
     "data.limit": 0,
@@ -26,6 +34,10 @@ _AT_LEAST = {
     "reset.max_resets": 0,
     "train.batch_rows": 1,
     "train.row_length": 2,
+    "train.accumulate": 1,
+    "adapter.rank": 0,
+    "model.query_block": 1,
+    "model.key_block": 1,
     "train.warmup_steps": 0,
     "train.weight_decay": 0,
     "train.reset_weight": 0,
@@ -42,7 +54,7 @@ _AT_LEAST = {
     "evaluate.prompts": 1,
 }
 _SHOWN = 32  # characters of a path before the bar of its loading
-_ABOVE_0 = ("train.learning_rate", "train.clip_norm", "train.beta", "sample.top_p")
+_ABOVE_0 = ("adapter.alpha", "train.learning_rate", "train.clip_norm", "train.beta", "sample.top_p")
 
 
 def check(config: ConfigDict) -> None:
@@ -60,21 +72,94 @@ def check(config: ConfigDict) -> None:
 
 
 def check_training(config: ConfigDict) -> None:
-    """`check`, and what only training asks for."""
-    check(config)
-    if config.train.steps < 1:
-        raise InputError(f"train.steps is {config.train.steps}; it must be at least 1")
-    if config.model.param_dtype != "float32":
-        raise InputError(
-            f"model.param_dtype is {config.model.param_dtype!r}: small updates would be rounded away. "
-            "Parameters are trained in float32; model.compute_dtype = 'bfloat16' is what saves time"
-        )
+    """`check_step`, and that there is data."""
+    check_step(config)
     if not (config.data.path or config.data.utility_path):
         raise InputError("neither data.path nor data.utility_path is set")
 
 
+def check_step(config: ConfigDict) -> None:
+    """`check`, and what only a training step asks for."""
+    check(config)
+    if config.train.steps < 1:
+        raise InputError(f"train.steps is {config.train.steps}; it must be at least 1")
+    if config.model.param_dtype != "float32" and not config.adapter.rank:
+        raise InputError(
+            f"model.param_dtype is {config.model.param_dtype!r}: small updates would be rounded away. "
+            "Parameters are trained in float32; model.compute_dtype = 'bfloat16' is what saves time. Only a model that "
+            "is frozen, beside adapters (adapter.rank), may be in fewer bits"
+        )
+    if config.train.batch_rows % config.train.accumulate:
+        raise InputError(
+            f"train.batch_rows = {config.train.batch_rows} does not divide by train.accumulate = "
+            f"{config.train.accumulate}"
+        )
+    for weight in config.adapter.weights if config.adapter.rank else ():
+        if weight not in TARGETS:
+            raise InputError(f"adapter.weights has {weight!r}: {nearest(weight, TARGETS)}")
+
+
+def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises InputError, with the numbers, where the batch does not divide over the mesh, or a row into the blocks."""
+    check_rows(config.train.batch_rows // config.train.accumulate, mesh, "train.batch_rows / train.accumulate")
+    if blocks := attention_blocks(config, mesh):
+        length = config.train.row_length
+        if not blocks.splits(length):
+            raise InputError(
+                f"train.row_length = {length} does not split into blocks of model.query_block = {blocks.query} and "
+                f"model.key_block = {blocks.key}, which are multiples of 128: choose such sizes, or "
+                "model.attention = 'dense'"
+            )
+
+
+def attention_blocks(config: ConfigDict, mesh: Mesh) -> Blocks | None:
+    """Blocks of the attention kernel; None for dense attention."""
+    kind, on_tpu = config.model.attention, mesh.devices.flat[0].platform == "tpu"
+    if kind == "dense" or (kind == "auto" and not on_tpu):
+        return None
+    return Blocks(config.model.query_block, config.model.key_block)
+
+
+def compute(config: ConfigDict, mesh: Mesh) -> Compute:
+    """How the recipe's model computes on a mesh."""
+    return Compute(config.model.compute_dtype, config.train.remat, mesh, attention_blocks(config, mesh))
+
+
+def step_plan(config: ConfigDict, reset_id: int | None) -> StepPlan:
+    """What the recipe's training step depends on."""
+    train = config.train
+    return StepPlan(
+        objective=config.objective,
+        reset_id=reset_id if config.data.backtrack else None,
+        beta=train.beta,
+        chosen_weight=train.chosen_weight,
+        steps=train.steps,
+        learning_rate=train.learning_rate,
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        clip_norm=train.clip_norm,
+        score_chunk=train.score_chunk,
+        accumulate=train.accumulate,
+        first_moment_dtype=train.first_moment_dtype,
+        second_moment_dtype=train.second_moment_dtype,
+    )
+
+
+def add_adapters(config: ConfigDict, model: Transformer, reset_id: int | None) -> None:
+    """Gives the model the recipe's adapters, if it has any; with [RESET]'s rows where the model learns to backtrack."""
+    if config.adapter.rank:
+        adapters.add_adapters(
+            model,
+            rank=config.adapter.rank,
+            alpha=config.adapter.alpha,
+            targets=config.adapter.weights,
+            reset_id=reset_id if config.data.backtrack else None,
+            seed=config.data.seed,
+        )
+
+
 def load_model(
-    config: ConfigDict, path: str, mesh: Mesh, *, remat: str = "none", load: Callable = load
+    config: ConfigDict, path: str, mesh: Mesh, *, load: Callable = load
 ) -> tuple[Transformer, ChatTokenizer]:
     """Loads `path` as the recipe says, with a bar. It may be a workdir in place of the recipe's own `model.path`."""
     its_own = path == config.model.path
@@ -84,8 +169,7 @@ def load_model(
             path,
             mesh,
             config.model.param_dtype,
-            compute_dtype=config.model.compute_dtype,
-            remat=remat,
+            compute=compute(config, mesh),
             chat_template=config.model.chat_template if its_own else "",
             revision=config.model.revision or None if its_own else None,
             progress=progress,

@@ -9,10 +9,10 @@ So in the projection to logits the rows of an `fsdp` group come together instead
 and each device scores them against its own part of the vocabulary.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -34,20 +34,25 @@ _PLACES = {
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of `data x fsdp x tensor` devices, all that there are by default; an axis of -1 takes what the others leave.
 
-    Devices of several slices are laid out so that only `data` crosses from slice to slice, where links are slow. Raises
-    InputError where the sizes do not multiply to the number of devices, or `data` does not divide over the slices.
+    Devices of several slices are laid out so that only `data` crosses from slice to slice, where links are slow; with
+    `data` and `fsdp` both -1, `data` is the number of slices. Raises InputError where the sizes do not multiply to the
+    number of devices, or `data` does not divide over the slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     asked = f"mesh.data, fsdp, tensor = {data}, {fsdp}, {tensor}"
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if data == fsdp == -1:
+        sizes["data"] = slices
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise InputError(f"{asked}: sizes are at least 1; one of them may be -1, for what the others leave")
+        raise InputError(
+            f"{asked}: sizes are at least 1; one of them may be -1, for what the others leave, or data and fsdp both"
+        )
     for name in open_axes:
-        sizes[name] = max(1, len(devices) // -(data * fsdp * tensor))
-    if (wanted := int(np.prod(list(sizes.values())))) != len(devices):
+        sizes[name] = max(1, len(devices) // -math.prod(sizes.values()))
+    if (wanted := math.prod(sizes.values())) != len(devices):
         raise InputError(f"{asked} needs {wanted} devices, {len(devices)} are here")
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes["data"] % slices:
         raise InputError(
             f"mesh.data = {sizes['data']} does not divide over {slices} slices; only data may cross slices"
@@ -121,4 +126,4 @@ def _names(place: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _parts(mesh: Mesh, names: Iterable[str]) -> int:
-    return int(np.prod([mesh.shape[name] for name in names]))
+    return math.prod(mesh.shape[name] for name in names)

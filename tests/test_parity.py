@@ -11,6 +11,7 @@ from flax import nnx
 from jax_backtrack import trees
 from jax_backtrack.hub import weights
 from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
+from jax_backtrack.models.attention import attend
 from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies
 from tests.checkpoints import SHAPES, TOLERANCE, port, random_model, random_tokens, relative_error, torch_logits
 
@@ -38,7 +39,7 @@ def block_outputs(model, inputs) -> list[jax.Array]:
         window = config.windows[layer % len(config.windows)]
         visible = trees.attention_rule(position, end, window)
         block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[layer], stacked))  # noqa: B023
-        outputs.append(block(x, angles, lambda *qkv: (model._attend(*qkv, visible), None))[0])  # noqa: B023
+        outputs.append(block(x, angles, lambda *qkv: (attend(*qkv, visible, **model._scores()), None))[0])  # noqa: B023
     return outputs
 
 

@@ -1,5 +1,7 @@
 """Fetches a model's folder from the Hugging Face Hub, or finds it in the cache that an earlier fetch left."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -18,13 +20,27 @@ def download(path: str, revision: str | None = None, token: str | None = None) -
     `token` is that of a user who may read it; by default the one of `hf auth login` or of the variable HF_TOKEN. With
     the variable HF_HUB_OFFLINE=1, or where the Hub cannot be reached, the cache is taken as it is.
     """
+    with _said_clearly(path, revision):
+        folder = huggingface_hub.snapshot_download(
+            path, revision=revision, token=token, allow_patterns=_FILES, ignore_patterns=_NOT
+        )
+    return Path(folder)
+
+
+def download_file(path: str, file: str, revision: str | None = None, token: str | None = None) -> Path:
+    """One file of a Hub id, as `download` finds the folder."""
+    with _said_clearly(path, revision):
+        return Path(huggingface_hub.hf_hub_download(path, file, revision=revision, token=token))
+
+
+@contextlib.contextmanager
+def _said_clearly(path: str, revision: str | None) -> Iterator[None]:
+    """Raises InputError, saying what would help, for whatever the Hub's client raises."""
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise InputError(f"{path}: no such file or folder, and not a Hub id (owner/name)")
     named = path if revision is None else f"{path} at revision {revision!r}"
     try:
-        folder = huggingface_hub.snapshot_download(
-            path, revision=revision, token=token, allow_patterns=_FILES, ignore_patterns=_NOT
-        )
+        yield
     except errors.GatedRepoError as error:
         raise InputError(
             f"{named}: the Hub asks for consent. Accept the licence on https://huggingface.co/{path}, then log in with "
@@ -38,4 +54,3 @@ def download(path: str, revision: str | None = None, token: str | None = None) -
         ) from error
     except Exception as error:  # the Hub's client raises those of its HTTP library too
         raise InputError(f"{named}: no such folder here, and the Hub does not give it: {error}") from error
-    return Path(folder)

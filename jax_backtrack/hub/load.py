@@ -1,5 +1,6 @@
 """`load`: a model and its tokenizer, from where people keep them."""
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable
@@ -13,12 +14,13 @@ from jax.sharding import Mesh
 
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub import weights
-from jax_backtrack.hub.download import download
+from jax_backtrack.hub.download import download, download_file
 from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models import families
-from jax_backtrack.models.transformer import Compute, Transformer
+from jax_backtrack.models.published import PUBLISHED
+from jax_backtrack.models.transformer import Compute, Transformer, TransformerConfig
 from jax_backtrack.sharding import make_mesh, param_shardings
 from jax_backtrack.trees import CONTEXTS
 
@@ -31,8 +33,7 @@ def load(
     mesh: Mesh | None = None,
     dtype: str = "float32",
     *,
-    compute_dtype: str | None = None,
-    remat: str = "none",
+    compute: Compute | None = None,
     chat_template: str = "",
     revision: str | None = None,
     token: str | None = None,
@@ -42,8 +43,8 @@ def load(
 
     path:          a Hugging Face folder, a workdir of ours (its `export/`), a `.gguf` file, or a Hub id
     mesh:          devices to shard parameters and rows over; all devices by `data` if None
-    dtype:         of the parameters, whatever the file holds; `compute_dtype` (same if None) that of the activations
-    remat:         what the backward pass recomputes of each layer instead of keeping it: "none", "dots" or "full"
+    dtype:         of the parameters, whatever the file holds: "float32" or "bfloat16"
+    compute:       how the model computes, its mesh aside; by default in `dtype`, with dense attention
     chat_template: "chatml", "gemma2", "llama3" or the path of a .jinja file, in place of the tokenizer's own
     revision:      of a Hub id: branch, tag or commit
     token:         for a Hub id that is not public; by default that of `hf auth login` or of HF_TOKEN
@@ -51,17 +52,27 @@ def load(
 
     Raises InputError for what cannot be loaded as it stands: see `weights.fill`, `families.from_hf_config`.
     """
-    dtype, compute_dtype = _dtype_name(dtype), _dtype_name(compute_dtype or dtype)
+    dtype = _dtype_name(dtype)
     source, hf_config, open_tokenizer = _open(str(path), revision, token)
     config = families.from_hf_config(hf_config)
     tokenizer = ChatTokenizer(open_tokenizer(), _backtracking(hf_config).get("context"), chat_template)
     mesh = mesh or make_mesh()
-    compute = Compute(dtype=compute_dtype, remat=remat, mesh=mesh)
+    compute = dataclasses.replace(compute or Compute(dtype), mesh=mesh)
     model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute))
     check_agreement(model, tokenizer, hf_config)
     total = sum(param.size for param in jax.tree.leaves(nnx.state(model, nnx.Param)))
     weights.fill(model, source, param_shardings(model, mesh), lambda done: progress(done, total))
     return model, tokenizer
+
+
+def read_config(path: str, revision: str | None = None, token: str | None = None) -> TransformerConfig:
+    """The configuration of a model whose weights need not be at hand: a local one's, a published one's, or the Hub's."""
+    if path in PUBLISHED and not Path(path).exists():
+        return families.from_hf_config(PUBLISHED[path])
+    local = Path(path).expanduser()
+    if not local.exists():
+        return families.from_hf_config(json.loads(download_file(path, "config.json", revision, token).read_text()))
+    return families.from_hf_config(_open(path, revision, token)[1])
 
 
 def packaged_gguf(package: str) -> str | None:

@@ -41,6 +41,11 @@ class Blocks:
                 )
         return fitted
 
+    def splits(self, length: int) -> bool:
+        """Do rows of `length` tokens split into these blocks, on a TPU too?"""
+        sizes = min(self.query, length), min(self.key, length)
+        return all(length % size == 0 and (size % 128 == 0 or size == length) for size in sizes)
+
     def heads_of(self, group: int) -> int:
         """Heads of a group of so many that are handled together."""
         return max(count for count in range(1, max(1, self.heads) + 1) if group % count == 0)
@@ -136,8 +141,10 @@ def block_map(
 def _listed(visible_BxMxN: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Indices of the True entries along both axes, in order, `[B, most]` each, and how many there are, `[B]`."""
     flat_BxE = visible_BxMxN.reshape(len(visible_BxMxN), -1)
-    count_B = flat_BxE.sum(axis=1, dtype=jnp.int32)
-    entry_BxV = jnp.argsort(~flat_BxE, axis=1, stable=True)[:, :most].astype(jnp.int32)
-    step_BxV = jnp.minimum(jnp.arange(most), count_B[:, None] - 1)
-    entry_BxV = jnp.take_along_axis(entry_BxV, step_BxV, axis=1)
+    seen_BxE = jnp.cumsum(flat_BxE, axis=1, dtype=jnp.int32)
+    count_B = seen_BxE[:, -1]
+    # The entry of visit v is the first one up to which v + 1 are visible. Counted, for want of a sort: a TPU's compiler
+    # takes a minute for one.
+    visit_BxV = jnp.minimum(jnp.arange(most), count_B[:, None] - 1)
+    entry_BxV = jnp.sum(seen_BxE[:, None, :] <= visit_BxV[:, :, None], axis=-1, dtype=jnp.int32)
     return *jnp.divmod(entry_BxV, visible_BxMxN.shape[2]), count_B

@@ -94,7 +94,7 @@ def split(model) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
 
 
 def merge_adapters(model) -> None:
-    """Adds the adapters to the weights that they belong to, in those weights' dtype, and takes them out of the model."""
+    """Adds the adapters to their weights, in the weights' dtype, and takes them out of the model."""
     for name, adapter in (model.blocks.adapters or {}).items():
         param = getattr(model.blocks, name)
         param.set_value(_merged(param[...], *adapter.factors(), scale=adapter.scale))
@@ -123,6 +123,6 @@ def _add_row(table: nnx.Param, index: int, row_M: Adapter) -> None:
 def _in_their_places(make, mesh: Mesh | None):
     """Runs `make` where its parameters are to lie: each device makes its own part."""
     made = nnx.eval_shape(make)
-    graph, state = nnx.split(made)
+    graph, _ = nnx.split(made)
     places = None if mesh is None else param_shardings(made, mesh, Adapter)
     return nnx.merge(graph, jax.jit(lambda: nnx.split(make())[1], out_shardings=places)())

@@ -1,7 +1,13 @@
-"""Dense attention with grouped heads: the reference, and the path on CPU."""
+"""Attention with grouped heads: dense, which is the reference and the path on CPU, or by the TPU kernel."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jax_backtrack.kernels.tree_attention import BlockMap, tree_attention
+from jax_backtrack.sharding import partition
 
 
 def attend(
@@ -30,6 +36,43 @@ def attend(
     weight_BxKxGxTxS = jax.nn.softmax(score_BxKxGxTxS, axis=-1).astype(value_BxSxKxD.dtype)
     mixed_BxTxKxGxD = jnp.einsum("bkgts,bskd->btkgd", weight_BxKxGxTxS, value_BxSxKxD)
     return mixed_BxTxKxGxD.reshape(batch, queries, heads, dim)
+
+
+def attend_by_kernel(
+    query_BxSxNxD: jax.Array,
+    key_BxSxKxD: jax.Array,
+    value_BxSxKxD: jax.Array,
+    position_BxS: jax.Array,
+    end_BxS: jax.Array,
+    map: BlockMap,
+    *,
+    scale: float,
+    softcap: float | None,
+    mesh: Mesh | None,
+) -> jax.Array:
+    """`attend` under `trees.attention_rule`, each device for its own rows and heads; see `kernels.tree_attention`.
+
+    On other devices than TPUs the kernel is interpreted, which is slow.
+    """
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    kernel = functools.partial(
+        tree_attention,
+        scale=scale,
+        softcap=softcap,
+        window=map.window,
+        blocks=map.blocks,
+        interpret=device.platform != "tpu",
+    )
+
+    def of_this_device(query, key, value, position, end, map):
+        return kernel(query, key, value, position, end, map=map)
+
+    operands = query_BxSxNxD, key_BxSxKxD, value_BxSxKxD, position_BxS, end_BxS, map
+    if mesh is None or mesh.size == 1:
+        return of_this_device(*operands)
+    rows, queries, keys = (partition(axes, "computed") for axes in ("B", "BxSxNxD", "BxSxKxD"))
+    in_specs = queries, keys, keys, rows, rows, rows
+    return jax.shard_map(of_this_device, mesh=mesh, in_specs=in_specs, out_specs=queries)(*operands)
 
 
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:

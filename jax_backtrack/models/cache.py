@@ -17,6 +17,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jax_backtrack.sharding import place
 
 
 @jax.tree_util.register_dataclass
@@ -34,14 +37,14 @@ class Cache:
     cursor: jax.Array
 
     @classmethod
-    def empty(cls, config, rows: int, slots: int, dtype) -> "Cache":
-        """A cache without live slots for `rows` sequences of up to `slots` tokens."""
+    def empty(cls, config, rows: int, slots: int, dtype, mesh: Mesh | None = None) -> "Cache":
+        """A cache without live slots for `rows` sequences of up to `slots` tokens, spread over rows and heads."""
         shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
         return cls(
-            keys=jnp.zeros(shape, dtype),
-            values=jnp.zeros(shape, dtype),
-            position=jnp.zeros((rows, slots), jnp.int32),
-            live=jnp.zeros((rows, slots), bool),
+            keys=place(jnp.zeros(shape, dtype), "LxBxSxKxD", mesh),
+            values=place(jnp.zeros(shape, dtype), "LxBxSxKxD", mesh),
+            position=place(jnp.zeros((rows, slots), jnp.int32), "BxS", mesh),
+            live=place(jnp.zeros((rows, slots), bool), "BxS", mesh),
             cursor=jnp.zeros((), jnp.int32),
         )
 

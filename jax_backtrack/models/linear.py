@@ -44,23 +44,29 @@ def _backward(axes, mesh, kept, dy):
 linear.defvjp(_forward, _backward)
 
 
-@jax.custom_vjp
-def project(hidden_BxTxM: jax.Array, table_VxM: jax.Array) -> jax.Array:
-    """Logits `[B, T, V]` float32 of hidden states in their dtype; the table's gradient has the table's own dtype."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(hidden_BxTxM: jax.Array, table_VxM: jax.Array, mesh: Mesh | None = None) -> jax.Array:
+    """Logits `[B, T, V]` float32, each device's for its own part of the vocabulary, of hidden states in their dtype.
+
+    The table's gradient has the table's own dtype; that of a hidden state is summed where its row lies.
+    """
+    hidden_BxTxM = place(hidden_BxTxM, "BxTxM", mesh, "projected")
     table_VxM = table_VxM.astype(hidden_BxTxM.dtype)
-    return jnp.einsum("btm,vm->btv", hidden_BxTxM, table_VxM, preferred_element_type=jnp.float32)
+    logits_BxTxV = jnp.einsum("btm,vm->btv", hidden_BxTxM, table_VxM, preferred_element_type=jnp.float32)
+    return place(logits_BxTxV, "BxTxV", mesh, "projected")
 
 
-def _project_forward(hidden_BxTxM, table_VxM):
-    return project(hidden_BxTxM, table_VxM), (hidden_BxTxM, table_VxM)
+def _project_forward(hidden_BxTxM, table_VxM, mesh):
+    return project(hidden_BxTxM, table_VxM, mesh), (hidden_BxTxM, table_VxM)
 
 
-def _project_backward(kept, dlogits_BxTxV):
+def _project_backward(mesh, kept, dlogits_BxTxV):
     hidden_BxTxM, table_VxM = kept
-    dlogits_BxTxV = dlogits_BxTxV.astype(hidden_BxTxM.dtype)
+    dlogits_BxTxV = place(dlogits_BxTxV.astype(hidden_BxTxM.dtype), "BxTxV", mesh, "projected")
     dhidden_BxTxM = jnp.einsum("btv,vm->btm", dlogits_BxTxV, table_VxM.astype(hidden_BxTxM.dtype))
+    hidden_BxTxM = place(hidden_BxTxM, "BxTxM", mesh, "projected")
     dtable_VxM = jnp.einsum("btv,btm->vm", dlogits_BxTxV, hidden_BxTxM, preferred_element_type=table_VxM.dtype)
-    return dhidden_BxTxM, dtable_VxM
+    return place(dhidden_BxTxM, "BxTxM", mesh), place(dtable_VxM, "VxM", mesh, "projected")
 
 
 project.defvjp(_project_forward, _project_backward)

@@ -15,7 +15,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jax_backtrack import trees
-from jax_backtrack.models.attention import attend, soft_cap
+from jax_backtrack.kernels.tree_attention import Blocks, block_map
+from jax_backtrack.models.attention import attend, attend_by_kernel, soft_cap
 from jax_backtrack.models.cache import Cache
 from jax_backtrack.models.linear import linear, project
 from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies, rotate
@@ -72,15 +73,18 @@ class TransformerConfig:
 class Compute:
     """How, not what, the model computes.
 
-    dtype: of the activations
-    remat: what the backward pass keeps of a layer: "none" is recomputed, or all but the products with weights ("dots"),
-           or all ("full")
-    mesh:  devices that parameters and rows are spread over (`sharding.py`); None for one device
+    dtype:  of the activations
+    remat:  what the backward pass recomputes of a layer: nothing ("none"), all but the products with weights ("dots"),
+            or all ("full")
+    mesh:   devices that parameters and rows are spread over (`sharding.py`); None for one device
+    blocks: of the attention kernel, for rows that split into them; None for dense attention. A cache is always
+            attended to densely
     """
 
     dtype: str = "float32"
     remat: str = "none"
     mesh: Mesh | None = None
+    blocks: Blocks | None = None
 
 
 class RMSNorm(nnx.Module):
@@ -178,10 +182,24 @@ class Transformer(nnx.Module):
 
     def hidden(self, tokens_BxS: jax.Array, position_BxS: jax.Array, end_BxS: jax.Array) -> jax.Array:
         """Final hidden states `[B, S, M]` of token trees, where each token sees its ancestors and itself."""
-        visible = {window: trees.attention_rule(position_BxS, end_BxS, window) for window in self.config.windows}
+        blocks, length = self.compute.blocks, tokens_BxS.shape[1]
+        by_kernel = blocks is not None and blocks.splits(length)
+        # A window that no row is longer than is none.
+        effective = {w: w if w is not None and w < length else None for w in self.config.windows}
+
+        def view(window):
+            if by_kernel:
+                return block_map(position_BxS, end_BxS, window, blocks)
+            return trees.attention_rule(position_BxS, end_BxS, window)
+
+        views = {window: view(window) for window in set(effective.values())}
 
         def attention(_index, window, query, key, value, _cache):
-            return self._attend(query, key, value, visible[window]), None
+            view = views[effective[window]]
+            if by_kernel:
+                settings = self._scores() | dict(mesh=self.compute.mesh)
+                return attend_by_kernel(query, key, value, position_BxS, end_BxS, view, **settings), None
+            return attend(query, key, value, view, **self._scores()), None
 
         x_BxSxM, _ = self._through_layers(tokens_BxS, position_BxS, attention, None)
         return x_BxSxM
@@ -195,7 +213,7 @@ class Transformer(nnx.Module):
 
         def attention(index, window, query, key, value, cache):
             grown = cache.write(index, key, value)
-            return self._attend(query, *grown.layer(index), visible[window]), grown
+            return attend(query, *grown.layer(index), visible[window], **self._scores()), grown
 
         return self._through_layers(tokens_BxT, position_BxT, attention, cache)
 
@@ -206,8 +224,7 @@ class Transformer(nnx.Module):
         """
         mesh = self.compute.mesh
         table_VxM = self.table() if table_VxM is None else table_VxM
-        hidden_BxTxM = place(hidden_BxTxM, "BxTxM", mesh, "projected")
-        logits_BxTxV = place(project(hidden_BxTxM, table_VxM), "BxTxV", mesh, "projected")
+        logits_BxTxV = project(hidden_BxTxM, table_VxM, mesh)
         added_M = self.reset_embedding_M if self.config.tie_word_embeddings else self.reset_head_M
         if added_M is not None:
             added_BxTxM = hidden_BxTxM.astype(jnp.float32) * place(added_M[...], "M", mesh)
@@ -221,9 +238,8 @@ class Transformer(nnx.Module):
         param = self.embedding_VxM if self.config.tie_word_embeddings else self.head_VxM
         return place(param[...], "VxM", self.compute.mesh, "projected")
 
-    def _attend(self, query, key, value, visible):
-        scale = self.config.query_pre_attn_scalar**-0.5
-        return attend(query, key, value, visible, scale=scale, softcap=self.config.attn_logit_softcapping)
+    def _scores(self) -> dict:
+        return dict(scale=self.config.query_pre_attn_scalar**-0.5, softcap=self.config.attn_logit_softcapping)
 
     def _through_layers(self, tokens_BxT, position_BxT, attention: Callable, cache: Cache | None):
         """Final hidden states of the tokens, and the cache after the last layer.
@@ -244,10 +260,10 @@ class Transformer(nnx.Module):
 
         def group(carry, params_and_first):
             params, first = params_and_first
-            for place, window in enumerate(config.windows):
+            for number, window in enumerate(config.windows):
                 one = functools.partial(layer, window)
                 one = jax.checkpoint(one, policy=policy) if policy else one
-                carry = one(jax.tree.map(lambda leaf: leaf[place], params), first + place, *carry)  # noqa: B023
+                carry = one(jax.tree.map(lambda leaf: leaf[number], params), first + number, *carry)  # noqa: B023
             return carry, None
 
         grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), stacked)

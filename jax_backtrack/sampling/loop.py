@@ -146,7 +146,7 @@ def _prefill(model, prompts: Prompts, plan: Plan) -> State:
     rows, length = prompts.tokens.shape
     position_BxP = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
     live_BxP = position_BxP < prompts.length[:, None] - 1
-    cache = Cache.empty(model.config, rows, length + plan.new_tokens, model.compute.dtype)
+    cache = Cache.empty(model.config, rows, length + plan.new_tokens, model.compute.dtype, model.compute.mesh)
     cache = cache.claim(position_BxP, live_BxP)
     _, cache = model.extend(prompts.tokens, position_BxP, cache)
     nothing_B = jnp.zeros(rows, jnp.int32)

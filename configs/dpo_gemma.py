@@ -1,0 +1,12 @@
+"""Backtracking DPO of Gemma-2-2B, all parameters, on v5e-4 and up; set `model.path` to an SFT workdir and `data.path`."""
+
+from configs import sft_gemma
+
+
+def get_config():
+    """As the SFT recipe, with the learning rate of a second stage."""
+    config = sft_gemma.get_config()
+    config.objective = "dpo"
+    config.train.steps = 200
+    config.train.learning_rate = 5e-7
+    return config

@@ -1,0 +1,13 @@
+"""Backtracking SFT of Gemma-2-2B, all parameters, on v5e-4 and up; set `data.path` and `data.utility_path`."""
+
+from configs import sft_llama
+
+
+def get_config():
+    """As for Llama-3-8B, with the batch of a quarter of the chips."""
+    config = sft_llama.get_config()
+    config.model.path = "google/gemma-2-2b"
+    config.model.chat_template = "gemma2"
+    config.train.batch_rows = 32
+    config.sample.batch_rows = 32
+    return config

@@ -1,0 +1,400 @@
+"""Compiles a recipe's programs for TPUs that are not here, and says whether they fit and what they cost.
+
+The TPU compiler (the package `libtpu`) runs on any machine. It gives the true bytes of memory per chip, and a program
+whose matrix products and collectives can be counted (`hlo.py`). Nothing is loaded: arrays are shapes with a place.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+from rich import box
+from rich.table import Table
+
+from jax_backtrack import recipe
+from jax_backtrack.chips import Chip, chip
+from jax_backtrack.errors import InputError
+from jax_backtrack.hlo import Program
+from jax_backtrack.hub.load import read_config
+from jax_backtrack.models import adapters
+from jax_backtrack.models.flops import forward_flops, step_flops
+from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.progress import console
+from jax_backtrack.sampling.loop import Knobs, Plan, Prompts, generate
+from jax_backtrack.sharding import check_rows, make_mesh, param_shardings, rows_sharding
+from jax_backtrack.training.step import Batch, compile_step, margins, new_state, state_shardings
+from jax_backtrack.trees import Rows
+
+FILE = "plan.json"
+_GIB = 2**30
+_ANY_ID = 0  # no tokenizer is needed: which id [RESET] has changes neither memory nor work
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPlan:
+    """One compiled program on one topology; bytes are per chip.
+
+    compile_seconds:  of the TPU compiler, on this machine
+    argument_bytes:   what stands in memory before and after a run; None where it does not fit
+    peak_bytes:       the most that is held at once
+    fits:             the compiler found room for it
+    model_flops:      what the model has to compute, by its formulas, over all chips
+    hardware_flops:   what the program computes, recomputation included, over all chips; None where it does not fit
+    collective_bytes: per kind of collective, what a chip sends
+    mfu_bound:        upper bound of model FLOPs utilisation at the chip's published peaks; of training only
+    kernels:          name of each Pallas kernel -> bytes of VMEM
+    """
+
+    compile_seconds: float
+    argument_bytes: int | None
+    peak_bytes: int
+    fits: bool
+    model_flops: float
+    hardware_flops: float | None
+    collective_bytes: dict[str, float]
+    mfu_bound: float | None
+    kernels: dict[str, int]
+
+
+def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[str, dict]:
+    """Plans a recipe for each topology, prints a table and writes `plan.json`.
+
+    A topology is named as in "v5e:4x4", with several slices as in "v5e:4x4*2". The training step, the reference pass
+    of DPO, and the sampler are compiled. Where the training step does not fit, recipes that need less are tried.
+    Raises InputError before anything is compiled where a topology or the recipe cannot be meant.
+    """
+    recipe.check_step(config)
+    chips = {topology: chip(topology) for topology in topologies}
+    with _compiler_only():
+        meshes = {topology: make_mesh(**config.mesh, devices=_devices(topology)) for topology in topologies}
+        for mesh in meshes.values():
+            _check(config, mesh)
+        plans = {topology: _plan_one(config, topology, meshes[topology], chips[topology]) for topology in topologies}
+    workdir.mkdir(parents=True, exist_ok=True)
+    written = next(iter(plans.values())) if len(plans) == 1 else {"topologies": plans}
+    (workdir / FILE).write_text(json.dumps(written, indent=2) + "\n")
+    _show(config, plans, chips)
+    console.print(f"plan in {workdir / FILE}", highlight=False)
+    return plans
+
+
+# ------------------------------------------------------------------------------------------------ what is compiled
+
+
+def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stages.Lowered]]:
+    """The recipe's programs by name, each to be lowered for the mesh by calling it."""
+    model = abstract_model(config, mesh)
+    rows = _like(jnp.int32, (config.train.batch_rows, config.train.row_length), rows_sharding(mesh))
+    floats = _like(jnp.float32, rows.shape, rows_sharding(mesh))
+    trees = Rows(rows, rows, rows, rows, rows, floats)
+
+    def train_step():
+        graph, trained, frozen = adapters.split(model)
+        trained, frozen = _in_places(trained, model, mesh), _in_places(frozen, model, mesh)
+        step_plan = recipe.step_plan(config, _ANY_ID)
+        state = jax.eval_shape(lambda params: new_state(params, step_plan), trained)
+        places = state_shardings(trained, step_plan)
+        state = jax.tree.map(lambda leaf, place: _like(leaf.dtype, leaf.shape, place), state, places)
+        return compile_step(graph, step_plan, state).lower(state, frozen, Batch(trees, floats))
+
+    def reference_pass():
+        graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
+        return margins.lower(graph, _in_places(params, model, mesh), trees, config.train.score_chunk)
+
+    def sampler():
+        graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
+        return generate.lower(graph, _in_places(params, model, mesh), *_sampler_arguments(config, mesh))
+
+    both = {"training step": train_step, "sampler": sampler}
+    return both | ({"reference pass": reference_pass} if config.objective == "dpo" else {})
+
+
+def abstract_model(config: ConfigDict, mesh: Mesh, with_adapters: bool = True) -> Transformer:
+    """The recipe's model without values, with its adapters if it has any."""
+    shape = read_config(config.model.path, config.model.revision or None)
+    if shape.max_position_embeddings < config.train.row_length:
+        raise InputError(
+            f"train.row_length = {config.train.row_length} exceeds the model's {shape.max_position_embeddings} positions"
+        )
+
+    def make():
+        dtype = jnp.dtype(config.model.param_dtype)
+        model = Transformer(shape, nnx.Rngs(0), param_dtype=dtype, compute=recipe.compute(config, mesh))
+        if with_adapters:
+            recipe.add_adapters(config, model, _ANY_ID)
+        return model
+
+    return nnx.eval_shape(make)
+
+
+def _sampler_arguments(config: ConfigDict, mesh: Mesh) -> tuple[Prompts, Knobs, Plan]:
+    """Prompts as long as a row of training, and the recipe's settings."""
+    sample, rows = config.sample, rows_sharding(mesh)
+    row_of_each = _like(jnp.int32, (sample.batch_rows,), rows)
+    prompts = Prompts(
+        tokens=_like(jnp.int32, (sample.batch_rows, config.train.row_length), rows),
+        length=row_of_each,
+        reply_start=row_of_each,
+        seed=_like(jnp.uint32, row_of_each.shape, rows),
+        real=_like(jnp.bool, row_of_each.shape, rows),
+    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    scalar = _like(jnp.float32, (), everywhere)
+    knobs = Knobs(scalar, scalar, _like(jnp.int32, (), everywhere), scalar)
+    plan = Plan(
+        new_tokens=sample.max_new_tokens,
+        context=config.reset.context,
+        reset_id=_ANY_ID,
+        stop_ids=(_ANY_ID + 1,),
+        greedy=sample.temperature == 0,
+        top_k=sample.top_k,
+        nucleus=sample.top_p < 1,
+    )
+    return prompts, knobs, plan
+
+
+def _in_places(state: nnx.State, model: Transformer, mesh: Mesh) -> nnx.State:
+    """The state's leaves as shapes where they are to lie."""
+    places = {
+        path: place
+        for kind in (nnx.Param, adapters.Adapter)
+        for path, place in nnx.to_flat_state(param_shardings(model, mesh, kind))
+    }
+    flat = [(path, leaf, places[path]) for path, leaf in nnx.to_flat_state(state)]
+    leaves, tree = jax.tree.flatten(state)
+    assert len(leaves) == len(flat)
+    return tree.unflatten([_like(leaf.dtype, leaf.shape, place) for _, leaf, place in flat])
+
+
+def _like(dtype, shape: tuple[int, ...], place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+# --------------------------------------------------------------------------------------------------- one topology
+
+
+def _check(config: ConfigDict, mesh: Mesh) -> None:
+    recipe.check_sizes(config, mesh)
+    check_rows(config.sample.batch_rows, mesh, "sample.batch_rows")
+    param_shardings(abstract_model(config, mesh, with_adapters=False), mesh)
+
+
+def _plan_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip) -> dict:
+    compiled = {
+        name: _compile(name, lower, config, topology, mesh, one_chip) for name, lower in programs(config, mesh).items()
+    }
+    step = compiled["training step"]
+    advice = [] if step.fits else _smaller_recipes(config, topology, mesh, one_chip)
+    return {
+        "topology": topology,
+        "chips": mesh.size,
+        "mesh": dict(mesh.shape),
+        "hbm_bytes": one_chip.hbm_bytes,
+        **dataclasses.asdict(step),
+        "fits": all(each.fits for each in compiled.values()),
+        "programs": {name: dataclasses.asdict(each) for name, each in compiled.items()},
+        "would_fit": advice,
+    }
+
+
+def _compile(name: str, lower: Callable, config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip) -> ProgramPlan:
+    started = time.perf_counter()
+    with console.status(f"{topology}: compiling the {name} for {mesh.size} chips"):
+        lowered = lower()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            return ProgramPlan(
+                compile_seconds=time.perf_counter() - started,
+                argument_bytes=None,
+                peak_bytes=_needed_bytes(str(error)),
+                fits=False,
+                model_flops=_model_flops(name, config, mesh),
+                hardware_flops=None,
+                collective_bytes={},
+                mfu_bound=None,
+                kernels={},
+            )
+        seconds = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    program = Program(compiled.as_text())
+    cost, model_flops = program.cost(), _model_flops(name, config, mesh)
+    moved = cost.bytes_by_kind()
+    console.print(f"{topology}: {name} compiled in {seconds:.0f} s", highlight=False)
+    return ProgramPlan(
+        compile_seconds=seconds,
+        argument_bytes=memory.argument_size_in_bytes,
+        peak_bytes=memory.peak_memory_in_bytes,
+        fits=memory.peak_memory_in_bytes <= one_chip.hbm_bytes,
+        model_flops=model_flops,
+        hardware_flops=cost.flops * mesh.size,
+        collective_bytes=moved,
+        mfu_bound=_mfu_bound(model_flops / mesh.size, cost.flops, moved, mesh, one_chip),
+        kernels=program.kernels(),
+    )
+
+
+def _model_flops(name: str, config: ConfigDict, mesh: Mesh) -> float:
+    model = abstract_model(config, mesh)
+    length = config.train.row_length
+    if name == "training step":
+        trained = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, adapters.Adapter)))
+        return step_flops(model.config, config.train.batch_rows, length, trained)
+    if name == "reference pass":
+        return sum(forward_flops(model.config, config.train.batch_rows, length))
+    prompt, whole = (
+        forward_flops(model.config, config.sample.batch_rows, tokens)
+        for tokens in (length, length + config.sample.max_new_tokens)
+    )
+    unprojected = 2 * config.sample.batch_rows * length * model.config.vocab_size * model.config.hidden_size
+    del prompt
+    return sum(whole) - unprojected
+
+
+def _mfu_bound(model_flops: float, flops: float, moved: dict, mesh: Mesh, one_chip: Chip) -> float:
+    """Model FLOPs over what the chip could do in the time that its products, or its links, need at their peaks.
+
+    Both are taken to overlap wholly. Of several slices the links between them are not looked at.
+    """
+    seconds = flops / one_chip.flops
+    if one_chip.link_bytes:
+        seconds = max(seconds, sum(moved.values()) / one_chip.link_bytes)
+    return model_flops / one_chip.flops / seconds
+
+
+def _needed_bytes(message: str) -> int:
+    """What the compiler says a program needs where it does not fit; raises InputError where it says something else."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    if not found:
+        raise InputError(f"the TPU compiler failed: {message.strip().splitlines()[0][:400]}")
+    return int(float(found[1]) * 1024 ** (" KMGT".index(found[2])))
+
+
+def _smaller_recipes(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip) -> list[dict]:
+    """Recipes that need less memory, each with one more change than the one before, until one fits."""
+    tried, changes = [], {}
+    for field, value in _savings(config, mesh):
+        changes[field] = value
+        smaller = copy.deepcopy(config)
+        smaller.update_from_flattened_dict(changes)
+        lower = programs(smaller, mesh)["training step"]
+        said = ", ".join(f"{name} = {value}" for name, value in changes.items())
+        compiled = _compile(f"training step with {said}", lower, smaller, topology, mesh, one_chip)
+        tried.append({"changes": dict(changes), "peak_bytes": compiled.peak_bytes, "fits": compiled.fits})
+        if compiled.fits:
+            break
+    return tried
+
+
+def _savings(config: ConfigDict, mesh: Mesh):
+    """Changes that cost little first."""
+    train = config.train
+    if train.remat != "full":
+        yield "train.remat", "full"
+    if not config.adapter.rank:
+        for field in ("first_moment_dtype", "second_moment_dtype"):
+            if train[field] == "float32":
+                yield f"train.{field}", "bfloat16"
+    parts = train.accumulate
+    while parts * 2 * mesh.shape["data"] * mesh.shape["fsdp"] <= train.batch_rows:
+        parts *= 2
+        yield "train.accumulate", parts
+    if train.score_chunk > 16:
+        yield "train.score_chunk", 16
+    if not config.adapter.rank:
+        yield "adapter.rank", 16
+
+
+# ------------------------------------------------------------------------------------------------------- topologies
+
+
+@contextlib.contextmanager
+def _compiler_only():
+    """Keeps JAX off any accelerator, and the TPU compiler from asking the network what machine this is."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
+def _devices(topology: str) -> list:
+    from jax.experimental import topologies
+
+    name, _, slices = topology.partition("*")
+    sizes = name.partition(":")[2]
+    if not re.fullmatch(r"\d+(x\d+)*", sizes) or (slices and not slices.isdecimal()):
+        raise InputError(
+            f"topology {topology!r}: want chips along each axis, as in v5e:4x4, and slices as in v5e:4x4*2"
+        )
+    options = {"num_slices": int(slices)} if slices else {}
+    if math.prod(map(int, sizes.split("x"))) == 1:
+        options["chips_per_host_bounds"] = [1, 1, 1]
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except Exception as error:  # of whatever kind the runtime at hand raises
+        missing = "libtpu" in str(error) or "tpu" in str(error).lower() and "not" in str(error).lower()
+        hint = "; the compiler is the package libtpu, pip install 'jax[tpu]'" if missing else ""
+        raise InputError(f"topology {topology!r} cannot be made: {str(error).splitlines()[0][:300]}{hint}") from error
+    return list(np.ravel(described.devices))
+
+
+# ------------------------------------------------------------------------------------------------------------ table
+
+
+def _show(config: ConfigDict, plans: dict[str, dict], chips: dict[str, Chip]) -> None:
+    train = config.train
+    title = f"{config.model.path}, {config.objective}, {train.batch_rows} rows of {train.row_length} tokens, per chip"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("topology", "program"):
+        table.add_column(heading)
+    for heading in (
+        "compile",
+        "arguments GiB",
+        "peak GiB",
+        "of GiB",
+        "room GiB",
+        "hardware / model FLOPs",
+        "sent GiB",
+        "MFU at most",
+    ):
+        table.add_column(heading, justify="right")
+    for topology, made in plans.items():
+        of = chips[topology].hbm_bytes
+        for name, each in made["programs"].items():
+            fits = each["fits"]
+            training = name == "training step" and fits
+            table.add_row(
+                topology,
+                name,
+                f"{each['compile_seconds']:.0f} s",
+                f"{each['argument_bytes'] / _GIB:.2f}" if fits else "",
+                f"{each['peak_bytes'] / _GIB:.2f}",
+                f"{of / _GIB:.0f}",
+                f"{(of - each['peak_bytes']) / _GIB:.2f}" + ("" if fits else " does not fit"),
+                f"{each['hardware_flops'] / each['model_flops']:.2f}" if training else "",
+                f"{sum(each['collective_bytes'].values()) / _GIB:.1f}" if fits else "",
+                f"{each['mfu_bound']:.0%}" if training else "",
+            )
+    console.print(table)
+    for topology, made in plans.items():
+        for tried in made["would_fit"]:
+            room = (chips[topology].hbm_bytes - tried["peak_bytes"]) / _GIB
+            changes = " ".join(f"--config.{field}={value}" for field, value in tried["changes"].items())
+            outcome = f"fits, {room:.2f} GiB to spare" if tried["fits"] else f"{-room:.2f} GiB too much"
+            console.print(f"{topology}: {changes}: {outcome}", highlight=False)
