@@ -109,7 +109,7 @@ def vmem(attention, structs: list) -> dict:
 
 
 def _least_vmem(function, arguments: list) -> float:
-    """MiB with which the one kernel of a function compiles: begun with too little, and raised to what a refusal asks."""
+    """MiB with which the one kernel of a function compiles: too little at first, then what the refusal asks for."""
     parameters = pltpu.CompilerParams
     mebibytes = 1 / 16
     while True:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import process_mask, process_mask_dkv
-from jax.sharding import AxisType, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jax_backtrack import trees
 from jax_backtrack.errors import InputError
@@ -137,6 +139,17 @@ def test_bfloat16_is_as_close_to_float32_as_dense_attention_in_bfloat16():
         theirs = errors(dense(**how)(*arrays, rows.position, rows.end), right)
         for error, dense_error in zip(errors(ours, right), theirs, strict=True):
             assert error < 1.2 * dense_error + 1e-3
+
+
+def test_nothing_is_read_before_it_is_written():
+    """The interpreter that follows a TPU's memories, copies and buffers, with NaN wherever nothing was written yet."""
+    rows = random_rows(3, count=2, length=96)
+    arrays = random_arrays(3, rows, 2, 1, 64)
+    memories = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
+    attention = functools.partial(tree_attention, scale=0.1, blocks=Blocks(32, 32), interpret=memories)
+    ours = with_gradients(attention)(*arrays, rows.position, rows.end)
+    right = dense(scale=0.1)(*arrays, rows.position, rows.end)
+    assert max(errors(ours, right)) < 1e-4
 
 
 @pytest.mark.parametrize("heads,key_heads,dim,blocks,how", SHAPES[:2])
@@ -280,16 +293,17 @@ def test_what_does_not_fit_is_refused(changed, message):
 
 
 @functools.cache
-def tpu(topology: str) -> SingleDeviceSharding:
-    """A TPU that need not be there: libtpu compiles for it."""
+def tpu_devices(topology: str, **single) -> list:
+    """TPUs that need not be there: libtpu compiles for them."""
     if importlib.util.find_spec("libtpu") is None:
         _missing("the TPU compiler is not installed: pip install -r requirements-dev.txt")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server is asked about a TPU
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server is asked about them
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may be compiling too
-    from jax.experimental import topologies
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **single).devices
 
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology, chips_per_host_bounds=[1, 1, 1])
-    return SingleDeviceSharding(described.devices[0])
+
+def tpu(topology: str) -> SingleDeviceSharding:
+    return SingleDeviceSharding(tpu_devices(topology, chips_per_host_bounds=(1, 1, 1))[0])
 
 
 def shapes(sharding, heads=4, key_heads=2, dim=128, length=1024, dtype=jnp.bfloat16) -> list:
@@ -329,6 +343,28 @@ def test_forward_and_backward_compile_for_a_tpu(topology, dim):
 )
 def test_other_shapes_compile_too(changed, how):
     compiled_gradient(shapes(tpu("v5e:1x1"), **changed), scale=0.1, **how)
+
+
+def test_it_compiles_under_shard_map_with_its_checks_on():
+    """Rows over one axis of a mesh and heads over the other, as in training."""
+    mesh = Mesh(np.asarray(tpu_devices("v5e:2x2")).reshape(2, 2), ("data", "tensor"))
+    along_heads, along_data = PartitionSpec("data", None, "tensor"), PartitionSpec("data")
+
+    def gradient(query, key, value, position, end):
+        def attention(*args):
+            return tree_attention(*args[:-1], scale=0.1, window=300, map=args[-1])
+
+        map = block_map(position, end, 300)
+        specs = (along_heads,) * 3 + (along_data,) * 3
+        sharded = jax.shard_map(attention, mesh=mesh, in_specs=specs, out_specs=along_heads)
+        mixed, pull_back = jax.vjp(lambda *args: sharded(*args, position, end, map), query, key, value)
+        return pull_back(mixed)
+
+    arguments = [
+        jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype, sharding=NamedSharding(mesh, spec))
+        for x, spec in zip(shapes(None), [along_heads] * 3 + [along_data] * 2, strict=True)
+    ]
+    assert "tree_attention_backward_dkv" in jax.jit(gradient).lower(*arguments).compile().as_text()
 
 
 def test_the_compiler_is_told_the_work_of_a_causal_row():
