@@ -35,7 +35,7 @@ HEADS, KEY_HEADS = 32, 8  # Llama-3-8B's
 BLOCKS = (128, 256, 512)
 
 
-def ours(size: int, window: int | None = None):
+def ours(size: int, heads: int = 1):
     """Attention of causal rows, `[B, N, S, D]` and twice `[B, K, S, D]`, by the kernel of this repository."""
 
     def attention(query_BxNxSxD, key_BxKxSxD, value_BxKxSxD):
@@ -43,19 +43,19 @@ def ours(size: int, window: int | None = None):
         heads_last = [jnp.swapaxes(array, 1, 2) for array in (query_BxNxSxD, key_BxKxSxD, value_BxKxSxD)]
         mixed_BxSxNxD = tree_attention(
             *heads_last, rows.position, rows.end,
-            scale=query_BxNxSxD.shape[3] ** -0.5, window=window, blocks=Blocks(size, size),
+            scale=query_BxNxSxD.shape[3] ** -0.5, blocks=Blocks(size, size, heads),
         )  # fmt: skip
         return jnp.swapaxes(mixed_BxSxNxD, 1, 2)
 
     return attention
 
 
-def theirs(size: int, window: int | None = None):
+def theirs(size: int):
     """The same by splash attention, which leaves the scale to its caller."""
 
     def attention(query_BxNxSxD, key_BxKxSxD, value_BxKxSxD):
         _, heads, length, dim = query_BxNxSxD.shape
-        mask = masks.MultiHeadMask([splash_mask(length, window)] * heads)
+        mask = masks.MultiHeadMask([splash_mask(length, None)] * heads)
         sizes = splash.BlockSizes(
             block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
         )
@@ -70,7 +70,11 @@ def splash_mask(length: int, window: int | None):
     return masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
 
 
-KERNELS = {"tree_attention": ours, "splash_attention": theirs}
+KERNELS = {
+    "tree_attention": ours,
+    "tree_attention, 4 heads a step": functools.partial(ours, heads=4),
+    "splash_attention": theirs,
+}
 
 
 def operands(batch: int, length: int, dim: int, sharding=None) -> list:
@@ -228,11 +232,11 @@ def main():
         report(name, visited, ", ".join(f"{kernel} {count}" for kernel, count in visited.items()))
     device = compiled_for(arguments.topology)
     for dim, size in itertools.product((64, 128, 256), BLOCKS):
-        structs = operands(8, 1024, dim, SingleDeviceSharding(device))
+        structs = operands(128, 1024, dim, SingleDeviceSharding(device))  # too large to lie in VMEM as a whole
         wanted = {kernel: vmem(make(size), structs) for kernel, make in KERNELS.items()}
-        line = ", ".join(
-            f"{part} {wanted['tree_attention'][part]:.2f} against {theirs:.2f} MiB"
-            for part, theirs in wanted["splash_attention"].items()
+        line = "; ".join(
+            f"{kernel}: " + ", ".join(f"{part} {mebibytes:.2f} MiB" for part, mebibytes in parts.items())
+            for kernel, parts in wanted.items()
         )
         report(f"VMEM on {device.device_kind}, head dimension {dim}, blocks of {size}", wanted, line)
     if arguments.data:

@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas import tpu as pltpu
 
 from jax_backtrack.errors import InputError
@@ -18,7 +19,9 @@ from jax_backtrack.kernels.block_map import BlockMap, Blocks, block_map, visible
 from jax_backtrack.kernels.forward import forward
 from jax_backtrack.kernels.scores import Rule
 
-__all__ = ["BlockMap", "Blocks", "block_map", "tree_attention", "visible_blocks"]
+__all__ = ["RESIDUALS", "BlockMap", "Blocks", "block_map", "tree_attention", "visible_blocks"]
+
+RESIDUALS = "tree_attention"  # checkpoint name of what the backward pass needs of the forward pass
 
 
 def tree_attention(
@@ -45,7 +48,11 @@ def tree_attention(
     interpret: run on any backend, slowly, for tests; with InterpretParams as a TPU's memories would have it. Under
     `jax.shard_map` this needs `check_vma=False`; a TPU does not.
 
-    Differentiable once in query, key and value. InputError where shapes or block sizes do not fit.
+    Differentiable once in query, key and value. Where layers are recomputed, the policy
+    `jax.checkpoint_policies.save_only_these_names(RESIDUALS)` keeps the output and one float per query and head, and
+    with them the backward pass does without a second run of the forward kernel.
+
+    InputError where shapes or block sizes do not fit.
     """
     _check(query_BxSxNxD, key_BxSxKxD, value_BxSxKxD, end_BxS, window)
     length = query_BxSxNxD.shape[1]
@@ -73,6 +80,7 @@ def _attention(rule, interpret, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place
 def _attention_forward(rule, interpret, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2x1xS, map):
     operands = query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2x1xS
     mixed_BxNxSxD, logsumexp_BxNx1xS = forward(*operands, map, rule, interpret)
+    mixed_BxNxSxD, logsumexp_BxNx1xS = (checkpoint_name(x, RESIDUALS) for x in (mixed_BxNxSxD, logsumexp_BxNx1xS))
     return mixed_BxNxSxD, (operands, map, mixed_BxNxSxD, logsumexp_BxNx1xS)
 
 
