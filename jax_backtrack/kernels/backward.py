@@ -16,7 +16,7 @@ from jax_backtrack.kernels.scores import Rule, cost, dot, scores, struct, visibi
 
 
 def backward_query(
-    query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, logsumexp_BxNx1xS, dmixed_BxNxSxD, delta_BxNx1xS,
+    query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2x1xS, logsumexp_BxNx1xS, dmixed_BxNxSxD, delta_BxNx1xS,
     map: BlockMap, rule: Rule, interpret: bool,
 ) -> jax.Array:  # fmt: skip
     """Gradient of the queries, `[B, N, S, D]`, one query block after the other.
@@ -38,7 +38,7 @@ def backward_query(
         return b, n, 0, query[b, step]
 
     operands = [
-        *map.by_query, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, place_Bx2xS,
+        *map.by_query, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2x1xS, place_Bx2x1xS,
         logsumexp_BxNx1xS, dmixed_BxNxSxD, delta_BxNx1xS,
     ]  # fmt: skip
     out_shape = struct(query_BxNxSxD.shape, query_BxNxSxD.dtype, query_BxNxSxD)
@@ -52,14 +52,14 @@ def backward_query(
                 pl.BlockSpec((None, together, queries, dim), of_query),
                 pl.BlockSpec((None, None, keys, dim), of_key),
                 pl.BlockSpec((None, None, keys, dim), of_key),
-                pl.BlockSpec((None, 2, queries), lambda b, n, step, query, key, count: (b, 0, query[b, step])),
-                pl.BlockSpec((None, 2, keys), lambda b, n, step, query, key, count: (b, 0, key[b, step])),
+                pl.BlockSpec((None, 2, 1, queries), lambda b, n, step, query, key, count: (b, 0, 0, query[b, step])),
+                pl.BlockSpec((None, 2, 1, keys), lambda b, n, step, query, key, count: (b, 0, 0, key[b, step])),
                 pl.BlockSpec((None, together, 1, queries), along_query),
                 pl.BlockSpec((None, together, queries, dim), of_query),
                 pl.BlockSpec((None, together, 1, queries), along_query),
             ],
             out_specs=pl.BlockSpec((None, together, queries, dim), of_query),
-            scratch_shapes=[pltpu.VMEM((together, dim, queries), jnp.float32)],
+            scratch_shapes=[pltpu.VMEM((together, queries, dim), jnp.float32)],
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=cost(3, query_BxNxSxD, map, rule, [*operands, out_shape]),
@@ -81,21 +81,21 @@ def _query_kernel(
     @pl.when(at.live)
     def _():
         key_CxD, value_CxD = key_ref[...], value_ref[...]
-        visible_CxQ = visibility(place_query_ref[...], place_key_ref[...], at, rule)
+        visible_QxC = visibility(place_query_ref[...], place_key_ref[...], at, rule, down="query")
         for head in range(query_ref.shape[0]):
-            score_CxQ, slope_CxQ = scores(query_ref[head], key_CxD, visible_CxQ, rule)
-            weight_CxQ = jnp.exp(score_CxQ - logsumexp_ref[head])
-            dscore_CxQ = _dscore(weight_CxQ, slope_CxQ, value_CxD, dmixed_ref[head], delta_ref[head])
-            dquery_sum_ref[head] += dot(key_CxD, dscore_CxQ.astype(key_CxD.dtype), (0, 0))
+            score_QxC, slope_QxC = scores(query_ref[head], key_CxD, visible_QxC, rule)
+            weight_QxC = jnp.exp(score_QxC - logsumexp_ref[head, 0][:, None])
+            dweight_QxC = dot(dmixed_ref[head], value_CxD, (1, 1))
+            dscore_QxC = _dscore(weight_QxC, slope_QxC, dweight_QxC, delta_ref[head, 0][:, None])
+            dquery_sum_ref[head] += dot(dscore_QxC.astype(key_CxD.dtype), key_CxD, (1, 0))
 
     @pl.when(at.last)
     def _():
-        for head in range(query_ref.shape[0]):
-            dquery_ref[head] = (rule.scale * dquery_sum_ref[head]).T.astype(dquery_ref.dtype)
+        dquery_ref[...] = (rule.scale * dquery_sum_ref[...]).astype(dquery_ref.dtype)
 
 
 def backward_key_value(
-    query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, logsumexp_BxNx1xS, dmixed_BxNxSxD, delta_BxNx1xS,
+    query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2x1xS, logsumexp_BxNx1xS, dmixed_BxNxSxD, delta_BxNx1xS,
     map: BlockMap, rule: Rule, interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Gradients of keys and values, `[B, K, S, D]` each, one key block after the other.
@@ -123,7 +123,7 @@ def backward_key_value(
         return b, k, key[b, step], 0
 
     operands = [
-        *map.by_key, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, place_Bx2xS,
+        *map.by_key, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2x1xS, place_Bx2x1xS,
         logsumexp_BxNx1xS, dmixed_BxNxSxD, delta_BxNx1xS,
     ]  # fmt: skip
     out_shape = [struct(array.shape, array.dtype, array) for array in (key_BxKxSxD, value_BxKxSxD)]
@@ -137,8 +137,10 @@ def backward_key_value(
                 pl.BlockSpec((None, together, queries, dim), of_query),
                 pl.BlockSpec((None, None, keys, dim), of_key),
                 pl.BlockSpec((None, None, keys, dim), of_key),
-                pl.BlockSpec((None, 2, queries), lambda b, k, step, part, query, key, count: (b, 0, query[b, step])),
-                pl.BlockSpec((None, 2, keys), lambda b, k, step, part, query, key, count: (b, 0, key[b, step])),
+                pl.BlockSpec(
+                    (None, 2, 1, queries), lambda b, k, step, part, query, key, count: (b, 0, 0, query[b, step])
+                ),
+                pl.BlockSpec((None, 2, 1, keys), lambda b, k, step, part, query, key, count: (b, 0, 0, key[b, step])),
                 pl.BlockSpec((None, together, 1, queries), along_query),
                 pl.BlockSpec((None, together, queries, dim), of_query),
                 pl.BlockSpec((None, together, 1, queries), along_query),
@@ -168,13 +170,14 @@ def _key_value_kernel(
     @pl.when(at.live)
     def _():
         key_CxD, value_CxD = key_ref[...], value_ref[...]
-        visible_CxQ = visibility(place_query_ref[...], place_key_ref[...], at, rule)
+        visible_CxQ = visibility(place_query_ref[...], place_key_ref[...], at, rule, down="key")
         for head in range(query_ref.shape[0]):
             query_QxD, dmixed_QxD = query_ref[head], dmixed_ref[head]
-            score_CxQ, slope_CxQ = scores(query_QxD, key_CxD, visible_CxQ, rule)
+            score_CxQ, slope_CxQ = scores(key_CxD, query_QxD, visible_CxQ, rule)
             weight_CxQ = jnp.exp(score_CxQ - logsumexp_ref[head])
             dvalue_sum_ref[...] += dot(weight_CxQ.astype(dmixed_QxD.dtype), dmixed_QxD, (1, 0))
-            dscore_CxQ = _dscore(weight_CxQ, slope_CxQ, value_CxD, dmixed_QxD, delta_ref[head])
+            dweight_CxQ = dot(value_CxD, dmixed_QxD, (1, 1))
+            dscore_CxQ = _dscore(weight_CxQ, slope_CxQ, dweight_CxQ, delta_ref[head])
             dkey_sum_ref[...] += dot(dscore_CxQ.astype(query_QxD.dtype), query_QxD, (1, 0))
 
     @pl.when(at.last & (part == parts - 1))
@@ -183,7 +186,7 @@ def _key_value_kernel(
         dvalue_ref[...] = dvalue_sum_ref[...].astype(dvalue_ref.dtype)
 
 
-def _dscore(weight_CxQ, slope_CxQ, value_CxD, dmixed_QxD, delta_1xQ) -> jax.Array:
-    """Gradient of the scores before the soft-cap, still to be multiplied by `scale`."""
-    dscore_CxQ = weight_CxQ * (dot(value_CxD, dmixed_QxD, (1, 1)) - delta_1xQ)
-    return dscore_CxQ if slope_CxQ is None else dscore_CxQ * slope_CxQ
+def _dscore(weight, slope, dweight, delta) -> jax.Array:
+    """Gradient of the scores before the soft-cap, still to be multiplied by `scale`; either way up."""
+    dscore = weight * (dweight - delta)
+    return dscore if slope is None else dscore * slope

@@ -19,7 +19,7 @@ def forward(
     query_BxNxSxD: jax.Array,
     key_BxKxSxD: jax.Array,
     value_BxKxSxD: jax.Array,
-    place_Bx2xS: jax.Array,
+    place_Bx2x1xS: jax.Array,
     map: BlockMap,
     rule: Rule,
     interpret: bool,
@@ -36,7 +36,7 @@ def forward(
     def key_block(b, n, step, query, key, count):
         return b, jax.lax.div(n * together, group), key[b, step], 0
 
-    operands = [*map.by_query, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, place_Bx2xS]
+    operands = [*map.by_query, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2x1xS, place_Bx2x1xS]
     out_shape = [
         struct(query_BxNxSxD.shape, query_BxNxSxD.dtype, query_BxNxSxD),
         struct((batch, heads, 1, length), jnp.float32, query_BxNxSxD),
@@ -51,8 +51,12 @@ def forward(
                 pl.BlockSpec((None, together, map.blocks.query, dim), query_block),
                 pl.BlockSpec((None, None, map.blocks.key, dim), key_block),
                 pl.BlockSpec((None, None, map.blocks.key, dim), key_block),
-                pl.BlockSpec((None, 2, map.blocks.query), lambda b, n, step, query, key, count: (b, 0, query[b, step])),
-                pl.BlockSpec((None, 2, map.blocks.key), lambda b, n, step, query, key, count: (b, 0, key[b, step])),
+                pl.BlockSpec(
+                    (None, 2, 1, map.blocks.query), lambda b, n, step, query, key, count: (b, 0, 0, query[b, step])
+                ),
+                pl.BlockSpec(
+                    (None, 2, 1, map.blocks.key), lambda b, n, step, query, key, count: (b, 0, 0, key[b, step])
+                ),
             ],
             out_specs=[
                 pl.BlockSpec((None, together, map.blocks.query, dim), query_block),
@@ -89,9 +93,9 @@ def _kernel(
     @pl.when(at.live)
     def _():
         key_CxD, value_CxD = key_ref[...], value_ref[...]
-        visible_CxQ = visibility(place_query_ref[...], place_key_ref[...], at, rule)
+        visible_CxQ = visibility(place_query_ref[...], place_key_ref[...], at, rule, down="key")
         for head in range(query_ref.shape[0]):
-            score_CxQ, _ = scores(query_ref[head], key_CxD, visible_CxQ, rule)
+            score_CxQ, _ = scores(key_CxD, query_ref[head], visible_CxQ, rule)
             max_1xQ = jnp.maximum(max_ref[head], score_CxQ.max(axis=0, keepdims=True))
             # A query that has seen no key yet takes up weights of exp(0) here; its own key comes last, and brings a
             # maximum next to which they shrink to exactly 0.

@@ -1,8 +1,10 @@
 """What the forward and backward kernels share: the scores of one pair of blocks, and their place in the grid.
 
-In the kernels `Q` is the queries of a block and `C` its keys. Scores lie as `CxQ`, keys down and queries across: what
-belongs to a query (its maximum, its sum, its log-sum-exp) is then a row of one register per 1,024 queries instead of a
-column that fills a register per 8, and a softmax reduces over sublanes, which costs no exchange between lanes.
+In the kernels `Q` is the queries of a block and `C` its keys. Where the softmax is taken, and for the gradients of keys
+and values, scores lie as `CxQ`, keys down and queries across: what belongs to a query (its maximum, its sum, its
+log-sum-exp) is then a row of one register per 1,024 queries instead of a column that fills a register per 8, and a
+softmax reduces over sublanes, which costs no exchange between lanes. For the gradient of queries they lie as `QxC`,
+so that no matrix of scores has to be turned over before a product.
 """
 
 import dataclasses
@@ -65,26 +67,32 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def visibility(place_query_2xQ, place_key_2xC, at: Visit, rule: Rule) -> jax.Array:
-    """bool `[C, Q]`: `trees.attention_rule` for one pair of blocks."""
-    shape = place_key_2xC.shape[1], place_query_2xQ.shape[1]
-    key = at.key * shape[0] + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    query = at.query * shape[1] + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    visible_CxQ = (key <= query) & (query < place_key_2xC[END][:, None])
+def visibility(place_query_2x1xQ, place_key_2x1xC, at: Visit, rule: Rule, down: str) -> jax.Array:
+    """`trees.attention_rule` for one pair of blocks: bool `[C, Q]` with `down` "key", `[Q, C]` with "query"."""
+    queries, keys = place_query_2x1xQ.shape[2], place_key_2x1xC.shape[2]
+    shape = (keys, queries) if down == "key" else (queries, keys)
+    key_axis, query_axis = (0, 1) if down == "key" else (1, 0)
+    key = at.key * keys + jax.lax.broadcasted_iota(jnp.int32, shape, key_axis)
+    query = at.query * queries + jax.lax.broadcasted_iota(jnp.int32, shape, query_axis)
+    visible = (key <= query) & (query < jnp.expand_dims(place_key_2x1xC[END, 0], query_axis))
     if rule.window is not None:
-        visible_CxQ &= place_query_2xQ[POSITION][None, :] - place_key_2xC[POSITION][:, None] < rule.window
-    return visible_CxQ
+        query_position = jnp.expand_dims(place_query_2x1xQ[POSITION, 0], key_axis)
+        visible &= query_position - jnp.expand_dims(place_key_2x1xC[POSITION, 0], query_axis) < rule.window
+    return visible
 
 
-def scores(query_QxD, key_CxD, visible_CxQ, rule: Rule) -> tuple[jax.Array, jax.Array | None]:
-    """Scores `[C, Q]` in float32, HIDDEN where not visible, and the derivative of the soft-cap, where there is one."""
-    score_CxQ = rule.scale * dot(key_CxD, query_QxD, (1, 1))
-    slope_CxQ = None
+def scores(down_MxD, across_NxD, visible_MxN, rule: Rule) -> tuple[jax.Array, jax.Array | None]:
+    """Scores `[M, N]` of keys and queries, whichever lie down, in float32, and the derivative of the soft-cap if any.
+
+    They are HIDDEN where not visible.
+    """
+    score_MxN = rule.scale * dot(down_MxD, across_NxD, (1, 1))
+    slope_MxN = None
     if rule.softcap is not None:
-        bent_CxQ = jnp.tanh(score_CxQ * (1 / rule.softcap))
-        score_CxQ = rule.softcap * bent_CxQ
-        slope_CxQ = 1 - bent_CxQ * bent_CxQ
-    return jnp.where(visible_CxQ, score_CxQ, HIDDEN), slope_CxQ
+        bent_MxN = jnp.tanh(score_MxN * (1 / rule.softcap))
+        score_MxN = rule.softcap * bent_MxN
+        slope_MxN = 1 - bent_MxN * bent_MxN
+    return jnp.where(visible_MxN, score_MxN, HIDDEN), slope_MxN
 
 
 def struct(shape: tuple[int, ...], dtype, like: jax.Array) -> jax.ShapeDtypeStruct:

@@ -10,6 +10,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas import tpu as pltpu
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.kernels.backward import backward_key_value, backward_query
@@ -17,7 +19,9 @@ from jax_backtrack.kernels.block_map import BlockMap, Blocks, block_map, visible
 from jax_backtrack.kernels.forward import forward
 from jax_backtrack.kernels.scores import Rule
 
-__all__ = ["BlockMap", "Blocks", "block_map", "tree_attention", "visible_blocks"]
+__all__ = ["RESIDUALS", "BlockMap", "Blocks", "block_map", "tree_attention", "visible_blocks"]
+
+RESIDUALS = "tree_attention"  # checkpoint name of what the backward pass needs of the forward pass
 
 
 def tree_attention(
@@ -32,7 +36,7 @@ def tree_attention(
     window: int | None = None,
     blocks: Blocks = Blocks(),
     map: BlockMap | None = None,
-    interpret: bool = False,
+    interpret: bool | pltpu.InterpretParams = False,
 ) -> jax.Array:
     """Softmax attention of every token to its ancestors and itself, `[B, S, N, D]` in the query's dtype.
 
@@ -41,9 +45,14 @@ def tree_attention(
     position, end: int32, as in `trees.Rows`; every token sees itself (`end > index`, `window >= 1`).
     scale, softcap: scores are `scale * q.k`, then with `softcap` bent into `-softcap..softcap`.
     map: `block_map(position, end, window, blocks)`, where it has been made before; made here by default.
-    interpret: run on any backend, slowly, for tests.
+    interpret: run on any backend, slowly, for tests; with InterpretParams as a TPU's memories would have it. Under
+    `jax.shard_map` this needs `check_vma=False`; a TPU does not.
 
-    Differentiable once in query, key and value. InputError where shapes or block sizes do not fit.
+    Differentiable once in query, key and value. Where layers are recomputed, the policy
+    `jax.checkpoint_policies.save_only_these_names(RESIDUALS)` keeps the output and one float per query and head, and
+    with them the backward pass does without a second run of the forward kernel.
+
+    InputError where shapes or block sizes do not fit.
     """
     _check(query_BxSxNxD, key_BxSxKxD, value_BxSxKxD, end_BxS, window)
     length = query_BxSxNxD.shape[1]
@@ -57,20 +66,21 @@ def tree_attention(
             f"the block map was made for window {map.window} and {map.blocks}, attention runs with window {window} and "
             f"{blocks}: make one map per window and block size"
         )
-    place_Bx2xS = jnp.stack([end_BxS, position_BxS], axis=1).astype(jnp.int32)
+    place_Bx2x1xS = jnp.stack([end_BxS, position_BxS], axis=1)[:, :, None, :].astype(jnp.int32)
     heads_first = [jnp.swapaxes(array, 1, 2) for array in (query_BxSxNxD, key_BxSxKxD, value_BxSxKxD)]
-    mixed_BxNxSxD = _attention(Rule(scale, softcap, window), interpret, *heads_first, place_Bx2xS, map)
+    mixed_BxNxSxD = _attention(Rule(scale, softcap, window), interpret, *heads_first, place_Bx2x1xS, map)
     return jnp.swapaxes(mixed_BxNxSxD, 1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(rule, interpret, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, map):
-    return forward(query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, map, rule, interpret)[0]
+def _attention(rule, interpret, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2x1xS, map):
+    return forward(query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2x1xS, map, rule, interpret)[0]
 
 
-def _attention_forward(rule, interpret, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS, map):
-    operands = query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2xS
+def _attention_forward(rule, interpret, query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2x1xS, map):
+    operands = query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2x1xS
     mixed_BxNxSxD, logsumexp_BxNx1xS = forward(*operands, map, rule, interpret)
+    mixed_BxNxSxD, logsumexp_BxNx1xS = (checkpoint_name(x, RESIDUALS) for x in (mixed_BxNxSxD, logsumexp_BxNx1xS))
     return mixed_BxNxSxD, (operands, map, mixed_BxNxSxD, logsumexp_BxNx1xS)
 
 
