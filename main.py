@@ -18,6 +18,9 @@ flags.DEFINE_string("mode", "train", f"One of {', '.join(command_line.MODES)}.")
 flags.DEFINE_string(
     "prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none."
 )
+flags.DEFINE_string("coordinator", None, "Of several hosts: HOST:PORT of the one that runs --process=0.")
+flags.DEFINE_integer("processes", None, "Of several hosts: how many there are.")
+flags.DEFINE_integer("process", None, "Of several hosts: which one this is, from 0.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -26,7 +29,8 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
-    sys.exit(command_line.run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.prompts))
+    hosts = FLAGS.coordinator, FLAGS.processes, FLAGS.process
+    sys.exit(command_line.run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.prompts, hosts))
 
 
 if __name__ == "__main__":
