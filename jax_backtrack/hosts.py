@@ -214,7 +214,7 @@ class _Watch:
         os._exit(code)  # sys.exit would wait for the others at a barrier
 
     def _catch_abort(self) -> None:
-        """Python's own handlers run in the main thread, later; abort() does not wait for that, so C's `signal` it is."""
+        """By C's `signal`: handlers of Python run later, in the main thread, and abort() does not wait for that."""
 
         def aborted(_signal) -> None:
             silent = self._silent(_QUIET)

@@ -1,4 +1,4 @@
-"""Of the rows of a batch, those that this process's devices hold, and how they become the batch that all hosts share."""
+"""Of the rows of a batch, those that this process's devices hold, and how all hosts' rows become one batch."""
 
 from typing import TypeVar
 
