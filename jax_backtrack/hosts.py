@@ -149,13 +149,15 @@ class _Watch:
         self._stopped.set()
 
     def leave(self, code: int, message: str) -> NoReturn:
-        """Leaves a note and ends. Process 0 holds the notes: it stays until the others have left theirs."""
+        """Leaves a note and ends. Process 0 holds the notes: it stays until the others that live have left theirs."""
         self._leaving.set()
         try:
             note = json.dumps({"code": code, "message": message})
             self._client.key_value_set(f"{_NOTES}/ended/{self._process}", note, allow_overwrite=True)
             until = time.monotonic() + _LEAVING
-            while self._process == 0 and len(self._ended()) < self._processes and time.monotonic() < until:
+            while self._process == 0 and time.monotonic() < until:
+                if not set(self._others) - self._ended().keys() - set(self._silent(_QUIET)):
+                    break
                 time.sleep(0.1)
         except RuntimeError:
             pass  # the coordinator has gone, so nobody reads notes
@@ -217,9 +219,9 @@ class _Watch:
         """By C's `signal`: handlers of Python run later, in the main thread, and abort() does not wait for that."""
 
         def aborted(_signal) -> None:
-            silent = self._silent(_QUIET)
-            whom = _names(silent) if silent else "another process"
-            self._say(f"ended by the JAX runtime, see above: {whom} seems to have stopped; {_AGAIN}")
+            # Without a silence before it, it is the connection to the coordinator that broke.
+            silent = self._silent(_QUIET) or [0]
+            self._say(f"ended by the JAX runtime, see above: {_names(silent)} stopped without a word; {_AGAIN}")
             self._exit(1)
 
         self._aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)  # must live as long as it may be called
