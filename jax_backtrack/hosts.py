@@ -123,12 +123,23 @@ def leave(code: int, error: BaseException) -> None:
         _watch.leave(code, _one_line(error))
 
 
-def leave_with_traceback(error: BaseException) -> None:
-    """`leave` for an error that is not the user's. Where it may come of another host's end, that is found out first."""
+def failing(error: BaseException) -> None:
+    """To be called where an error passes on its way to `leave`, before anything that waits for the other processes.
+
+    Where the error comes of another process's end, this process ends here; otherwise it has some seconds to pass.
+    """
     if not _watch:
         return
     if isinstance(error, jax.errors.JaxRuntimeError):
-        _watch.wait_for_a_silent_one(_QUIET + 5)
+        _watch.end_with_a_silent_one()
+    _watch.end_within(_LEAVING, f"{type(error).__name__}: {_one_line(error)}")
+
+
+def leave_with_traceback(error: BaseException) -> None:
+    """`leave` for an error that is not the user's, which another process's end may have brought about."""
+    if not _watch:
+        return
+    failing(error)
     traceback.print_exception(error)
     _watch.leave(1, f"{type(error).__name__}: {_one_line(error)}")
 
@@ -138,10 +149,11 @@ class _Watch:
 
     def __init__(self):
         state = distributed.global_state
-        self._client, self._process, self._processes = state.client, state.process_id, state.num_processes
-        self._others = [process for process in range(self._processes) if process != self._process]
+        self._client, self._process = state.client, state.process_id
+        self._others = [process for process in range(state.num_processes) if process != self._process]
         self._seen = dict.fromkeys(self._others, ("", time.monotonic()))  # last beat, and when it was new
         self._stopped, self._leaving = threading.Event(), threading.Event()
+        self._speaking = threading.Lock()
         self._catch_abort()
         threading.Thread(target=self._run, name="hosts", daemon=True).start()
 
@@ -163,14 +175,21 @@ class _Watch:
             pass  # the coordinator has gone, so nobody reads notes
         self._exit(code)
 
-    def wait_for_a_silent_one(self, seconds: float) -> None:
-        """Waits so long for a process to have fallen silent, and ends this one then."""
-        until = time.monotonic() + seconds
+    def end_with_a_silent_one(self) -> None:
+        """Ends this process if another one falls silent, or has; it takes some seconds to know."""
+        until = time.monotonic() + _QUIET + 5
         while time.monotonic() < until:
             if silent := self._silent(_QUIET):
                 self._say(f"{_names(silent)} stopped without a word; {_AGAIN}")
                 self.leave(1, f"{_names(silent)} stopped without a word")
             time.sleep(0.2)
+
+    def end_within(self, seconds: float, message: str) -> None:
+        """Ends this process after so many seconds, unless it has ended by then."""
+        self._leaving.set()
+        timer = threading.Timer(seconds, self.leave, (1, message))
+        timer.daemon = True
+        timer.start()
 
     def _run(self) -> None:
         try:
@@ -208,6 +227,8 @@ class _Watch:
         return {int(key.rpartition("/")[2]): value for key, value in folder}
 
     def _say(self, what: str) -> None:
+        """Says why this process ends; several threads may come to know, and the first one speaks."""
+        self._speaking.acquire()  # never released
         print(f"error: process {self._process}: {what}", file=sys.stderr, flush=True)
 
     def _exit(self, code: int) -> NoReturn:

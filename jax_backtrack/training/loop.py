@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from jax_backtrack import hosts
 from jax_backtrack.data import examples as examples_lib
 from jax_backtrack.data import sources as sources_lib
 from jax_backtrack.data.preferences import Preference, Report
@@ -238,6 +239,9 @@ def _run_steps(
                     checkpoints.save(step, state, data.get_state())
             if pending:
                 report(*pending, advance)
+    except BaseException as error:
+        hosts.failing(error)
+        raise
     finally:
         writer.close()
         if checkpoints:
