@@ -82,6 +82,15 @@ def several() -> bool:
     return distributed.global_state.num_processes > 1
 
 
+def check_started() -> None:
+    """Raises InputError where JAX sees devices of several hosts, but `start` was not told of them. Asks for devices."""
+    if jax.process_count() > 1 and not several():
+        raise InputError(
+            f"these are devices of {jax.process_count()} hosts, but the environment does not say how they meet: "
+            "give each --coordinator=HOST:PORT --processes=N --process=I"
+        )
+
+
 def label() -> str:
     """ "process I" of several processes, "" otherwise."""
     return f"process {distributed.global_state.process_id}" if several() else ""

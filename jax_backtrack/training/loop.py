@@ -50,6 +50,7 @@ def train(
     finished, latest = (workdir / EXPORT).exists(), newest_step(workdir)
     agree_on_start(config, finished, latest)
     mesh = make_mesh(**config.mesh)
+    hosts.check_started()
     check_rows(config.train.batch_rows, mesh, "train.batch_rows")
     _refuse_other_recipe(workdir, config)
     sources = [] if finished else _read(config)
