@@ -31,7 +31,8 @@ from jax_backtrack.progress import console
 
 _SILENCE = 30  # seconds without a heartbeat after which the runtime takes a process for dead
 _QUIET = 8  # seconds without a note after which a process whose collective has failed takes another for dead
-_LEAVING = 10  # seconds that a process gives the others, or itself, to end in order
+_LEAVING = 10  # seconds that process 0 waits for the others' last notes
+_FAILING = 30  # seconds that an error may take to pass, while a checkpoint is written to its end
 _PATIENCE_MS = 24 * 60 * 60 * 1000  # of waiting for another process's note: whether it still lives is looked at besides
 _NOTES = "jax_backtrack"
 _AGAIN = "the same command on every host goes on from the last checkpoint"
@@ -137,11 +138,12 @@ def failing(error: BaseException) -> None:
 
     Where the error comes of another process's end, this process ends here; otherwise it has some seconds to pass.
     """
-    if not _watch:
+    if not _watch or _watch.leaving:
         return
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        _watch.end_with_a_silent_one()
-    _watch.end_within(_LEAVING, f"{type(error).__name__}: {_one_line(error)}")
+    # What fails in a collective, or in asking for one, is one of these two.
+    if isinstance(error, (RuntimeError, ValueError)) and not isinstance(error, InputError):
+        _watch.end_with_another()
+    _watch.end_within(_FAILING, f"{type(error).__name__}: {_one_line(error)}")
 
 
 def leave_with_traceback(error: BaseException) -> None:
@@ -184,8 +186,13 @@ class _Watch:
             pass  # the coordinator has gone, so nobody reads notes
         self._exit(code)
 
-    def end_with_a_silent_one(self) -> None:
-        """Ends this process if another one falls silent, or has; it takes some seconds to know."""
+    @property
+    def leaving(self) -> bool:
+        """Whether this process is on its way out."""
+        return self._leaving.is_set()
+
+    def end_with_another(self) -> None:
+        """Ends this process if another one has ended, which the thread sees, or falls silent; returns if none has."""
         until = time.monotonic() + _QUIET + 5
         while time.monotonic() < until:
             if silent := self._silent(_QUIET):
@@ -195,8 +202,13 @@ class _Watch:
 
     def end_within(self, seconds: float, message: str) -> None:
         """Ends this process after so many seconds, unless it has ended by then."""
+
+        def late() -> None:
+            self._say(message)
+            self.leave(1, message)
+
         self._leaving.set()
-        timer = threading.Timer(seconds, self.leave, (1, message))
+        timer = threading.Timer(seconds, late)
         timer.daemon = True
         timer.start()
 
@@ -220,7 +232,7 @@ class _Watch:
         """Ends after another process; first, what is wrong there may be wrong here too, and is said here in order."""
         note = json.loads(note)
         if self._leaving.wait(2.0):
-            time.sleep(2 * _LEAVING)
+            time.sleep(_FAILING)
             self._exit(note["code"])
         self._say(f"process {process} ended: {note['message']}")
         self.leave(note["code"], f"process {process} ended: {note['message']}")
