@@ -19,6 +19,9 @@ flags.DEFINE_string(
     "prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none."
 )
 flags.DEFINE_list("topology", [], "For --mode=plan: TPU topologies to compile for, as in v5e:4x4,v5p:2x2x2,v5e:4x4*2.")
+flags.DEFINE_string("coordinator", None, "Of several hosts: HOST:PORT of the one that runs --process=0.")
+flags.DEFINE_integer("processes", None, "Of several hosts: how many there are.")
+flags.DEFINE_integer("process", None, "Of several hosts: which one this is, from 0.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -27,7 +30,16 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
-    sys.exit(command_line.run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.prompts, FLAGS.topology))
+    placement = FLAGS.coordinator, FLAGS.processes, FLAGS.process
+    code = command_line.run(
+        FLAGS.mode,
+        FLAGS.config,
+        FLAGS.workdir,
+        prompts=FLAGS.prompts,
+        topology=FLAGS.topology,
+        placement=placement,
+    )
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ def get_config() -> ConfigDict:
     # In training: "kernel" (kernels/, for TPU), "dense", or "auto": the kernel on a TPU, dense elsewhere.
     config.model.attention = "auto"
     # Tokens of the kernel's blocks. Rows are a multiple of both, both are multiples of 128; a shorter row is one block.
-    config.model.query_block = 512
-    config.model.key_block = 512
+    config.model.query_block = 256
+    config.model.key_block = 256
+    config.model.head_block = 4  # most query heads of one key head that are handled together
 
     config.adapter = ConfigDict()
     config.adapter.rank = 0  # of low-rank adapters (LoRA), trained while the model is frozen; 0 trains all parameters
@@ -65,14 +66,15 @@ def get_config() -> ConfigDict:
     config.train.reference_folder = ""  # where reference margins are kept, for several runs to share; "": the workdir
     config.train.score_chunk = 128  # scored tokens per row whose logits exist at once
     # What the backward pass recomputes of each layer instead of keeping it: "none", all but the products with weights
-    # ("dots"), or all ("full"), which takes the least memory and up to a third more work.
+    # ("dots"), all but what the attention kernel made ("attention"), or all ("full"), which takes the least memory and
+    # up to a third more work.
     config.train.remat = "none"
     config.train.checkpoint_every = 100  # updates; 0 for no checkpoints, only the export at the end
     config.train.keep_checkpoints = 2  # newest ones kept
 
     config.mesh = ConfigDict()
-    # Devices along each axis: rows lie along data and fsdp, parameters along fsdp and tensor, and only data crosses from
-    # slice to slice. -1: all that the others leave; data and fsdp both -1: data is the number of slices.
+    # Devices along each axis: rows lie along data and fsdp, parameters along fsdp and tensor, and only data crosses
+    # from slice to slice. -1: all that the others leave; data and fsdp both -1: data is the number of slices.
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1

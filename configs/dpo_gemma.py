@@ -1,4 +1,4 @@
-"""Backtracking DPO of Gemma-2-2B, all parameters, on v5e-4 and up; set `model.path` to an SFT workdir and `data.path`."""
+"""Backtracking DPO of Gemma-2-2B, all parameters, on v5e-4 and up. Set `model.path` (an SFT workdir), `data.path`."""
 
 from configs import sft_gemma
 

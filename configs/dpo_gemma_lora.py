@@ -1,4 +1,4 @@
-"""Backtracking DPO of Gemma-2-2B by adapters, on one chip of 16 GB; set `model.path` to an SFT workdir and `data.path`."""
+"""Backtracking DPO of Gemma-2-2B by adapters, on one chip of 16 GB. Set `model.path` (an SFT workdir), `data.path`."""
 
 from configs import sft_gemma_lora
 

@@ -1,12 +1,13 @@
 """The modes of `main.py`, and its errors in one line."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from jax_backtrack import plan
+from jax_backtrack import hosts, plan
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.progress import console
@@ -45,8 +46,20 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise SystemExit(2) from None
 
 
-def run(mode: str, config: ConfigDict, workdir: str, prompts: str | None, topology: Sequence[str] = ()) -> int:
-    """Runs one mode and returns the exit code: 0, or 2 after an error of the user's input."""
+def run(
+    mode: str,
+    config: ConfigDict,
+    workdir: str,
+    *,
+    prompts: str | None = None,
+    topology: Sequence[str] = (),
+    placement: tuple = (None, None, None),
+) -> int:
+    """Runs one mode and returns the exit code: 0, or 2 after an error of the user's input.
+
+    placement: coordinator, processes and process, as `hosts.start` takes them. Of several processes one that meets an
+    error ends here, with the same code, and the others with it.
+    """
     try:
         if mode not in MODES:
             raise InputError(f"--mode={mode}: {nearest(mode, MODES)}")
@@ -58,15 +71,26 @@ def run(mode: str, config: ConfigDict, workdir: str, prompts: str | None, topolo
             raise InputError(f"the recipe has stages, for --mode=compare; --mode={mode} takes a recipe of one run")
         if "://" in workdir:
             raise InputError(f"--workdir={workdir}: only local folders are supported yet")
+        if mode != "train" and hosts.asked_for(*placement):
+            raise InputError(f"--mode={mode} runs on one host; of several, only --mode=train can make use")
+        hosts.start(*placement)
         MODES[mode](config, Path(workdir), topology if mode == "plan" else prompts)
+        hosts.finish()
     except (InputError, FloatingPointError, OSError) as error:
         _say_error(error)
+        hosts.leave(2, error)
         return 2
+    except BaseException as error:
+        hosts.leave_with_traceback(error)
+        raise
     return 0
 
 
 def _say_error(error: object) -> None:
-    console.print(f"error: {error}", style="bold red", highlight=False, markup=False)
+    if hosts.several():
+        print(f"error: {hosts.label()}: {error}", file=sys.stderr, flush=True)
+    else:
+        console.print(f"error: {error}", style="bold red", highlight=False, markup=False)
 
 
 def _train(config: ConfigDict, workdir: Path, _prompts) -> None:

@@ -166,7 +166,7 @@ class Program:
         return math.ceil(max(bounds) / self._step(loop.called("body"), counter))
 
     def _step(self, body: str, counter: int | None) -> int:
-        """What a loop's body adds to its counter, which is entry `counter` of what it carries. XLA unrolls some by 2."""
+        """What a loop's body adds to its counter, entry `counter` of what it carries. XLA unrolls some by 2."""
         made = {each.name: each for each in self._computations[body]}
         carried = next((each for each in made.values() if each.opcode == "tuple" and each.is_root), None)
         if counter is None or carried is None:

@@ -7,6 +7,7 @@ whose matrix products and collectives can be counted (`hlo.py`). Nothing is load
 import contextlib
 import copy
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -127,7 +128,8 @@ def abstract_model(config: ConfigDict, mesh: Mesh, with_adapters: bool = True) -
     shape = read_config(config.model.path, config.model.revision or None)
     if shape.max_position_embeddings < config.train.row_length:
         raise InputError(
-            f"train.row_length = {config.train.row_length} exceeds the model's {shape.max_position_embeddings} positions"
+            f"train.row_length = {config.train.row_length} exceeds the {shape.max_position_embeddings} positions of "
+            f"{config.model.path}"
         )
 
     def make():
@@ -348,8 +350,8 @@ def _devices(topology: str) -> list:
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:  # of whatever kind the runtime at hand raises
-        missing = "libtpu" in str(error) or "tpu" in str(error).lower() and "not" in str(error).lower()
-        hint = "; the compiler is the package libtpu, pip install 'jax[tpu]'" if missing else ""
+        missing = importlib.util.find_spec("libtpu") is None
+        hint = "; the TPU compiler is not installed: pip install 'jax[tpu]'" if missing else ""
         raise InputError(f"topology {topology!r} cannot be made: {str(error).splitlines()[0][:300]}{hint}") from error
     return list(np.ravel(described.devices))
 

@@ -38,6 +38,7 @@ _AT_LEAST = {
     "adapter.rank": 0,
     "model.query_block": 1,
     "model.key_block": 1,
+    "model.head_block": 1,
     "train.warmup_steps": 0,
     "train.weight_decay": 0,
     "train.reset_weight": 0,
@@ -117,7 +118,7 @@ def attention_blocks(config: ConfigDict, mesh: Mesh) -> Blocks | None:
     kind, on_tpu = config.model.attention, mesh.devices.flat[0].platform == "tpu"
     if kind == "dense" or (kind == "auto" and not on_tpu):
         return None
-    return Blocks(config.model.query_block, config.model.key_block)
+    return Blocks(config.model.query_block, config.model.key_block, config.model.head_block)
 
 
 def compute(config: ConfigDict, mesh: Mesh) -> Compute:

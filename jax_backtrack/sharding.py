@@ -32,7 +32,7 @@ _PLACES = {
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of `data x fsdp x tensor` devices, all that there are by default; an axis of -1 takes what the others leave.
+    """A mesh of `data x fsdp x tensor` devices, by default of all; an axis of -1 takes what the others leave.
 
     Devices of several slices are laid out so that only `data` crosses from slice to slice, where links are slow; with
     `data` and `fsdp` both -1, `data` is the number of slices. Raises InputError where the sizes do not multiply to the

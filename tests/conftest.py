@@ -25,7 +25,7 @@ settings.load_profile("busy machine")
 
 # Run last, the longest of them first, so that two processes end together. The others finish in seconds.
 SLOW = """
-    test_training test_sampler test_command_line test_tree_attention test_trees test_loading test_parity
+    test_training test_hosts test_sampler test_command_line test_tree_attention test_trees test_loading test_parity
     test_sharded_loading test_smollm test_custom_generate test_sharding test_real_tokenizers test_download
     test_export
 """.split()

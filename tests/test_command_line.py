@@ -31,7 +31,7 @@ def small(config, base):
 
 def output_of(capsys, mode, config, workdir, prompts=None, expect=0) -> str:
     capsys.readouterr()
-    code = command_line.run(mode, config, str(workdir), prompts and str(prompts))
+    code = command_line.run(mode, config, str(workdir), prompts=prompts and str(prompts))
     output = " ".join(capsys.readouterr().out.split())
     assert code == expect, output
     return output

@@ -103,7 +103,28 @@ class PackedRows:
         return [self._source.examples[index].origin for index in self.members(number)]
 
 
-def batches(rows: PackedRows, batch_rows: int) -> grain.DatasetIterator:
-    """Batches of rows, prefetched; the iterator's `get_state` and `set_state` give and take the data position."""
-    dataset = grain.MapDataset.source(rows).batch(batch_rows)
+def batches(rows: PackedRows, batch_rows: int, local: Sequence[int] | None = None) -> grain.DatasetIterator:
+    """Batches of rows, prefetched; the iterator's `get_state` and `set_state` give and take the data position.
+
+    local: the rows of each batch that are wanted, numbered within it; all if None. The data position counts whole
+    batches, so it is the same whoever takes which of their rows.
+    """
+    local = range(batch_rows) if local is None else local
+    dataset = grain.MapDataset.source(_LocalRows(rows, batch_rows, local)).batch(len(local))
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _LocalRows:
+    """Of every batch the wanted rows, one batch behind the other."""
+
+    rows: PackedRows
+    batch_rows: int
+    local: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.batch_rows * len(self.local)
+
+    def __getitem__(self, number: int) -> dict:
+        batch, place = divmod(number, len(self.local))
+        return self.rows[batch * self.batch_rows + self.local[place]]

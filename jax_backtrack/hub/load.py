@@ -66,7 +66,7 @@ def load(
 
 
 def read_config(path: str, revision: str | None = None, token: str | None = None) -> TransformerConfig:
-    """The configuration of a model whose weights need not be at hand: a local one's, a published one's, or the Hub's."""
+    """The configuration of a model whose weights need not be here: a local one's, a published one's, or the Hub's."""
     if path in PUBLISHED and not Path(path).exists():
         return families.from_hf_config(PUBLISHED[path])
     local = Path(path).expanduser()

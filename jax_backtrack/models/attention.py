@@ -55,13 +55,9 @@ def attend_by_kernel(
     On other devices than TPUs the kernel is interpreted, which is slow.
     """
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    interpret = device.platform != "tpu"
     kernel = functools.partial(
-        tree_attention,
-        scale=scale,
-        softcap=softcap,
-        window=map.window,
-        blocks=map.blocks,
-        interpret=device.platform != "tpu",
+        tree_attention, scale=scale, softcap=softcap, window=map.window, blocks=map.blocks, interpret=interpret
     )
 
     def of_this_device(query, key, value, position, end, map):
@@ -72,7 +68,9 @@ def attend_by_kernel(
         return of_this_device(*operands)
     rows, queries, keys = (partition(axes, "computed") for axes in ("B", "BxSxNxD", "BxSxKxD"))
     in_specs = queries, keys, keys, rows, rows, rows
-    return jax.shard_map(of_this_device, mesh=mesh, in_specs=in_specs, out_specs=queries)(*operands)
+    # The interpreter's own operations do not say which mesh axes they vary along.
+    check = not interpret
+    return jax.shard_map(of_this_device, mesh=mesh, in_specs=in_specs, out_specs=queries, check_vma=check)(*operands)
 
 
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:

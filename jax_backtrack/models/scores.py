@@ -57,7 +57,7 @@ def token_scores(model, rows: Rows, chunk: int = 128) -> jax.Array:
 def _true_first(mark_BxS: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A stable order of each row that puts what is marked first: the slot of every token, and the token of every slot.
 
-    Written without a sort, which a TPU's compiler takes a minute for.
+    Written without a sort, which a TPU's compiler takes long over.
     """
     marked_BxS = jnp.cumsum(mark_BxS, axis=1)
     index_S = jnp.arange(mark_BxS.shape[1])

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jax_backtrack import trees
-from jax_backtrack.kernels.tree_attention import Blocks, block_map
+from jax_backtrack.kernels.tree_attention import RESIDUALS, Blocks, block_map
 from jax_backtrack.models.attention import attend, attend_by_kernel, soft_cap
 from jax_backtrack.models.cache import Cache
 from jax_backtrack.models.linear import linear, project
@@ -26,6 +26,7 @@ from jax_backtrack.sharding import place
 REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(RESIDUALS),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -75,7 +76,7 @@ class Compute:
 
     dtype:  of the activations
     remat:  what the backward pass recomputes of a layer: nothing ("none"), all but the products with weights ("dots"),
-            or all ("full")
+            all but what the attention kernel made ("attention"), or all ("full")
     mesh:   devices that parameters and rows are spread over (`sharding.py`); None for one device
     blocks: of the attention kernel, for rows that split into them; None for dense attention. A cache is always
             attended to densely

@@ -8,17 +8,23 @@ from etils import epath
 
 from jax_backtrack.training.step import TrainState
 
+_FOLDER = "checkpoints"
+
+
+def newest_step(workdir: Path) -> int | None:
+    """Step of the newest checkpoint in a workdir, or None. Asks no other process; unfinished ones have other names."""
+    return max((int(path.name) for path in (workdir / _FOLDER).glob("*") if path.name.isdigit()), default=None)
+
 
 class Checkpoints:
-    """The folder `checkpoints/` of a workdir, by Orbax: asynchronous, each one whole or not there at all."""
+    """The folder `checkpoints/` of a workdir, by Orbax: asynchronous, each one whole or not there at all.
+
+    Of several processes each writes what its devices hold; all must call the same methods.
+    """
 
     def __init__(self, workdir: Path, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(epath.Path(workdir).resolve() / "checkpoints", options=options)
-
-    def latest_step(self) -> int | None:
-        """Step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
+        self._manager = ocp.CheckpointManager(epath.Path(workdir).resolve() / _FOLDER, options=options)
 
     def save(self, step: int, state: TrainState, data_position: dict) -> None:
         """Starts saving; training may go on."""

@@ -10,27 +10,31 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from jax_backtrack import hosts
 from jax_backtrack.data import examples as examples_lib
 from jax_backtrack.data import sources as sources_lib
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.data.rows import PackedRows, TreeSource, batches
+from jax_backtrack.data.share import Share
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import EXPORT, load
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.hub.tokenizer import ChatTokenizer
+from jax_backtrack.models.adapters import merge_adapters, split
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console, progress_bar
-from jax_backtrack.recipe import check_training, load_model
-from jax_backtrack.sharding import check_rows, make_mesh, rows_sharding
-from jax_backtrack.training.checkpoints import Checkpoints
+from jax_backtrack.recipe import add_adapters, check_sizes, check_training, load_model, step_plan
+from jax_backtrack.sharding import make_mesh, rows_sharding
+from jax_backtrack.training.agreement import agree_on_data, agree_on_start, check_shared
+from jax_backtrack.training.checkpoints import Checkpoints, newest_step
 from jax_backtrack.training.metrics import MetricsWriter
 from jax_backtrack.training.reference import reference_margins
-from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
+from jax_backtrack.training.step import Batch, compile_step, init_state
 from jax_backtrack.trees import Example, Recipe
 
 _RECIPE_FILE = "config.json"
-_DECISIVE = ("model", "objective", "data", "reset", "train")  # sections that change what is trained
+_DECISIVE = ("model", "adapter", "objective", "data", "reset", "train")  # sections that change what is trained
 
 
 def train(
@@ -41,17 +45,18 @@ def train(
     A finished workdir is loaded and left as it is. Leaves `config.json`, `metrics.jsonl`, `tensorboard/`,
     `checkpoints/` and `export/`. Raises InputError where the workdir belongs to another recipe, and FloatingPointError
     where the loss is not finite, naming the step and the rows of the data. `load` may be one that remembers models.
+    Of several processes all must call this, with a workdir that they share; the first one writes.
     """
-    if jax.process_count() > 1:
-        raise InputError("training over several processes is not supported yet: one process, any number of devices")
     check_training(config)
+    finished, latest = (workdir / EXPORT).exists(), newest_step(workdir)
+    agree_on_start(config, finished, latest)
     mesh = make_mesh(**config.mesh)
-    check_rows(config.train.batch_rows, mesh, "train.batch_rows")
+    hosts.check_started()
+    check_sizes(config, mesh)
     _refuse_other_recipe(workdir, config)
-    finished = (workdir / EXPORT).exists()
     sources = [] if finished else _read(config)
     path = str(workdir) if finished else config.model.path
-    model, tokenizer = load_model(config, path, mesh, remat=config.train.remat, load=load)
+    model, tokenizer = load_model(config, path, mesh, load=load)
     if finished:
         console.print(f"{workdir} is trained already: nothing to do", highlight=False)
         return model, tokenizer
@@ -67,12 +72,16 @@ def train(
         eot_id=tokenizer.eot_id,
         reset_weight=config.train.reset_weight,
     )
-    trees = TreeSource(_encode(sources, tokenizer, recipe, config.train.row_length), recipe, config.data.seed)
+    examples = _encode(sources, tokenizer, recipe, config.train.row_length)
+    agree_on_data(examples)
+    trees = TreeSource(examples, recipe, config.data.seed)
     _write_recipe(workdir, config)
     rows = PackedRows(trees, config.train.row_length, config.train.steps * config.train.batch_rows)
     if config.objective == "dpo":
         rows.reference_margins = _reference(config, workdir, model, trees, rows.examples())
-    _run_steps(config, workdir, mesh, model, tokenizer, rows)
+    add_adapters(config, model, tokenizer.reset_id)  # behind the reference, which is the model without them
+    _run_steps(config, workdir, mesh, model, tokenizer, rows, latest)
+    merge_adapters(model)
     save(model, tokenizer, workdir / EXPORT, recipe=config)
     console.print(f"model in [bold]{workdir / EXPORT}[/], metrics in {workdir / 'metrics.jsonl'}", highlight=False)
     return model, tokenizer
@@ -89,10 +98,12 @@ def _refuse_other_recipe(workdir: Path, config: ConfigDict) -> None:
 
 def _write_recipe(workdir: Path, config: ConfigDict) -> None:
     """Claims the workdir for the recipe, once it is known that the recipe can run."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    writing = workdir / f"{_RECIPE_FILE}.writing"
-    writing.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
-    writing.rename(workdir / _RECIPE_FILE)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        writing = workdir / f"{_RECIPE_FILE}.writing"
+        writing.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+        writing.rename(workdir / _RECIPE_FILE)
+    check_shared(workdir / _RECIPE_FILE)
 
 
 def _differing(ours: dict, theirs: dict, prefix: str = "") -> list[str]:
@@ -162,35 +173,31 @@ def _reference(config: ConfigDict, workdir: Path, model: Transformer, trees: Tre
     return margins
 
 
-def _run_steps(config, workdir: Path, mesh, model: Transformer, tokenizer: ChatTokenizer, rows: PackedRows) -> None:
-    """Trains the model in place."""
-    plan = StepPlan(
-        objective=config.objective,
-        reset_id=tokenizer.reset_id if config.data.backtrack else None,
-        beta=config.train.beta,
-        chosen_weight=config.train.chosen_weight,
-        steps=config.train.steps,
-        learning_rate=config.train.learning_rate,
-        warmup_steps=config.train.warmup_steps,
-        weight_decay=config.train.weight_decay,
-        clip_norm=config.train.clip_norm,
-        score_chunk=config.train.score_chunk,
-    )
+def _run_steps(
+    config,
+    workdir: Path,
+    mesh,
+    model: Transformer,
+    tokenizer: ChatTokenizer,
+    rows: PackedRows,
+    latest: int | None,
+) -> None:
+    """Trains the model in place, from the checkpoint of step `latest` if there is one."""
+    plan = step_plan(config, tokenizer.reset_id)
     batch_rows = config.train.batch_rows
-    graph, params = nnx.split(model)
-    frozen = nnx.State({})
-    state = init_state(params, plan)
+    graph, trained, frozen = split(model)
+    state = init_state(trained, plan)
     train_step = compile_step(graph, plan, state)
-    data = batches(rows, batch_rows)
+    share = Share(rows_sharding(mesh), batch_rows)
+    data = batches(rows, batch_rows, share.rows)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints) if config.train.checkpoint_every else None
     first_step = 0
-    if checkpoints and (latest := checkpoints.latest_step()) is not None:
+    if checkpoints and latest is not None:
         state, position = checkpoints.restore(latest, state)
         data.set_state(position)
         first_step = latest
         console.print(f"resumed from step {latest}")
     writer = MetricsWriter(workdir, first_step + 1)
-    sharding = rows_sharding(mesh)
     started = time.perf_counter()
 
     def report(step: int, metrics: dict, advance) -> None:
@@ -214,7 +221,7 @@ def _run_steps(config, workdir: Path, mesh, model: Transformer, tokenizer: ChatT
         with progress_bar(f"{config.objective} steps", last_step, first_step) as advance:
             for step in range(first_step + 1, last_step + 1):
                 with jax.transfer_guard("disallow"):
-                    batch = jax.device_put(Batch(**next(data)), sharding)
+                    batch = share.put(Batch(**next(data)))
                     state, metrics = train_step(state, frozen, batch)
                 if pending:
                     report(*pending, advance)
@@ -225,6 +232,9 @@ def _run_steps(config, workdir: Path, mesh, model: Transformer, tokenizer: ChatT
                     checkpoints.save(step, state, data.get_state())
             if pending:
                 report(*pending, advance)
+    except BaseException as error:
+        hosts.failing(error)
+        raise
     finally:
         writer.close()
         if checkpoints:

@@ -10,8 +10,8 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW with `b1 = 0.9`, `b2 = 0.95` (Loshchilov & Hutter 2019, arXiv 1711.05101); norms' scales are not decayed.
 
-    The moments are kept in `first_dtype` and `second_dtype`, and updates computed in float32. Each is a weighted mean in
-    which a step counts a tenth, or a twentieth: bfloat16, which resolves 1/256, loses no step to rounding.
+    The moments are kept in `first_dtype` and `second_dtype`, and updates computed in float32. Each is a weighted mean
+    in which a step counts a tenth, or a twentieth: bfloat16, which resolves 1/256, loses no step to rounding.
     """
     return optax.chain(
         _second_moment_in(optax.scale_by_adam(b2=0.95, mu_dtype=first_dtype), second_dtype),

@@ -9,11 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from jax_backtrack.data.examples import content_hash
 from jax_backtrack.data.rows import TreeSource, plan_rows
+from jax_backtrack.data.share import Share
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sharding import rows_sharding
+from jax_backtrack.training.checksum import checksum
 from jax_backtrack.training.step import margins
 from jax_backtrack.trees import pack, stack
 
@@ -23,9 +26,7 @@ PAIRS = 2  # the most pairs that a tree holds: a backtrack or plain pair, and a 
 def reference_hash(model: Transformer, source: TreeSource) -> str:
     """A hash of the reference's weights, configuration and dtype, the examples, and how trees are made of them."""
     digest = hashlib.blake2b(digest_size=16)
-    for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        digest.update(f"{path} {param.shape} {param.dtype}".encode())
-        digest.update(np.ascontiguousarray(param[...]).view(np.uint8).data)
+    digest.update(checksum(nnx.state(model, nnx.Param)).encode())
     digest.update(content_hash(source.examples).encode())
     facts = dataclasses.asdict(source.recipe) | {"seed": source.seed, "compute": model.compute.dtype}
     facts["model"] = dataclasses.asdict(model.config)
@@ -48,10 +49,10 @@ def reference_margins(
 
     What was computed before for this reference and these examples stands in `folder` and is not computed again;
     examples that nobody needed so far have NaN. `progress` is called with the number of examples done since its last
-    call.
+    call. Of several processes all must call this and all get the same; the first one reads and writes the folder.
     """
     file = folder / f"{reference_hash(model, source)}.npy"
-    result = np.load(file) if file.exists() else np.full((len(source.examples), PAIRS), np.nan, np.float32)
+    result = _read(file, len(source.examples))
     missing = [index for index in needed if np.isnan(result[index]).any()]
     progress(len(needed) - len(missing))
     if not missing:
@@ -59,22 +60,34 @@ def reference_margins(
     graph, params = nnx.split(model)
     lengths = [source.length(0, index) for index in missing]
     packed = [[missing[member] for member in row] for row in plan_rows(lengths, row_length)]
+    mesh = model.compute.mesh
+    share = Share(rows_sharding(mesh), batch_rows) if mesh else None
     for start in range(0, len(packed), batch_rows):
         members = packed[start : start + batch_rows]
-        padding = [pack([], row_length)] * (batch_rows - len(members))
-        rows = [pack([source.tree(0, index) for index in row], row_length) for row in members]
-        batch = stack(rows + padding)
-        if mesh := model.compute.mesh:
-            batch = jax.device_put(batch, rows_sharding(mesh))
-        margin_BxS = np.asarray(margins(graph, params, batch, chunk))
+        held = [members[row] if row < len(members) else [] for row in (share.rows if share else range(batch_rows))]
+        batch = stack([pack([source.tree(0, index) for index in row], row_length) for row in held])
+        margin_BxS = _gather(margins(graph, params, share.put(batch) if share else batch, chunk))
         for number, row in enumerate(members):
             slot = 0
             for index in row:
                 result[index] = margin_BxS[number, slot : slot + PAIRS]
                 slot += source.length(0, index)
         progress(sum(map(len, members)))
-    folder.mkdir(parents=True, exist_ok=True)
-    writing = file.with_suffix(".writing.npy")
-    np.save(writing, result)
-    writing.rename(file)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        writing = file.with_suffix(".writing.npy")
+        np.save(writing, result)
+        writing.rename(file)
     return result, len(missing)
+
+
+def _read(file: Path, examples: int) -> np.ndarray:
+    """What process 0 finds in the file, NaN where there is nothing, on every process."""
+    nothing = np.full((examples, PAIRS), np.nan, np.float32)
+    found = np.load(file) if jax.process_index() == 0 and file.exists() else nothing
+    return np.array(multihost_utils.broadcast_one_to_all(found))
+
+
+def _gather(array: jax.Array) -> np.ndarray:
+    """The whole array on every process."""
+    return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))

@@ -1,0 +1,40 @@
+"""Of the rows of a batch, those that this process's devices hold, and how all hosts' rows become one batch."""
+
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+Tree = TypeVar("Tree")
+
+
+class Share:
+    """This process's part of batches of `batch_rows` rows under a sharding of their first axis.
+
+    rows: numbers, within the batch, of the rows that the process's devices hold, in order. On one process these are
+    all; where a mesh's `tensor` axis spans hosts, several processes hold the same.
+    """
+
+    def __init__(self, sharding: Sharding, batch_rows: int):
+        self._sharding, self._batch_rows = sharding, batch_rows
+        parts = {
+            device: range(*rows.indices(batch_rows))
+            for device, (rows,) in sharding.addressable_devices_indices_map((batch_rows,)).items()
+        }
+        self.rows = sorted({row for part in parts.values() for row in part})
+        # A device's rows follow one another in the batch, and so they do among the process's.
+        first = {device: self.rows.index(part.start) for device, part in parts.items()}
+        self._parts = {device: slice(first[device], first[device] + len(part)) for device, part in parts.items()}
+
+    def put(self, local: Tree) -> Tree:
+        """Puts arrays `[len(self.rows), ...]` onto the devices: a tree of global arrays `[batch_rows, ...]`.
+
+        Said to be a transfer (`jax.device_put`), so that it passes where `jax.transfer_guard` refuses the others.
+        """
+        return jax.tree.map(self._put, local)
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        pieces = jax.device_put([array[part] for part in self._parts.values()], list(self._parts))
+        shape = self._batch_rows, *array.shape[1:]
+        return jax.make_array_from_single_device_arrays(shape, self._sharding, pieces)
