@@ -4,10 +4,12 @@ from configs import sft_llama
 
 
 def get_config():
-    """As for Llama-3-8B, with the batch of a quarter of the chips."""
+    """As for Llama-3-8B, with the batch of a quarter of the chips and a vocabulary of twice the size."""
     config = sft_llama.get_config()
     config.model.path = "google/gemma-2-2b"
     config.model.chat_template = "gemma2"
     config.train.batch_rows = 32
+    config.train.score_chunk = 32
+    config.train.second_moment_dtype = "bfloat16"
     config.sample.batch_rows = 32
     return config

@@ -105,21 +105,10 @@ class Program:
         """All instructions of one kind."""
         return (each for lines in self._computations.values() for each in lines if each.opcode == opcode)
 
-    def loop_bodies(self) -> set[str]:
-        """Names of the computations that loops run, and of all that those call."""
-        reached, waiting = set(), [each.called("body") for each in self.instructions("while")]
-        while waiting:
-            name = waiting.pop()
-            if name in reached or name not in self._computations:
-                continue
-            reached.add(name)
-            for each in self._computations[name]:
-                waiting += _NAME.findall(each.attributes.partition("metadata=")[0])
-        return reached
-
-    def computation(self, name: str) -> list[Instruction]:
-        """The instructions of one computation."""
-        return self._computations[name]
+    @staticmethod
+    def shapes(each: Instruction) -> list[tuple[str, tuple[int, ...]]]:
+        """Dtype and shape of what one instruction makes; of several arrays if it is a tuple."""
+        return _arrays(each.type)
 
     def _cost(self, name: str) -> Cost:
         if name not in self._costs:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from rich import box
@@ -79,8 +80,8 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[s
     """
     recipe.check_step(config)
     chips = {topology: chip(topology) for topology in topologies}
-    with _compiler_only():
-        meshes = {topology: make_mesh(**config.mesh, devices=_devices(topology)) for topology in topologies}
+    with compiler_only():
+        meshes = {topology: make_mesh(**config.mesh, devices=devices(topology)) for topology in topologies}
         for mesh in meshes.values():
             _check(config, mesh)
         plans = {topology: _plan_one(config, topology, meshes[topology], chips[topology]) for topology in topologies}
@@ -250,20 +251,16 @@ def _compile(name: str, lower: Callable, config: ConfigDict, topology: str, mesh
 
 
 def _model_flops(name: str, config: ConfigDict, mesh: Mesh) -> float:
-    model = abstract_model(config, mesh)
-    length = config.train.row_length
+    """Of the sampler: prompts once, and one token after the other behind them, each projected."""
+    model, length = abstract_model(config, mesh), config.train.row_length
     if name == "training step":
         trained = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, adapters.Adapter)))
         return step_flops(model.config, config.train.batch_rows, length, trained)
     if name == "reference pass":
         return sum(forward_flops(model.config, config.train.batch_rows, length))
-    prompt, whole = (
-        forward_flops(model.config, config.sample.batch_rows, tokens)
-        for tokens in (length, length + config.sample.max_new_tokens)
-    )
-    unprojected = 2 * config.sample.batch_rows * length * model.config.vocab_size * model.config.hidden_size
-    del prompt
-    return sum(whole) - unprojected
+    rows = config.sample.batch_rows
+    unprojected = 2 * rows * length * model.config.vocab_size * model.config.hidden_size
+    return sum(forward_flops(model.config, rows, length + config.sample.max_new_tokens)) - unprojected
 
 
 def _mfu_bound(model_flops: float, flops: float, moved: dict, mesh: Mesh, one_chip: Chip) -> float:
@@ -278,8 +275,12 @@ def _mfu_bound(model_flops: float, flops: float, moved: dict, mesh: Mesh, one_ch
 
 
 def _needed_bytes(message: str) -> int:
-    """What the compiler says a program needs where it does not fit; raises InputError where it says something else."""
+    """What the compiler says a program needs where it does not fit; raises InputError where it says something else.
+
+    Where temporary arrays alone are too large, it says no more than that.
+    """
     found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    found = found or re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", message)
     if not found:
         raise InputError(f"the TPU compiler failed: {message.strip().splitlines()[0][:400]}")
     return int(float(found[1]) * 1024 ** (" KMGT".index(found[2])))
@@ -323,21 +324,31 @@ def _savings(config: ConfigDict, mesh: Mesh):
 # ------------------------------------------------------------------------------------------------------- topologies
 
 
+# What libtpu asks of its machine: answered here, so that it neither waits for the network nor complains.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
 @contextlib.contextmanager
-def _compiler_only():
-    """Keeps JAX off any accelerator, and the TPU compiler from asking the network what machine this is."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    before = jax.config.jax_platforms
+def compiler_only():
+    """Keeps JAX off any accelerator while the TPU compiler is loaded."""
+    platforms, environment = jax.config.jax_platforms, dict(os.environ)
     jax.config.update("jax_platforms", "cpu")
+    os.environ.update(_ENVIRONMENT)
     try:
         yield
     finally:
-        jax.config.update("jax_platforms", before)
+        jax.config.update("jax_platforms", platforms)
+        os.environ.clear()
+        os.environ.update(environment)
 
 
-def _devices(topology: str) -> list:
-    from jax.experimental import topologies
-
+def devices(topology: str) -> list[jax.Device]:
+    """The devices of a topology, described; within `compiler_only`."""
     name, _, slices = topology.partition("*")
     sizes = name.partition(":")[2]
     if not re.fullmatch(r"\d+(x\d+)*", sizes) or (slices and not slices.isdecimal()):
@@ -361,20 +372,11 @@ def _devices(topology: str) -> list:
 
 def _show(config: ConfigDict, plans: dict[str, dict], chips: dict[str, Chip]) -> None:
     train = config.train
-    title = f"{config.model.path}, {config.objective}, {train.batch_rows} rows of {train.row_length} tokens, per chip"
+    title = f"{config.model.path}, {config.objective}, {train.batch_rows} rows of {train.row_length} tokens"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("topology", "program"):
         table.add_column(heading)
-    for heading in (
-        "compile",
-        "arguments GiB",
-        "peak GiB",
-        "of GiB",
-        "room GiB",
-        "hardware / model FLOPs",
-        "sent GiB",
-        "MFU at most",
-    ):
+    for heading in ("compile", "args", "peak", "of", "room", "FLOPs", "sent", "MFU"):
         table.add_column(heading, justify="right")
     for topology, made in plans.items():
         of = chips[topology].hbm_bytes
@@ -388,12 +390,17 @@ def _show(config: ConfigDict, plans: dict[str, dict], chips: dict[str, Chip]) ->
                 f"{each['argument_bytes'] / _GIB:.2f}" if fits else "",
                 f"{each['peak_bytes'] / _GIB:.2f}",
                 f"{of / _GIB:.0f}",
-                f"{(of - each['peak_bytes']) / _GIB:.2f}" + ("" if fits else " does not fit"),
+                f"{(of - each['peak_bytes']) / _GIB:.2f}" + ("" if fits else "!"),
                 f"{each['hardware_flops'] / each['model_flops']:.2f}" if training else "",
                 f"{sum(each['collective_bytes'].values()) / _GIB:.1f}" if fits else "",
                 f"{each['mfu_bound']:.0%}" if training else "",
             )
     console.print(table)
+    console.print(
+        "GiB per chip. room: of the chip's memory, beyond the peak. FLOPs: hardware over model. sent: by collectives. "
+        "MFU: upper bound of model FLOPs utilisation.",
+        highlight=False,
+    )
     for topology, made in plans.items():
         for tried in made["would_fit"]:
             room = (chips[topology].hbm_bytes - tried["peak_bytes"]) / _GIB

@@ -5,8 +5,9 @@ Parameters, and what is kept of each (gradients, moments), are spread over `fsdp
 gathered along `fsdp` when the layer is computed, and a gradient is summed over the rows where it is put back.
 
 The vocabulary is the exception. Gathered, its table would be the largest array of the step, and so would its gradient.
-So in the projection to logits the rows of an `fsdp` group come together instead, a chunk of scored tokens at a time,
-and each device scores them against its own part of the vocabulary.
+So its rows are spread over `fsdp` and `tensor`, and in the projection to logits the rows of a batch come together
+instead, a chunk of scored tokens at a time: each device scores them against its own part of the vocabulary. To look
+tokens up, each device takes some features of all rows of the table.
 """
 
 import math
@@ -24,8 +25,8 @@ MESH_AXES = ("data", "fsdp", "tensor")
 _ROWS = ("data", "fsdp")
 # Letter of an axis -> mesh axes, by what an array is there for. What is not listed is whole on every device.
 _PLACES = {
-    "kept": {"B": _ROWS, "M": "fsdp", "V": "tensor", "N": "tensor", "K": "tensor", "F": "tensor"},
-    "computed": {"B": _ROWS, "V": "tensor", "N": "tensor", "K": "tensor", "F": "tensor"},
+    "kept": {"M": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor"},
+    "computed": {"B": _ROWS, "N": "tensor", "K": "tensor", "F": "tensor"},
     "looked up": {"B": "data", "M": "fsdp", "V": "tensor"},
     "projected": {"B": "data", "V": ("fsdp", "tensor")},
 }
@@ -94,10 +95,11 @@ def param_shardings(model: nnx.Module, mesh: Mesh, kind: type = nnx.Param) -> nn
         name = str(path[-1])
         axes = name.rsplit("_", 1)[1]
         axes = axes if len(axes.split("x")) == param.ndim else f"Lx{axes}"
-        for letter, size in zip(axes.split("x"), param.shape, strict=True):
-            for purpose in ("kept", "projected"):
+        is_table = "V" in axes
+        for purpose in ("projected", "looked up") if is_table else ("kept",):
+            for letter, size in zip(axes.split("x"), param.shape, strict=True):
                 _check_divides(name, letter, size, mesh, purpose)
-        return NamedSharding(mesh, partition(axes))
+        return NamedSharding(mesh, partition(axes, "projected" if is_table else "kept"))
 
     return nnx.map_state(one, nnx.state(model, kind))
 

@@ -1,5 +1,6 @@
 """Real inputs that several tests share. On a developer's machine they may be missing; in CI they must be there."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never asks the network
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or libtpu, where it is installed, would look for TPUs
 # Torch's threads spin where they wait for each other: beside a second process that costs many times the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Most of the time goes into compiling, and much of that again and again: into every process's own jit.
@@ -26,8 +28,8 @@ settings.load_profile("busy machine")
 # Run last, the longest of them first, so that two processes end together. The others finish in seconds.
 SLOW = """
     test_training test_hosts test_sampler test_command_line test_tree_attention test_trees test_loading test_parity
-    test_sharded_loading test_smollm test_custom_generate test_sharding test_real_tokenizers test_download
-    test_export
+    test_sharding test_plan test_sharded_loading test_smollm test_custom_generate test_real_tokenizers test_download
+    test_checksum test_hlo test_adapters test_export
 """.split()
 
 
@@ -38,6 +40,12 @@ def pytest_collection_modifyitems(items):
 
 def _missing(what: str):
     (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
+
+
+def missing_libtpu() -> None:
+    """Skips a test, or fails it in CI, where the TPU compiler is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        _missing("the TPU compiler is not installed: pip install -r requirements-dev.txt")
 
 
 @pytest.fixture(scope="session")

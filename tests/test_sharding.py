@@ -1,49 +1,109 @@
-"""What lies where on a mesh: run on four virtual devices, in processes of their own."""
+"""What lies where on a mesh, and that a mesh changes no number: on eight virtual devices, in processes of their own."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from jax.sharding import PartitionSpec
 
+from jax_backtrack import sharding
 from jax_backtrack.errors import InputError
-from jax_backtrack.sharding import partition
-
-PROGRAM = """
-import jax
-import numpy as np
-from flax import nnx
-from jax_backtrack.hub.export import save
-from jax_backtrack.hub.load import load
-from jax_backtrack.sampling.loop import Plan, Prompts, _prefill
-from jax_backtrack.sharding import make_mesh, rows_sharding
-from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
-from jax_backtrack.trees import Recipe, build_tree, draw_cuts, Example, pack, stack
+from jax_backtrack.sharding import make_mesh, param_shardings, partition
 from tests import tiny
-from tests.test_tokenizer import small_tokenizer
-import sys
 
-folder = sys.argv[1] + "/model"
-mesh = make_mesh(data=2, fsdp=2)
-save(tiny.model(vocab_size=320), small_tokenizer(), folder)
-model, _ = load(folder, mesh)
-graph, params = nnx.split(model)
-plan = StepPlan("sft", 0.1, 0.0, 4, 1e-3, 1, 0.0, 1.0, 16, 3)
-state = init_state(jax.tree.map(lambda leaf: leaf.copy(), params), plan)
+COMMON = """
+import sys, jax, numpy as np
+from flax import nnx
+from jax_backtrack.models import adapters
+from jax_backtrack.models.transformer import Compute, Transformer
+from jax_backtrack.kernels.tree_attention import Blocks
+from jax_backtrack.sharding import make_mesh, param_shardings, rows_sharding
+from jax_backtrack.training.step import Batch, StepPlan, batch_gradients, compile_step, init_state
+from jax_backtrack.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
+from tests import tiny
+
+ROWS, LENGTH = 16, 32
+
+def batch_of(objective):
+    rng = np.random.default_rng(0)
+    recipe = Recipe(objective, True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
+    rows = []
+    for _ in range(ROWS):
+        prompt, chosen, rejected = (rng.integers(5, 60, rng.integers(2, 5)).astype(np.int32) for _ in range(3))
+        rejected[0] = 5 + (chosen[0] - 4) % 50
+        example = Example(prompt, chosen, rejected, True)
+        rows.append(pack([build_tree(example, recipe, draw_cuts(example, rng))], LENGTH))
+    return Batch(stack(rows), rng.standard_normal((ROWS, LENGTH)).astype(np.float32))
+
+def on_mesh(mesh, shape, with_adapters=False, blocks=None):
+    config = tiny.config(**shape)
+    model = tiny.model(compute=Compute(mesh=mesh, blocks=blocks), **shape)
+    params = nnx.state(model, nnx.Param)
+    places = param_shardings(model, mesh)
+    values = [jax.device_put(leaf, place) for leaf, place in zip(*map(jax.tree.leaves, (params, places)), strict=True)]
+    nnx.update(model, jax.tree.unflatten(jax.tree.structure(params), values))
+    if with_adapters:
+        adapters.add_adapters(model, rank=2, alpha=4.0, targets=adapters.TARGETS, reset_id=tiny.RESET_ID)
+        trained = nnx.state(model, adapters.Adapter)
+        nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.1, trained))
+    return model
+
+def plan(objective, accumulate=1):
+    return StepPlan(objective, 0.1, 0.5, 4, 1e-3, 1, 0.0, 1.0, 8, tiny.RESET_ID, accumulate)
+"""
+
+# Widths that divide by 8 along every axis of the mesh.
+SHAPE = "dict(vocab_size=64, num_attention_heads=8, num_key_value_heads=8, **tiny.FAMILIES[family])"
+
+EQUAL = f"""
+family, objective = sys.argv[1:3]
+shape = {SHAPE}
+batch = batch_of(objective)
+
+def gradients(mesh, accumulate=1, **how):
+    model = on_mesh(mesh, shape, **how)
+    graph, trained, frozen = adapters.split(model)
+    put = jax.device_put(batch, rows_sharding(mesh))
+    places = jax.tree.map(lambda leaf: leaf.sharding, trained)
+    made, metrics = jax.jit(batch_gradients(graph, plan(objective, accumulate), places))(trained, frozen, put)
+    same = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), made, places)
+    assert jax.tree.all(same), "gradients come out where their parameters lie"
+    return jax.device_get((made, metrics))
+
+def check(name, ours, right):
+    for (path, one), other in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(right), strict=True):
+        error = np.abs(one - other).max() / max(np.abs(other).max(), 1e-3)
+        assert error < 1e-5, (name, jax.tree_util.keystr(path), error)
+
+one, mixed = make_mesh(1, 1, 1, devices=jax.devices()[:1]), make_mesh(2, 2, 2)
+alone = gradients(one)
+if family == "llama":
+    for sizes in (8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2):
+        check(sizes, gradients(make_mesh(*sizes)), alone)
+else:
+    check("accumulated", gradients(make_mesh(1, 4, 2), accumulate=2), alone)
+    check("kernel", gradients(mixed, blocks=Blocks(LENGTH, LENGTH)), alone)
+    check("adapters", gradients(mixed, with_adapters=True), gradients(one, with_adapters=True))
+"""
+
+PLACES = """
+from jax_backtrack.sampling.loop import Plan, Prompts, _prefill
+
+mesh = make_mesh(data=2, fsdp=2, tensor=2)
+graph, params, frozen = adapters.split(on_mesh(mesh, dict(vocab_size=64)))
+step_plan = plan("sft", accumulate=2)
+state = init_state(jax.tree.map(lambda leaf: leaf.copy(), params), step_plan)
 places = jax.tree.map(lambda leaf: leaf.sharding, state)
 spread = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim > 1 and not leaf.sharding.is_fully_replicated]
 assert len(spread) >= 2 * 7, "moments lie where their parameters do"
 
-ids = np.arange(5, 13, dtype=np.int32)
-example = Example(ids, ids, ids[::-1].copy(), True)
-tree = build_tree(example, Recipe("sft", True, "rewind", 3, 2), draw_cuts(example, np.random.default_rng(0)))
-rows = stack([pack([tree], 64)] * 4)
-batch = jax.device_put(Batch(rows, np.zeros((4, 64), np.float32)), rows_sharding(mesh))
-train_step = compile_step(graph, plan, state)
+batch = jax.device_put(batch_of("sft"), rows_sharding(mesh))
+train_step = compile_step(graph, step_plan, state)
 for _ in range(3):
-    state, _ = train_step(state, nnx.State({}), batch)
+    state, _ = train_step(state, frozen, batch)
 assert train_step._cache_size() == 1, "one compilation"
 same = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), state, places)
 assert jax.tree.all(same), "a step leaves everything where it was"
@@ -51,24 +111,59 @@ assert jax.tree.all(same), "a step leaves everything where it was"
 one = np.ones(4, np.int32)
 prompts = Prompts(np.ones((4, 8), np.int32), 8 * one, 8 * one, one.astype(np.uint32), one > 0)
 prompts = jax.device_put(prompts, rows_sharding(mesh))
-plan = Plan(4, "rewind", 3, (2,), True, 0, False)
-keys = jax.jit(lambda params, prompts: _prefill(nnx.merge(graph, params), prompts, plan))(params, prompts).cache.keys
-assert keys.sharding.shard_shape(keys.shape)[1] == 1, "each device holds its own rows of the cache"
+sampling = Plan(4, "rewind", 3, (2,), True, 0, False)
+prefill = jax.jit(lambda params, prompts: _prefill(nnx.merge(graph, params), prompts, sampling))
+keys = prefill(params, prompts).cache.keys
+_, rows, _, heads, _ = keys.sharding.shard_shape(keys.shape)
+assert (rows, heads) == (1, 1), "each device holds its own rows and heads of the cache"
 """
 
 
-def test_state_rows_and_cache_are_spread_over_four_devices(tmp_path):
+def run(program: str, *arguments: str) -> None:
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        [sys.executable, "-c", COMMON + program, *arguments],
         cwd=Path(__file__).parent.parent,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": "."},
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": "."},
         capture_output=True,
         text=True,
     )
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.parametrize("family,objective", [("llama", "dpo"), ("gemma2", "sft")])
+def test_eight_devices_compute_what_one_computes(family, objective):
+    """Loss, metrics and every gradient, to 1e-5 in float32, along each axis of the mesh and along all of them."""
+    run(EQUAL, family, objective)
+
+
+def test_state_rows_and_cache_are_spread_over_eight_devices():
+    run(PLACES)
+
+
 def test_two_axes_never_claim_one_mesh_axis():
     assert partition("MxF") == PartitionSpec("fsdp", "tensor")
-    with pytest.raises(InputError, match="two axes of BxSxM"):
-        partition("BxSxM")
+    assert partition("VxM", "projected") == PartitionSpec(("fsdp", "tensor"), None)
+    with pytest.raises(InputError, match="two axes of NxF"):
+        partition("NxF")
+
+
+@pytest.mark.parametrize(
+    "sizes,message",
+    [
+        ((1, 1, 2), "needs 2 devices, 1 are here"),
+        ((-1, 1, -1), "one of them may be -1"),
+        ((0, 1, 1), "sizes are at least 1"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused_with_the_numbers(sizes, message):
+    with pytest.raises(InputError, match=message):
+        make_mesh(*sizes, devices=jax.devices()[:1])
+
+
+def test_an_axis_that_does_not_divide_is_refused_with_the_numbers():
+    mesh = jax.sharding.AbstractMesh((1, 1, 4), sharding.MESH_AXES)
+    with pytest.raises(InputError, match=r"axis K of 2 does not divide by mesh\.tensor = 4"):
+        param_shardings(tiny.model(vocab_size=64), mesh)
+    mesh = jax.sharding.AbstractMesh((1, 8, 1), sharding.MESH_AXES)
+    with pytest.raises(InputError, match=r"axis V of 61 does not divide by mesh\.fsdp x mesh\.tensor = 8"):
+        param_shardings(tiny.model(), mesh)

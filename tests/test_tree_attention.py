@@ -1,7 +1,6 @@
 """The kernel says what dense attention says, looks at nothing that it need not, and compiles for TPUs."""
 
 import functools
-import importlib.util
 import os
 import re
 
@@ -23,7 +22,7 @@ from jax_backtrack.kernels.tree_attention import RESIDUALS, Blocks, block_map, t
 from jax_backtrack.models.attention import attend
 from jax_backtrack.trees import Branch, attention_rule, flatten, pack
 from tests import tiny
-from tests.conftest import _missing
+from tests.conftest import missing_libtpu
 
 # Programs for a TPU are written into the compilation cache, but cannot be read back where there is none.
 pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
@@ -297,8 +296,7 @@ def test_what_does_not_fit_is_refused(changed, message):
 @functools.cache
 def tpu_devices(topology: str, **single) -> list:
     """TPUs that need not be there: libtpu compiles for them."""
-    if importlib.util.find_spec("libtpu") is None:
-        _missing("the TPU compiler is not installed: pip install -r requirements-dev.txt")
+    missing_libtpu()
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server is asked about them
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may be compiling too
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **single).devices

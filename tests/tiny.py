@@ -4,7 +4,7 @@ import numpy as np
 from flax import nnx
 from hypothesis import strategies as st
 
-from jax_backtrack.models.transformer import Transformer, TransformerConfig
+from jax_backtrack.models.transformer import Compute, Transformer, TransformerConfig
 from jax_backtrack.trees import Branch, Example
 
 VOCAB = 61
@@ -46,9 +46,9 @@ GEMMA2 = dict(
 FAMILIES = {"llama": {}, "gemma2": GEMMA2}
 
 
-def model(seed: int = 0, **changes) -> Transformer:
+def model(seed: int = 0, compute: Compute = Compute(), **changes) -> Transformer:
     """A tiny model whose weights are large enough that every token matters to every later one."""
-    made = Transformer(config(**changes), nnx.Rngs(seed))
+    made = Transformer(config(**changes), nnx.Rngs(seed), compute=compute)
     for path, param in nnx.to_flat_state(nnx.state(made, nnx.Param)):
         if path[-1] != "scale_M":
             param.set_value(param[...] * 8)

@@ -53,8 +53,8 @@ def load(
     Raises InputError for what cannot be loaded as it stands: see `weights.fill`, `families.from_hf_config`.
     """
     dtype = _dtype_name(dtype)
-    source, hf_config, open_tokenizer = _open(str(path), revision, token)
-    config = families.from_hf_config(hf_config)
+    open_source, hf_config, open_tokenizer = _open(str(path), revision, token)
+    source, config = open_source(), families.from_hf_config(hf_config)
     tokenizer = ChatTokenizer(open_tokenizer(), _backtracking(hf_config).get("context"), chat_template)
     mesh = mesh or make_mesh()
     compute = dataclasses.replace(compute or Compute(dtype), mesh=mesh)
@@ -115,7 +115,8 @@ def _backtracking(hf_config: dict) -> dict:
 
 
 def _open(path: str, revision: str | None, token: str | None):
-    """Weights source, configuration as a dict, and a function that opens the tokenizer of whatever `path` names."""
+    """Of whatever `path` names: a function that opens its weights, its configuration as a dict, and one that opens its
+    tokenizer."""
     try:
         local = Path(path).expanduser()
         here = local.exists()
@@ -127,7 +128,7 @@ def _open(path: str, revision: str | None, token: str | None):
         if not local.is_file():
             raise InputError(f"{path}: no such file")
         file = GGUFFile(local)
-        return file, file.hf_config(), file.tokenizer
+        return lambda: file, file.hf_config(), file.tokenizer
     if not here:
         local = download(path, revision, token)
     elif (local / EXPORT / "config.json").is_file():
@@ -144,7 +145,7 @@ def _open(path: str, revision: str | None, token: str | None):
         raise InputError(
             f"{path} has no {EXPORT}/ and its config.json no model_type: a workdir whose training is not finished?"
         )
-    return SafetensorsFolder(local), config, lambda: _open_tokenizer(local)
+    return lambda: SafetensorsFolder(local), config, lambda: _open_tokenizer(local)
 
 
 def _open_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:

@@ -143,8 +143,8 @@ def _listed(visible_BxMxN: jax.Array, most: int) -> tuple[jax.Array, jax.Array, 
     flat_BxE = visible_BxMxN.reshape(len(visible_BxMxN), -1)
     seen_BxE = jnp.cumsum(flat_BxE, axis=1, dtype=jnp.int32)
     count_B = seen_BxE[:, -1]
-    # The entry of visit v is the first one up to which v + 1 are visible. Counted, not sorted: a TPU's compiler takes long
-    # over a sort.
+    # The entry of visit v is the first one up to which v + 1 are visible. Counted, not sorted: a TPU's compiler takes
+    # long over a sort.
     visit_BxV = jnp.minimum(jnp.arange(most), count_B[:, None] - 1)
     entry_BxV = jnp.sum(seen_BxE[:, None, :] <= visit_BxV[:, :, None], axis=-1, dtype=jnp.int32)
     return *jnp.divmod(entry_BxV, visible_BxMxN.shape[2]), count_B

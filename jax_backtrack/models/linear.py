@@ -70,3 +70,31 @@ def _project_backward(mesh, kept, dlogits_BxTxV):
 
 
 project.defvjp(_project_forward, _project_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def look_up(table_VxM: jax.Array, tokens_BxT: jax.Array, dtype: str, mesh: Mesh | None = None) -> jax.Array:
+    """Rows of the table, `[B, T, M]` in `dtype`.
+
+    Every device looks all rows of its group up in its part of the table; then each row's features come together. The
+    gradient goes the same way back, and is summed in the table's dtype.
+    """
+    tokens_BxT = place(tokens_BxT, "BxT", mesh, "looked up")
+    table_VxM = place(table_VxM.astype(dtype), "VxM", mesh, "looked up")
+    return place(place(table_VxM[tokens_BxT], "BxTxM", mesh, "looked up"), "BxTxM", mesh)
+
+
+def _look_up_forward(table_VxM, tokens_BxT, dtype, mesh):
+    return look_up(table_VxM, tokens_BxT, dtype, mesh), (table_VxM, tokens_BxT)
+
+
+def _look_up_backward(dtype, mesh, kept, dx_BxTxM):
+    table_VxM, tokens_BxT = kept
+    tokens_BxT = place(tokens_BxT, "BxT", mesh, "looked up")
+    dx_BxTxM = place(dx_BxTxM, "BxTxM", mesh, "looked up").astype(table_VxM.dtype)
+    none_VxM = place(jnp.zeros(table_VxM.shape, table_VxM.dtype), "VxM", mesh, "looked up")
+    dtable_VxM = place(none_VxM.at[tokens_BxT].add(dx_BxTxM), "VxM", mesh, "looked up")
+    return place(dtable_VxM, "VxM", mesh, "projected"), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)

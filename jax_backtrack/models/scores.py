@@ -31,10 +31,8 @@ def token_scores(model, rows: Rows, chunk: int = 128) -> jax.Array:
     parent_BxS = jnp.maximum(jnp.take_along_axis(rows.parent, order_BxS, axis=1), 0)
     parent_hidden_BxSxM = jnp.take_along_axis(hidden_BxSxM, parent_BxS[..., None], axis=1)
 
-    table_VxM = model.table()
-
     def project(hidden_BxCxM, target_BxC, scored_BxC):
-        logits_BxCxV = model.logits(hidden_BxCxM, table_VxM)
+        logits_BxCxV = model.logits(hidden_BxCxM)
         # Taken by its index, the target's logit would bring the parts of the vocabulary together.
         is_target_BxCxV = target_BxC[..., None] == jnp.arange(logits_BxCxV.shape[-1])
         target_logit_BxC = jnp.sum(jnp.where(is_target_BxCxV, logits_BxCxV, 0), axis=-1)

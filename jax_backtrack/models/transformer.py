@@ -18,7 +18,7 @@ from jax_backtrack import trees
 from jax_backtrack.kernels.tree_attention import RESIDUALS, Blocks, block_map
 from jax_backtrack.models.attention import attend, attend_by_kernel, soft_cap
 from jax_backtrack.models.cache import Cache
-from jax_backtrack.models.linear import linear, project
+from jax_backtrack.models.linear import linear, look_up, project
 from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies, rotate
 from jax_backtrack.sharding import place
 
@@ -185,24 +185,23 @@ class Transformer(nnx.Module):
         """Final hidden states `[B, S, M]` of token trees, where each token sees its ancestors and itself."""
         blocks, length = self.compute.blocks, tokens_BxS.shape[1]
         by_kernel = blocks is not None and blocks.splits(length)
-        # A window that no row is longer than is none.
-        effective = {w: w if w is not None and w < length else None for w in self.config.windows}
+        windows = self._windows(length)
 
         def view(window):
             if by_kernel:
                 return block_map(position_BxS, end_BxS, window, blocks)
             return trees.attention_rule(position_BxS, end_BxS, window)
 
-        views = {window: view(window) for window in set(effective.values())}
+        views = {window: view(window) for window in windows}
 
         def attention(_index, window, query, key, value, _cache):
-            view = views[effective[window]]
+            view = views[window]
             if by_kernel:
                 settings = self._scores() | dict(mesh=self.compute.mesh)
                 return attend_by_kernel(query, key, value, position_BxS, end_BxS, view, **settings), None
             return attend(query, key, value, view, **self._scores()), None
 
-        x_BxSxM, _ = self._through_layers(tokens_BxS, position_BxS, attention, None)
+        x_BxSxM, _ = self._through_layers(tokens_BxS, position_BxS, windows, attention, None)
         return x_BxSxM
 
     def extend(self, tokens_BxT: jax.Array, position_BxT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -210,22 +209,20 @@ class Transformer(nnx.Module):
 
         The slots must be claimed: `cache.visible` says which of them, and of the older ones, each fed token sees.
         """
-        visible = {window: cache.visible(position_BxT, window) for window in self.config.windows}
+        windows = self._windows(cache.live.shape[1])
+        visible = {window: cache.visible(position_BxT, window) for window in windows}
 
         def attention(index, window, query, key, value, cache):
             grown = cache.write(index, key, value)
             return attend(query, *grown.layer(index), visible[window], **self._scores()), grown
 
-        return self._through_layers(tokens_BxT, position_BxT, attention, cache)
+        return self._through_layers(tokens_BxT, position_BxT, windows, attention, cache)
 
-    def logits(self, hidden_BxTxM: jax.Array, table_VxM: jax.Array | None = None) -> jax.Array:
-        """Projects hidden states `[B, T, M]` to logits `[B, T, V]` in float32, each device to its part of them.
-
-        `table_VxM` is `self.table()`, for callers that project in a loop.
-        """
+    def logits(self, hidden_BxTxM: jax.Array) -> jax.Array:
+        """Projects hidden states `[B, T, M]` to logits `[B, T, V]` in float32, each device to its part of them."""
         mesh = self.compute.mesh
-        table_VxM = self.table() if table_VxM is None else table_VxM
-        logits_BxTxV = project(hidden_BxTxM, table_VxM, mesh)
+        table = self.embedding_VxM if self.config.tie_word_embeddings else self.head_VxM
+        logits_BxTxV = project(hidden_BxTxM, table[...], mesh)
         added_M = self.reset_embedding_M if self.config.tie_word_embeddings else self.reset_head_M
         if added_M is not None:
             added_BxTxM = hidden_BxTxM.astype(jnp.float32) * place(added_M[...], "M", mesh)
@@ -234,24 +231,24 @@ class Transformer(nnx.Module):
         cap = self.config.final_logit_softcapping
         return logits_BxTxV if cap is None else soft_cap(logits_BxTxV, cap)
 
-    def table(self) -> jax.Array:
-        """The projection's table `[V, M]`, where each device holds the part that it projects to."""
-        param = self.embedding_VxM if self.config.tie_word_embeddings else self.head_VxM
-        return place(param[...], "VxM", self.compute.mesh, "projected")
-
     def _scores(self) -> dict:
         return dict(scale=self.config.query_pre_attn_scalar**-0.5, softcap=self.config.attn_logit_softcapping)
 
-    def _through_layers(self, tokens_BxT, position_BxT, attention: Callable, cache: Cache | None):
+    def _windows(self, length: int) -> tuple[int | None, ...]:
+        """Windows of a group of layers, as far as they tell anything in rows of `length` tokens."""
+        telling = tuple(w if w is not None and w < length else None for w in self.config.windows)
+        return telling if len(set(telling)) > 1 else telling[:1]
+
+    def _through_layers(self, tokens_BxT, position_BxT, windows, attention: Callable, cache: Cache | None):
         """Final hidden states of the tokens, and the cache after the last layer.
 
-        The scan goes over groups of layers, one layer of a group per entry of `config.windows`: a window is static.
+        The scan goes over groups of layers, one layer of a group per entry of `windows`: a window is static.
         `attention(index, window, query, key, value, cache)` gives a layer's mix of values, and the cache.
         """
         config, mesh, policy = self.config, self.compute.mesh, REMAT[self.compute.remat]
         angles = rope_angles(position_BxT, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
         graph, stacked = nnx.split(self.blocks)
-        size = len(config.windows)
+        size = len(windows)
 
         def layer(window, params, index, x_BxTxM, cache):
             def attention_here(query, key, value):
@@ -261,7 +258,7 @@ class Transformer(nnx.Module):
 
         def group(carry, params_and_first):
             params, first = params_and_first
-            for number, window in enumerate(config.windows):
+            for number, window in enumerate(windows):
                 one = functools.partial(layer, window)
                 one = jax.checkpoint(one, policy=policy) if policy else one
                 carry = one(jax.tree.map(lambda leaf: leaf[number], params), first + number, *carry)  # noqa: B023
@@ -273,11 +270,8 @@ class Transformer(nnx.Module):
         return self.final_norm(x_BxTxM, mesh), cache
 
     def _embed(self, tokens_BxT):
-        """Every device looks all rows up in its part of the table; then each row's features come together."""
         mesh, dtype = self.compute.mesh, self.compute.dtype
-        tokens_BxT = place(tokens_BxT, "BxT", mesh, "looked up")
-        x_BxTxM = place(self.embedding_VxM[...][tokens_BxT].astype(dtype), "BxTxM", mesh, "looked up")
-        x_BxTxM = place(x_BxTxM, "BxTxM", mesh)
+        x_BxTxM = look_up(self.embedding_VxM[...], tokens_BxT, dtype, mesh)
         if self.reset_embedding_M is not None:
             added_M = place(self.reset_embedding_M[...], "M", mesh)
             x_BxTxM += jnp.where((tokens_BxT == self.reset_id)[..., None], added_M, 0).astype(dtype)

@@ -100,14 +100,36 @@ def compile_step(
 ) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state and leaves it where it lies.
 
-    `frozen` are the parameters beside the state's, which are not trained; an empty state where all are. With
-    `plan.accumulate` the rows are taken in so many parts, one after the other, before one update by the whole batch.
-
-    Metrics are scalars: `loss`, `grad_norm` (before clipping), `learning_rate`, `scored_tokens`, `reset_loss` (mean
-    `-log p` of the [RESET] tokens that are to be said, where there are any); for DPO `dpo_loss`,
-    without the part of `chosen_weight`, and the metrics of that function.
+    `frozen` are the parameters beside the state's, which are not trained; an empty state where all are. Metrics are
+    those of `batch_gradients`, and `grad_norm` (before clipping), `learning_rate` and `scored_tokens`.
     """
-    optimizer = plan.optimizer()
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    optimizer, gradients_of = plan.optimizer(), batch_gradients(graph, plan, places.params)
+
+    def step(state: TrainState, frozen: nnx.State, batch: Batch):
+        gradients, metrics = gradients_of(state.params, frozen, batch)
+        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        metrics |= {
+            "grad_norm": optax.tree.norm(gradients),
+            "learning_rate": plan.schedule()(state.step),
+            "scored_tokens": jnp.sum(batch.rows.weight != 0),
+        }
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, places.step))
+
+
+def batch_gradients(
+    graph: nnx.GraphDef, plan: StepPlan, places: nnx.State
+) -> Callable[[nnx.State, nnx.State, Batch], tuple[nnx.State, dict[str, jax.Array]]]:
+    """A traceable function `(params, frozen, batch) -> (gradients, metrics)` of the loss of a whole batch.
+
+    Gradients lie at `places`, as their parameters do. With `plan.accumulate` the rows are taken in so many parts, one
+    after the other; what comes out is the same.
+
+    Metrics are scalars: `loss`, `reset_loss` (mean `-log p` of the [RESET] tokens that are to be said, where there are
+    any); for DPO `dpo_loss`, without the part of `chosen_weight`, and the metrics of that function.
+    """
 
     def is_said(rows: Rows):
         return (rows.tokens == plan.reset_id) & (rows.weight > 0)
@@ -134,34 +156,26 @@ def compile_step(
             metrics["reset_loss"] = -jnp.sum(jnp.where(is_said(rows), score_BxS, 0)) / said
         return loss, metrics | {"loss": loss}
 
-    def gradients_of(params, frozen, batch: Batch):
+    def gradients_of(params: nnx.State, frozen: nnx.State, batch: Batch):
         totals = totals_of(batch.rows)
-        gradient_of = jax.grad(loss_of, has_aux=True)
+
+        def gradient_of(*arguments):
+            gradients, metrics = jax.grad(loss_of, has_aux=True)(*arguments)
+            return jax.lax.with_sharding_constraint(gradients, places), metrics
+
         if plan.accumulate == 1:
             return gradient_of(params, frozen, batch, totals)
 
         def add(sums, part: Batch):
             return jax.tree.map(jnp.add, sums, gradient_of(params, frozen, part, totals)), None
 
-        # Every n-th row, not every n-th of the batch: so each device finds its rows of a part among its own.
+        # Every n-th row makes a part, not every n-th of the batch: so each device finds its rows of it among its own.
         parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, plan.accumulate, *x.shape[1:]), 1, 0), batch)
         first = jax.tree.map(lambda x: x[0], parts)
         none = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient_of, params, frozen, first, totals))
         return jax.lax.scan(add, none, parts)[0]
 
-    def step(state: TrainState, frozen: nnx.State, batch: Batch):
-        gradients, metrics = gradients_of(state.params, frozen, batch)
-        gradients = jax.lax.with_sharding_constraint(gradients, places.params)
-        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
-        metrics |= {
-            "grad_norm": optax.tree.norm(gradients),
-            "learning_rate": plan.schedule()(state.step),
-            "scored_tokens": jnp.sum(batch.rows.weight != 0),
-        }
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
-
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    return gradients_of
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunk"))

@@ -1,0 +1,176 @@
+"""Plans: recipes compiled for TPUs that are not here. The model has the proportions of a real one, made small."""
+
+import json
+import math
+
+import jax
+import pytest
+
+from configs import dpo_llama, sft_gemma_lora
+from jax_backtrack import command_line, plan
+from jax_backtrack.hlo import Program
+from jax_backtrack.models.flops import forward_flops
+from jax_backtrack.models.published import PUBLISHED
+from jax_backtrack.models.transformer import TransformerConfig
+from jax_backtrack.sharding import make_mesh
+from tests import tiny
+from tests.conftest import missing_libtpu
+
+pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
+
+SMALL = dict(
+    vocab_size=16384,
+    hidden_size=512,
+    intermediate_size=4096,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=64,
+)
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+    missing_libtpu()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A configuration on disk; a plan needs neither weights nor tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    config = PUBLISHED["meta-llama/Meta-Llama-3-8B"] | SMALL
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+SHORT = {"train.row_length": 256, "sample.max_new_tokens": 2}
+
+
+def recipe(folder, base=dpo_llama, **fields):
+    config = base.get_config()
+    config.update_from_flattened_dict(
+        {
+            "model.path": str(folder),
+            "train.batch_rows": 8,
+            "train.row_length": 512,
+            "train.score_chunk": 64,
+            "sample.batch_rows": 8,
+            "sample.max_new_tokens": 16,
+        }
+        | fields
+    )
+    return config
+
+
+def run(config, workdir, *topologies) -> int:
+    return command_line.run("plan", config, str(workdir), topology=topologies)
+
+
+@pytest.fixture(scope="module")
+def planned(folder, tmp_path_factory):
+    missing_libtpu()
+    workdir = tmp_path_factory.mktemp("planned")
+    assert run(recipe(folder), workdir, "v5e:2x2") == 0
+    return json.loads((workdir / plan.FILE).read_text())
+
+
+def test_a_plan_says_what_each_program_needs(planned):
+    assert (planned["chips"], planned["hbm_bytes"], planned["fits"]) == (4, 16 * 2**30, True)
+    assert planned["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert set(planned["programs"]) == {"training step", "reference pass", "sampler"}
+    for each in planned["programs"].values():
+        assert 0 < each["argument_bytes"] <= each["peak_bytes"] < planned["hbm_bytes"]
+        assert each["collective_bytes"]["all-gather"] > 0
+    assert 0 < planned["mfu_bound"] < 1
+
+
+def test_arguments_are_the_state_that_the_recipe_keeps(planned):
+    """float32 parameters and second moment, bfloat16 first moment: ten bytes a parameter, over four chips."""
+    width, layers = SMALL["hidden_size"], SMALL["num_hidden_layers"]
+    per_layer = 2 * width * 64 * (8 + 4) + 3 * width * SMALL["intermediate_size"] + 2 * width
+    params = layers * per_layer + 2 * SMALL["vocab_size"] * width + width
+    assert planned["argument_bytes"] == pytest.approx(10 * params / 4, rel=0.02)
+
+
+def test_recomputing_costs_at_most_a_third(planned):
+    assert 1 < planned["hardware_flops"] / planned["model_flops"] <= 1.35
+
+
+def test_formulas_count_what_the_compiler_counts(planned):
+    """The reference pass recomputes nothing: all that it does beyond the formula is in whole blocks of attention."""
+    each = planned["programs"]["reference pass"]
+    config = TransformerConfig(
+        model_type="llama", rope_theta=5e5, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        max_position_embeddings=8192, query_pre_attn_scalar=64, **SMALL,
+    )  # fmt: skip
+    weights, attention = forward_flops(config, 8, 512)
+    assert each["model_flops"] == weights + attention
+    # In blocks of 256 a row of 512 has 3 of 4 blocks, where 1/2 of the pairs are visible.
+    assert each["hardware_flops"] == pytest.approx(weights + 1.5 * attention, rel=0.01)
+
+
+def test_the_compiled_step_holds_neither_all_logits_nor_all_parameters(folder):
+    config = recipe(folder)
+    with plan.compiler_only():
+        mesh = make_mesh(**config.mesh, devices=plan.devices("v5e:2x2"))
+        program = Program(plan.programs(config, mesh)["training step"]().compile().as_text())
+    rows, length, vocabulary = config.train.batch_rows, config.train.row_length, SMALL["vocab_size"]
+    for _, shape in program.arrays():
+        assert math.prod(shape) < rows * length * vocabulary / mesh.size, shape
+    largest_of_a_layer = SMALL["hidden_size"] * SMALL["intermediate_size"]
+    gathered = [shape for each in program.instructions("all-gather") for _, shape in program.shapes(each)]
+    assert gathered
+    for shape in gathered:
+        assert math.prod(shape) <= max(largest_of_a_layer, rows * config.train.score_chunk * SMALL["hidden_size"]), (
+            shape
+        )
+    names = {name.partition(".")[0] for name in program.kernels()}
+    assert names == {"tree_attention_forward", "tree_attention_backward_dq", "tree_attention_backward_dkv"}
+
+
+def test_several_topologies_and_slices_in_one_run(folder, tmp_path):
+    """Adapters on one chip; and on two slices, between which only data parallelism crosses."""
+    assert run(recipe(folder, sft_gemma_lora, **SHORT), tmp_path, "v5e:1x1", "v5e:1x1*2") == 0
+    plans = json.loads((tmp_path / plan.FILE).read_text())["topologies"]
+    one, two = plans["v5e:1x1"], plans["v5e:1x1*2"]
+    assert two["mesh"] == {"data": 2, "fsdp": 1, "tensor": 1}
+    assert set(one["programs"]) == {"training step", "sampler"}
+    assert sum(one["collective_bytes"].values()) == 0 < two["collective_bytes"]["all-reduce"]
+
+
+def test_what_does_not_fit_comes_with_what_would(folder, tmp_path, capsys):
+    """Activations of four layers without recomputation are too many; each change is compiled, not guessed."""
+    fields = SHORT | {"objective": "sft", "train.batch_rows": 128, "train.row_length": 512, "train.remat": "none"}
+    assert run(recipe(folder, **fields), tmp_path, "v5e:1x1") == 0
+    made = json.loads((tmp_path / plan.FILE).read_text())
+    assert not made["fits"] and made["peak_bytes"] > made["hbm_bytes"]
+    assert made["would_fit"][0]["changes"] == {"train.remat": "full"}
+    assert made["would_fit"][-1]["fits"]
+    assert "--config.train.remat=full" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "topologies,fields,message",
+    [
+        (("v9:4x4",), {}, "no chip 'v9'"),
+        (("v5e:four",), {}, "want chips along each axis"),
+        (("v5e:2x2",), {"train.batch_rows": 6}, "train.batch_rows / train.accumulate = 6 does not divide"),
+        (
+            ("v5e:2x2",),
+            {"mesh.fsdp": 1, "mesh.tensor": 4, "sample.batch_rows": 2, "train.row_length": 500},
+            "blocks of",
+        ),
+        (("v5e:2x2*2",), {"mesh.data": 1, "mesh.fsdp": 8}, "mesh.data = 1 does not divide over 2 slices"),
+        ((), {}, "--topology and --mode=plan go together"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_before_anything_is_compiled(
+    folder, tmp_path, capsys, topologies, fields, message
+):
+    assert run(recipe(folder, **fields), tmp_path, *topologies) == 2
+    assert message in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_plan_leaves_jax_as_it_was(planned):
+    assert jax.devices()[0].platform == "cpu"
+    assert tiny.model()(jax.numpy.ones((1, 4), jax.numpy.int32)).shape == (1, 4, tiny.VOCAB)
