@@ -13,7 +13,7 @@ from jax_backtrack import command_line
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Recipe: a path, or a name under configs/.")
-flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
+flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves; a plan goes to runs/plan without one.")
 flags.DEFINE_string("mode", "train", f"One of {', '.join(command_line.MODES)}.")
 flags.DEFINE_string(
     "prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none."
@@ -22,7 +22,7 @@ flags.DEFINE_list("topology", [], "For --mode=plan: TPU topologies to compile fo
 flags.DEFINE_string("coordinator", None, "Of several hosts: HOST:PORT of the one that runs --process=0.")
 flags.DEFINE_integer("processes", None, "Of several hosts: how many there are.")
 flags.DEFINE_integer("process", None, "Of several hosts: which one this is, from 0.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flags_as_required(["config"])
 
 
 def main(argv):

@@ -18,6 +18,8 @@ from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.sharding import make_mesh
 from jax_backtrack.training.loop import train
 
+_PLANS = "runs/plan"
+
 
 def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
     """The command line with `--config=NAME` made a path, where NAME is no file here but one in `folder`."""
@@ -49,7 +51,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 def run(
     mode: str,
     config: ConfigDict,
-    workdir: str,
+    workdir: str | None,
     *,
     prompts: str | None = None,
     topology: Sequence[str] = (),
@@ -69,6 +71,9 @@ def run(
             raise InputError("--topology and --mode=plan go together: --mode=plan --topology=v5e:4x4")
         if "stages" in config and mode != "compare":
             raise InputError(f"the recipe has stages, for --mode=compare; --mode={mode} takes a recipe of one run")
+        if workdir is None and mode != "plan":
+            raise InputError(f"--workdir=DIR must be given with --mode={mode}")
+        workdir = workdir or _PLANS
         if "://" in workdir:
             raise InputError(f"--workdir={workdir}: only local folders are supported yet")
         if mode != "train" and hosts.asked_for(*placement):

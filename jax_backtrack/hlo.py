@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 
 from jax_backtrack.errors import InputError
 
+# What goes from slice to slice leaves the program: the runtime carries it, over the data centre's network.
+BETWEEN_SLICES = "between slices"
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f8": 8, "s4": 4, "u4": 4}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -57,7 +59,7 @@ class Cost:
 
     def bytes_by_kind(self) -> dict[str, float]:
         """Bytes that leave the device, per kind of collective."""
-        total = dict.fromkeys(COLLECTIVES, 0.0)
+        total = dict.fromkeys((*COLLECTIVES, BETWEEN_SLICES), 0.0)
         for kind, size in self.collectives.values():
             total[kind] += size
         return total
@@ -140,6 +142,8 @@ class Program:
         if each.opcode == "custom-call" and '"tpu_custom_call"' in each.attributes:
             estimate = (_config(each, "custom_call_config") or {}).get("cost_estimate", {})
             return Cost(float(estimate.get("flops", 0)))
+        if each.opcode == "send" and "megascale" in each.attributes:
+            return Cost(collectives={each.name: (BETWEEN_SLICES, _bytes(*_arrays(types[each.operands[0]])[0]))})
         if kind in COLLECTIVES:
             channel = re.search(r"channel_id=(\d+)", each.attributes)
             size = sum(_bytes(*_arrays(types[operand])[0]) for operand in each.operands if operand in types)

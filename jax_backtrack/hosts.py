@@ -12,6 +12,7 @@ there. Each looks at the notes once a second, in a thread of its own:
 """
 
 import ctypes
+import faulthandler
 import itertools
 import json
 import os
@@ -33,6 +34,7 @@ _SILENCE = 30  # seconds without a heartbeat after which the runtime takes a pro
 _QUIET = 8  # seconds without a note after which a process whose collective has failed takes another for dead
 _LEAVING = 10  # seconds that process 0 waits for the others' last notes
 _FAILING = 30  # seconds that an error may take to pass, while a checkpoint is written to its end
+_STUCK = 45  # seconds without a beat of our own after which this process ends, with a traceback of every thread
 _PATIENCE_MS = 24 * 60 * 60 * 1000  # of waiting for another process's note: whether it still lives is looked at besides
 _NOTES = "jax_backtrack"
 _AGAIN = "the same command on every host goes on from the last checkpoint"
@@ -215,7 +217,11 @@ class _Watch:
     def _run(self) -> None:
         try:
             for beat in itertools.count():
+                # Where this thread gets no further, stuck in a call to a coordinator that has gone, or for want of the
+                # interpreter's lock, the process ends without its help.
+                faulthandler.dump_traceback_later(_STUCK, exit=True)
                 if self._stopped.wait(1.0):
+                    faulthandler.cancel_dump_traceback_later()
                     return
                 self._client.key_value_set(f"{_NOTES}/beat/{self._process}", str(beat), allow_overwrite=True)
                 beats = self._notes("beat")
@@ -247,10 +253,11 @@ class _Watch:
         folder = self._client.key_value_dir_get(f"{_NOTES}/{kind}/")
         return {int(key.rpartition("/")[2]): value for key, value in folder}
 
-    def _say(self, what: str) -> None:
-        """Says why this process ends; several threads may come to know, and the first one speaks."""
-        self._speaking.acquire()  # never released
-        print(f"error: process {self._process}: {what}", file=sys.stderr, flush=True)
+    def _say(self, what: str, wait: bool = True) -> None:
+        """Says why this process ends; several threads may come to know, and the first one speaks. The others wait here
+        for the end that it brings; without `wait` they go on to bring it themselves, should it hang."""
+        if self._speaking.acquire(blocking=wait):  # never released
+            print(f"error: process {self._process}: {what}", file=sys.stderr, flush=True)
 
     def _exit(self, code: int) -> NoReturn:
         sys.stdout.flush()
@@ -263,7 +270,9 @@ class _Watch:
         def aborted(_signal) -> None:
             # Without a silence before it, it is the connection to the coordinator that broke.
             silent = self._silent(_QUIET) or [0]
-            self._say(f"ended by the JAX runtime, see above: {_names(silent)} stopped without a word; {_AGAIN}")
+            self._say(
+                f"ended by the JAX runtime, see above: {_names(silent)} stopped without a word; {_AGAIN}", wait=False
+            )
             self._exit(1)
 
         self._aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)  # must live as long as it may be called

@@ -29,7 +29,7 @@ from rich.table import Table
 from jax_backtrack import recipe
 from jax_backtrack.chips import Chip, chip
 from jax_backtrack.errors import InputError
-from jax_backtrack.hlo import Program
+from jax_backtrack.hlo import BETWEEN_SLICES, Program
 from jax_backtrack.hub.load import read_config
 from jax_backtrack.models import adapters
 from jax_backtrack.models.flops import forward_flops, step_flops
@@ -76,7 +76,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[s
 
     A topology is named as in "v5e:4x4", with several slices as in "v5e:4x4*2". The training step, the reference pass
     of DPO, and the sampler are compiled. Where the training step does not fit, recipes that need less are tried.
-    Raises InputError before anything is compiled where a topology or the recipe cannot be meant.
+    The compiled programs lie beside it as text, for whoever wants to read them. Raises InputError before anything is compiled where a topology or the recipe cannot be meant.
     """
     recipe.check_step(config)
     chips = {topology: chip(topology) for topology in topologies}
@@ -84,8 +84,10 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[s
         meshes = {topology: make_mesh(**config.mesh, devices=devices(topology)) for topology in topologies}
         for mesh in meshes.values():
             _check(config, mesh)
-        plans = {topology: _plan_one(config, topology, meshes[topology], chips[topology]) for topology in topologies}
-    workdir.mkdir(parents=True, exist_ok=True)
+        workdir.mkdir(parents=True, exist_ok=True)
+        plans = {
+            topology: _plan_one(config, topology, meshes[topology], chips[topology], workdir) for topology in topologies
+        }
     written = next(iter(plans.values())) if len(plans) == 1 else {"topologies": plans}
     (workdir / FILE).write_text(json.dumps(written, indent=2) + "\n")
     _show(config, plans, chips)
@@ -195,9 +197,10 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
     param_shardings(abstract_model(config, mesh, with_adapters=False), mesh)
 
 
-def _plan_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip) -> dict:
+def _plan_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip, workdir: Path) -> dict:
     compiled = {
-        name: _compile(name, lower, config, topology, mesh, one_chip) for name, lower in programs(config, mesh).items()
+        name: _compile(name, lower, config, topology, mesh, one_chip, workdir)
+        for name, lower in programs(config, mesh).items()
     }
     step = compiled["training step"]
     advice = [] if step.fits else _smaller_recipes(config, topology, mesh, one_chip)
@@ -213,7 +216,15 @@ def _plan_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip) -> 
     }
 
 
-def _compile(name: str, lower: Callable, config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip) -> ProgramPlan:
+def _compile(
+    name: str,
+    lower: Callable,
+    config: ConfigDict,
+    topology: str,
+    mesh: Mesh,
+    one_chip: Chip,
+    workdir: Path | None = None,
+) -> ProgramPlan:
     started = time.perf_counter()
     with console.status(f"{topology}: compiling the {name} for {mesh.size} chips"):
         lowered = lower()
@@ -232,8 +243,11 @@ def _compile(name: str, lower: Callable, config: ConfigDict, topology: str, mesh
                 kernels={},
             )
         seconds = time.perf_counter() - started
-    memory = compiled.memory_analysis()
-    program = Program(compiled.as_text())
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    program = Program(text)
+    if workdir:
+        file = f"{topology} {name}.hlo.txt"
+        (workdir / re.sub(r"[^\w.]+", "-", file)).write_text(text)
     cost, model_flops = program.cost(), _model_flops(name, config, mesh)
     moved = cost.bytes_by_kind()
     console.print(f"{topology}: {name} compiled in {seconds:.0f} s", highlight=False)
@@ -270,7 +284,8 @@ def _mfu_bound(model_flops: float, flops: float, moved: dict, mesh: Mesh, one_ch
     """
     seconds = flops / one_chip.flops
     if one_chip.link_bytes:
-        seconds = max(seconds, sum(moved.values()) / one_chip.link_bytes)
+        within = sum(size for kind, size in moved.items() if kind != BETWEEN_SLICES)
+        seconds = max(seconds, within / one_chip.link_bytes)
     return model_flops / one_chip.flops / seconds
 
 
@@ -358,6 +373,8 @@ def devices(topology: str) -> list[jax.Device]:
     options = {"num_slices": int(slices)} if slices else {}
     if math.prod(map(int, sizes.split("x"))) == 1:
         options["chips_per_host_bounds"] = [1, 1, 1]
+    if name.startswith("v4:"):
+        options["chip_config_name"] = "megacore"  # one device per chip, as JAX sees it on the machine; else two
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:  # of whatever kind the runtime at hand raises

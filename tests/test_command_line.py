@@ -81,6 +81,11 @@ def test_workdirs_that_cannot_be_are_named(tmp_path, base, capsys):
     assert "the recipe has stages" in output_of(capsys, "train", demo.get_config(), tmp_path / "w", expect=2)
 
 
+def test_only_a_plan_does_without_a_workdir(capsys):
+    assert command_line.run("train", sft_smollm.get_config(), None) == 2
+    assert "--workdir=DIR must be given with --mode=train" in capsys.readouterr().out
+
+
 def test_a_run_that_is_not_finished_is_not_taken_for_its_base_model(tmp_path, base, capsys):
     config = small(sft_smollm.get_config(), base)
     (tmp_path / "config.json").write_text("{}")

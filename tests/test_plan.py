@@ -12,7 +12,6 @@ from jax_backtrack.hlo import Program
 from jax_backtrack.models.flops import forward_flops
 from jax_backtrack.models.published import PUBLISHED
 from jax_backtrack.models.transformer import TransformerConfig
-from jax_backtrack.sharding import make_mesh
 from tests import tiny
 from tests.conftest import missing_libtpu
 
@@ -67,10 +66,15 @@ def run(config, workdir, *topologies) -> int:
 
 
 @pytest.fixture(scope="module")
-def planned(folder, tmp_path_factory):
+def workdir(folder, tmp_path_factory):
     missing_libtpu()
     workdir = tmp_path_factory.mktemp("planned")
     assert run(recipe(folder), workdir, "v5e:2x2") == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def planned(workdir):
     return json.loads((workdir / plan.FILE).read_text())
 
 
@@ -109,14 +113,12 @@ def test_formulas_count_what_the_compiler_counts(planned):
     assert each["hardware_flops"] == pytest.approx(weights + 1.5 * attention, rel=0.01)
 
 
-def test_the_compiled_step_holds_neither_all_logits_nor_all_parameters(folder):
+def test_the_compiled_step_holds_neither_all_logits_nor_all_parameters(folder, workdir):
     config = recipe(folder)
-    with plan.compiler_only():
-        mesh = make_mesh(**config.mesh, devices=plan.devices("v5e:2x2"))
-        program = Program(plan.programs(config, mesh)["training step"]().compile().as_text())
+    program = Program((workdir / "v5e-2x2-training-step.hlo.txt").read_text())
     rows, length, vocabulary = config.train.batch_rows, config.train.row_length, SMALL["vocab_size"]
     for _, shape in program.arrays():
-        assert math.prod(shape) < rows * length * vocabulary / mesh.size, shape
+        assert math.prod(shape) < rows * length * vocabulary / 4, shape
     largest_of_a_layer = SMALL["hidden_size"] * SMALL["intermediate_size"]
     gathered = [shape for each in program.instructions("all-gather") for _, shape in program.shapes(each)]
     assert gathered
@@ -135,7 +137,7 @@ def test_several_topologies_and_slices_in_one_run(folder, tmp_path):
     one, two = plans["v5e:1x1"], plans["v5e:1x1*2"]
     assert two["mesh"] == {"data": 2, "fsdp": 1, "tensor": 1}
     assert set(one["programs"]) == {"training step", "sampler"}
-    assert sum(one["collective_bytes"].values()) == 0 < two["collective_bytes"]["all-reduce"]
+    assert sum(one["collective_bytes"].values()) == 0 < two["collective_bytes"]["between slices"]
 
 
 def test_what_does_not_fit_comes_with_what_would(folder, tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,3 +255,51 @@ def test_sharded_training_equals_training_on_one_device(base, tmp_path):
     for one, four in zip(metrics(tmp_path / "one"), metrics(tmp_path / "four"), strict=True):
         assert math.isclose(one["loss"], four["loss"], rel_tol=1e-4)
         assert math.isclose(one["grad_norm"], four["grad_norm"], rel_tol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_trained_beside_a_frozen_model_and_merged(base, sft_workdir, tmp_path, dtype):
+    """SFT and DPO by adapters of rank 2: what is exported differs from its base by matrices of that rank, and by the
+    row of [RESET]. DPO starts at log 2: its reference is the model without adapters."""
+    config = recipe(base, steps=4)
+    config.model.param_dtype = dtype
+    config.adapter.rank = 2
+    train(config, tmp_path / "sft")
+    begun, _ = load(str(base), dtype=dtype)
+    ended, tokenizer = load(str(tmp_path / "sft"), dtype=dtype)
+    difference = np.asarray(ended.blocks.gate_MxF[...], np.float32) - np.asarray(begun.blocks.gate_MxF[...], np.float32)
+    assert np.abs(difference).max() > 0
+    if dtype == "float32":
+        for layer in difference:
+            sizes = np.linalg.svd(layer, compute_uv=False)
+            assert sizes[2] < 1e-4 * sizes[0]
+    np.testing.assert_array_equal(ended.final_norm.scale_M[...], begun.final_norm.scale_M[...])
+    changed = np.flatnonzero(np.any(np.asarray(ended.embedding_VxM[...] != begun.embedding_VxM[...]), axis=1))
+    assert changed.tolist() == [tokenizer.reset_id]
+
+    config = recipe(sft_workdir, "dpo", steps=2, chosen_weight=0.0)
+    config.model.param_dtype = dtype
+    config.adapter.rank = 2
+    train(config, tmp_path / "dpo")
+    assert metrics(tmp_path / "dpo")[0]["dpo_loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_a_killed_run_of_adapters_goes_on_where_it_was(base, tmp_path):
+    """Stopped after a checkpoint, as by a full disk, and resumed: the export is that of an undisturbed run."""
+    config = recipe(base, steps=4, checkpoint_every=2)
+    config.adapter.rank = 2
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "export")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "4")
+    train(config, tmp_path / "again")
+    one, other = (leaves(load(str(tmp_path / name))[0]) for name in ("whole", "again"))
+    assert all((a == b).all() for a, b in zip(one, other, strict=True))
+
+
+def test_accumulated_parts_are_the_whole_batch(base, tmp_path):
+    losses = []
+    for parts in (1, 2):
+        train(recipe(base, steps=3, batch_rows=4, accumulate=parts), tmp_path / str(parts))
+        losses.append([line["loss"] for line in metrics(tmp_path / str(parts))])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -2,6 +2,9 @@
 
 A weight `w` acts as `w + scale * a @ b`. `[RESET]` has an untrained row in the frozen vocabulary, so what is added to
 that row, in the embedding and in an untied head, is trained beside the adapters.
+
+The library qwix does not serve here (tried: 0.1.8). It adds adapters to the module that is called, and in a scan over
+stacked layers that is one layer's, made for the moment; its adapters get another number of layers than the stack has.
 """
 
 import functools
