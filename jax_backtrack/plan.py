@@ -72,11 +72,11 @@ class ProgramPlan:
 
 
 def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[str, dict]:
-    """Plans a recipe for each topology, prints a table and writes `plan.json`.
+    """Plans a recipe for each topology, prints a table and writes `plan.json`, beside it the compiled programs as text.
 
     A topology is named as in "v5e:4x4", with several slices as in "v5e:4x4*2". The training step, the reference pass
     of DPO, and the sampler are compiled. Where the training step does not fit, recipes that need less are tried.
-    The compiled programs lie beside it as text, for whoever wants to read them. Raises InputError before anything is compiled where a topology or the recipe cannot be meant.
+    Raises InputError before anything is compiled where a topology or the recipe cannot be meant.
     """
     recipe.check_step(config)
     chips = {topology: chip(topology) for topology in topologies}

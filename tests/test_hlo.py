@@ -86,6 +86,17 @@ def test_a_collective_in_a_loop_counts_as_often_as_the_loop_runs(mesh):
     assert sum(program.cost().bytes_by_kind().values()) == pytest.approx(7 * 512 * 512 * 2 * 3 / 4, rel=0.01)
 
 
+def test_what_crosses_slices_counts_by_itself(mesh):
+    """The mesh has one slice; here are two, and every chip sends its sum to the other slice."""
+    with compiler_only():
+        both = make_mesh(-1, -1, 1, devices=devices("v5e:2x2*2"))
+        assert dict(both.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+        assert {device.slice_index for device in both.devices[0].flat} == {0}
+        rows = PartitionSpec(("data", "fsdp"))
+        moved = compiled(both, lambda x: jnp.sum(x, axis=0), ((1024, 512), jnp.float32, rows)).cost().bytes_by_kind()
+    assert moved["between slices"] == 512 * 4 and moved["all-reduce"] > 0
+
+
 def test_what_is_no_program_is_refused():
     with pytest.raises(InputError, match="no ENTRY"):
         Program("HloModule nothing")
