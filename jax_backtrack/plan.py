@@ -56,7 +56,7 @@ class ProgramPlan:
     model_flops:      what the model has to compute, by its formulas, over all chips
     hardware_flops:   what the program computes, recomputation included, over all chips; None where it does not fit
     collective_bytes: per kind of collective, what a chip sends
-    mfu_bound:        upper bound of model FLOPs utilisation at the chip's published peaks; of training only
+    mfu_bound:        upper bound of model FLOPs utilisation at the chip's published peaks
     kernels:          name of each Pallas kernel -> bytes of VMEM
     """
 

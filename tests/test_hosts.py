@@ -80,7 +80,7 @@ def start_both(*arguments) -> list[subprocess.Popen]:
 
 def end_of(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
     """What the process printed, and what it said of errors."""
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == code, out + err
     return out, err
 

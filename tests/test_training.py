@@ -265,6 +265,7 @@ def test_adapters_are_trained_beside_a_frozen_model_and_merged(base, sft_workdir
     config.model.param_dtype = dtype
     config.adapter.rank = 2
     train(config, tmp_path / "sft")
+    assert "| adapter.rank | `2` |" in (tmp_path / "sft" / "export" / "README.md").read_text()
     begun, _ = load(str(base), dtype=dtype)
     ended, tokenizer = load(str(tmp_path / "sft"), dtype=dtype)
     difference = np.asarray(ended.blocks.gate_MxF[...], np.float32) - np.asarray(begun.blocks.gate_MxF[...], np.float32)

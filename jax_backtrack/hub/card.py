@@ -32,6 +32,8 @@ _DECISIVE = (
     "train.beta",
     "train.chosen_weight",
     "model.compute_dtype",
+    "adapter.rank",
+    "adapter.alpha",
 )
 _OF_ONE_OBJECTIVE = {"train.reset_weight": "sft", "train.beta": "dpo", "train.chosen_weight": "dpo"}
 
@@ -201,6 +203,8 @@ def _has_a_say(name: str, fields: Mapping) -> bool:
     """Whether a field changes what comes of this recipe."""
     if name == "data.limit":
         return fields[name] > 0
+    if name.startswith("adapter.") and not fields.get("adapter.rank"):
+        return False
     if name in ("reset.context", "train.reset_weight") and not fields.get("data.backtrack", True):
         return False
     return _OF_ONE_OBJECTIVE.get(name, fields.get("objective")) == fields.get("objective")
