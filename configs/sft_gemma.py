@@ -10,6 +10,7 @@ def get_config():
     config.model.chat_template = "gemma2"
     config.train.batch_rows = 32
     config.train.score_chunk = 32
+    config.train.remat = "attention"
     config.train.second_moment_dtype = "bfloat16"
     config.sample.batch_rows = 32
     return config
