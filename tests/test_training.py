@@ -257,29 +257,26 @@ def test_sharded_training_equals_training_on_one_device(base, tmp_path):
         assert math.isclose(one["grad_norm"], four["grad_norm"], rel_tol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_adapters_are_trained_beside_a_frozen_model_and_merged(base, sft_workdir, tmp_path, dtype):
+def test_adapters_are_trained_beside_a_frozen_model_and_merged(base, sft_workdir, tmp_path):
     """SFT and DPO by adapters of rank 2: what is exported differs from its base by matrices of that rank, and by the
-    row of [RESET]. DPO starts at log 2: its reference is the model without adapters."""
+    row of [RESET]. DPO, of a model in bfloat16, starts at log 2: its reference is the model without adapters."""
     config = recipe(base, steps=4)
-    config.model.param_dtype = dtype
     config.adapter.rank = 2
     train(config, tmp_path / "sft")
     assert "| adapter.rank | `2` |" in (tmp_path / "sft" / "export" / "README.md").read_text()
-    begun, _ = load(str(base), dtype=dtype)
-    ended, tokenizer = load(str(tmp_path / "sft"), dtype=dtype)
+    begun, _ = load(str(base))
+    ended, tokenizer = load(str(tmp_path / "sft"))
     difference = np.asarray(ended.blocks.gate_MxF[...], np.float32) - np.asarray(begun.blocks.gate_MxF[...], np.float32)
     assert np.abs(difference).max() > 0
-    if dtype == "float32":
-        for layer in difference:
-            sizes = np.linalg.svd(layer, compute_uv=False)
-            assert sizes[2] < 1e-4 * sizes[0]
+    for layer in difference:
+        sizes = np.linalg.svd(layer, compute_uv=False)
+        assert sizes[2] < 1e-4 * sizes[0]
     np.testing.assert_array_equal(ended.final_norm.scale_M[...], begun.final_norm.scale_M[...])
     changed = np.flatnonzero(np.any(np.asarray(ended.embedding_VxM[...] != begun.embedding_VxM[...]), axis=1))
     assert changed.tolist() == [tokenizer.reset_id]
 
     config = recipe(sft_workdir, "dpo", steps=2, chosen_weight=0.0)
-    config.model.param_dtype = dtype
+    config.model.param_dtype = "bfloat16"
     config.adapter.rank = 2
     train(config, tmp_path / "dpo")
     assert metrics(tmp_path / "dpo")[0]["dpo_loss"] == pytest.approx(math.log(2), abs=1e-4)
