@@ -12,7 +12,6 @@ import argparse
 import functools
 import itertools
 import json
-import os
 import re
 import statistics
 import time
@@ -21,7 +20,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -30,6 +28,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jax_backtrack import trees
 from jax_backtrack.kernels.tree_attention import Blocks, tree_attention, visible_blocks
+from jax_backtrack.plan import compiler_only, devices
 
 HEADS, KEY_HEADS = 32, 8  # Llama-3-8B's
 BLOCKS = (128, 256, 512)
@@ -134,10 +133,8 @@ def _least_vmem(function, arguments: list) -> float:
 
 def compiled_for(topology: str):
     """A device of a topology that need not be there."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server is asked about it
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may be compiling too
-    single = dict(chips_per_host_bounds=[1, 1, 1]) if topology.endswith(":1x1") else {}
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **single).devices[0]
+    with compiler_only():
+        return devices(topology)[0]
 
 
 # ----------------------------------------------------------------------------------------------- token trees

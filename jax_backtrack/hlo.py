@@ -95,13 +95,11 @@ class Program:
 
     def kernels(self) -> dict[str, int]:
         """Name of every Pallas kernel -> bytes of VMEM that it needs."""
-        found = {}
-        for instructions in self._computations.values():
-            for each in instructions:
-                if '"tpu_custom_call"' in each.attributes:
-                    memory = _config(each, "used_scoped_memory_configs") or []
-                    found[each.name] = sum(int(part["size"]) for part in memory)
-        return found
+        return {
+            each.name: sum(int(part["size"]) for part in _config(each, "used_scoped_memory_configs") or [])
+            for each in self.instructions("custom-call")
+            if '"tpu_custom_call"' in each.attributes
+        }
 
     def instructions(self, opcode: str) -> Iterable[Instruction]:
         """All instructions of one kind."""

@@ -7,6 +7,7 @@ whose matrix products and collectives can be counted (`hlo.py`). Nothing is load
 import contextlib
 import copy
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
@@ -42,6 +43,7 @@ from jax_backtrack.trees import Rows
 
 FILE = "plan.json"
 _GIB = 2**30
+_read_once = functools.cache(read_config)  # of a model on the Hub, each reading is a request
 _ANY_ID = 0  # no tokenizer is needed: which id [RESET] has changes neither memory nor work
 
 
@@ -128,12 +130,8 @@ def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stage
 
 def abstract_model(config: ConfigDict, mesh: Mesh, with_adapters: bool = True) -> Transformer:
     """The recipe's model without values, with its adapters if it has any."""
-    shape = read_config(config.model.path, config.model.revision or None)
-    if shape.max_position_embeddings < config.train.row_length:
-        raise InputError(
-            f"train.row_length = {config.train.row_length} exceeds the {shape.max_position_embeddings} positions of "
-            f"{config.model.path}"
-        )
+    shape = _read_once(config.model.path, config.model.revision or None)
+    recipe.check_length(config, shape)
 
     def make():
         dtype = jnp.dtype(config.model.param_dtype)
@@ -178,10 +176,8 @@ def _in_places(state: nnx.State, model: Transformer, mesh: Mesh) -> nnx.State:
         for kind in (nnx.Param, adapters.Adapter)
         for path, place in nnx.to_flat_state(param_shardings(model, mesh, kind))
     }
-    flat = [(path, leaf, places[path]) for path, leaf in nnx.to_flat_state(state)]
-    leaves, tree = jax.tree.flatten(state)
-    assert len(leaves) == len(flat)
-    return tree.unflatten([_like(leaf.dtype, leaf.shape, place) for _, leaf, place in flat])
+    leaves = [_like(leaf.dtype, leaf.shape, places[path]) for path, leaf in nnx.to_flat_state(state)]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
 def _like(dtype, shape: tuple[int, ...], place: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -259,7 +255,7 @@ def _compile(
         model_flops=model_flops,
         hardware_flops=cost.flops * mesh.size,
         collective_bytes=moved,
-        mfu_bound=_mfu_bound(model_flops / mesh.size, cost.flops, moved, mesh, one_chip),
+        mfu_bound=_mfu_bound(model_flops / mesh.size, cost.flops, moved, one_chip),
         kernels=program.kernels(),
     )
 
@@ -277,7 +273,7 @@ def _model_flops(name: str, config: ConfigDict, mesh: Mesh) -> float:
     return sum(forward_flops(model.config, rows, length + config.sample.max_new_tokens)) - unprojected
 
 
-def _mfu_bound(model_flops: float, flops: float, moved: dict, mesh: Mesh, one_chip: Chip) -> float:
+def _mfu_bound(model_flops: float, flops: float, moved: dict, one_chip: Chip) -> float:
     """Model FLOPs over what the chip could do in the time that its products, or its links, need at their peaks.
 
     Both are taken to overlap wholly. Of several slices the links between them are not looked at.

@@ -11,8 +11,7 @@ from jax_backtrack.hub.load import DTYPES, load
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.kernels.tree_attention import Blocks
 from jax_backtrack.models import adapters
-from jax_backtrack.models.adapters import TARGETS
-from jax_backtrack.models.transformer import REMAT, Compute, Transformer
+from jax_backtrack.models.transformer import REMAT, Compute, Transformer, TransformerConfig
 from jax_backtrack.progress import share_bar
 from jax_backtrack.sharding import check_rows
 from jax_backtrack.training.step import StepPlan
@@ -95,9 +94,8 @@ def check_step(config: ConfigDict) -> None:
             f"train.batch_rows = {config.train.batch_rows} does not divide by train.accumulate = "
             f"{config.train.accumulate}"
         )
-    for weight in config.adapter.weights if config.adapter.rank else ():
-        if weight not in TARGETS:
-            raise InputError(f"adapter.weights has {weight!r}: {nearest(weight, TARGETS)}")
+    if config.adapter.rank:
+        adapters.check_targets(config.adapter.weights)
 
 
 def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
@@ -111,6 +109,12 @@ def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
                 f"model.key_block = {blocks.key}, which are multiples of 128: choose such sizes, or "
                 "model.attention = 'dense'"
             )
+
+
+def check_length(config: ConfigDict, model: TransformerConfig) -> None:
+    """Raises InputError where a row is longer than the model's positions."""
+    if (limit := model.max_position_embeddings) < config.train.row_length:
+        raise InputError(f"train.row_length = {config.train.row_length} exceeds the model's {limit} positions")
 
 
 def attention_blocks(config: ConfigDict, mesh: Mesh) -> Blocks | None:

@@ -14,8 +14,9 @@ import math
 from collections.abc import Iterable, Sequence
 
 import jax
+import numpy as np
 from flax import nnx
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_backtrack.errors import InputError
@@ -107,6 +108,11 @@ def param_shardings(model: nnx.Module, mesh: Mesh, kind: type = nnx.Param) -> nn
 def rows_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch, and what the model computes of them, lie along `data` and `fsdp`."""
     return NamedSharding(mesh, partition("B", "computed"))
+
+
+def on_host(array: jax.Array) -> np.ndarray:
+    """The whole array, on every process; all must call this where it is spread over several."""
+    return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
 
 
 def check_rows(rows: int, mesh: Mesh, field: str) -> None:

@@ -1,7 +1,6 @@
 """The kernel says what dense attention says, looks at nothing that it need not, and compiles for TPUs."""
 
 import functools
-import os
 import re
 
 import jax
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import process_mask, process_mask_dkv
@@ -20,6 +18,7 @@ from jax_backtrack import trees
 from jax_backtrack.errors import InputError
 from jax_backtrack.kernels.tree_attention import RESIDUALS, Blocks, block_map, tree_attention, visible_blocks
 from jax_backtrack.models.attention import attend
+from jax_backtrack.plan import compiler_only, devices
 from jax_backtrack.trees import Branch, attention_rule, flatten, pack
 from tests import tiny
 from tests.conftest import missing_libtpu
@@ -294,16 +293,15 @@ def test_what_does_not_fit_is_refused(changed, message):
 
 
 @functools.cache
-def tpu_devices(topology: str, **single) -> list:
+def tpu_devices(topology: str) -> list:
     """TPUs that need not be there: libtpu compiles for them."""
     missing_libtpu()
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server is asked about them
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may be compiling too
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **single).devices
+    with compiler_only():
+        return devices(topology)
 
 
 def tpu(topology: str) -> SingleDeviceSharding:
-    return SingleDeviceSharding(tpu_devices(topology, chips_per_host_bounds=(1, 1, 1))[0])
+    return SingleDeviceSharding(tpu_devices(topology)[0])
 
 
 def shapes(sharding, heads=4, key_heads=2, dim=128, length=1024, dtype=jnp.bfloat16) -> list:

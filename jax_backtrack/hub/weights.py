@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
@@ -20,6 +19,7 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.hub.safetensors_folder import INDEX_FILE
 from jax_backtrack.models.families import weight_names
 from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.sharding import on_host
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _PIECE = 2**20  # elements: what fits into a cache
@@ -86,7 +86,7 @@ def save(model: Transformer, folder: Path, max_shard_bytes: int = 5 * 10**9) -> 
         for name in names:
             path, layer, form = parts[name]
             value = params[path][...][layer] if _is_stacked(path) else params[path][...]
-            value = _on_host(value)
+            value = on_host(value)
             transposed = table[path][1]
             tensors[name] = np.ascontiguousarray(value.reshape(form.shape[::-1]).T if transposed else value)
         if jax.process_index() == 0:
@@ -214,12 +214,6 @@ def _is_stacked(path: str) -> bool:
 def _layer_shape(path: str, param: nnx.Param) -> tuple[int, ...]:
     """Shape of one layer's part of a stacked parameter, or of a parameter that is not stacked."""
     return param.shape[1:] if _is_stacked(path) else param.shape
-
-
-def _on_host(array: jax.Array) -> np.ndarray:
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def _some(names: list[str]) -> str:

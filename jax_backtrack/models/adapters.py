@@ -68,9 +68,7 @@ def add_adapters(
     reset_id:    token whose rows are trained too; None for none
     Works on abstract models (`nnx.eval_shape`) under that function. Raises InputError for a name that is no target.
     """
-    for target in targets:
-        if target not in TARGETS:
-            raise InputError(f"adapter.targets has {target!r}: {nearest(target, TARGETS)}")
+    check_targets(targets)
 
     def make():
         factors = {}
@@ -88,6 +86,13 @@ def add_adapters(
     model.blocks.adapters, rows = _in_their_places(make, model.compute.mesh)
     for name, row in rows.items():
         setattr(model, name, row)
+
+
+def check_targets(targets: Sequence[str]) -> None:
+    """Raises InputError for a name that is none of `TARGETS`."""
+    for target in targets:
+        if target not in TARGETS:
+            raise InputError(f"adapter.weights has {target!r}: {nearest(target, TARGETS)}")
 
 
 def split(model) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

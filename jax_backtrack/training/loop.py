@@ -24,7 +24,7 @@ from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models.adapters import merge_adapters, split
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console, progress_bar
-from jax_backtrack.recipe import add_adapters, check_sizes, check_training, load_model, step_plan
+from jax_backtrack.recipe import add_adapters, check_length, check_sizes, check_training, load_model, step_plan
 from jax_backtrack.sharding import make_mesh, rows_sharding
 from jax_backtrack.training.agreement import agree_on_data, agree_on_start, check_shared
 from jax_backtrack.training.checkpoints import Checkpoints, newest_step
@@ -60,8 +60,7 @@ def train(
     if finished:
         console.print(f"{workdir} is trained already: nothing to do", highlight=False)
         return model, tokenizer
-    if (limit := model.config.max_position_embeddings) < config.train.row_length:
-        raise InputError(f"train.row_length = {config.train.row_length} exceeds the model's {limit} positions")
+    check_length(config, model.config)
     if config.data.backtrack:
         tokenizer = _ready_to_backtrack(model, tokenizer, config)
     recipe = Recipe(

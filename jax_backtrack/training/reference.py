@@ -15,7 +15,7 @@ from jax_backtrack.data.examples import content_hash
 from jax_backtrack.data.rows import TreeSource, plan_rows
 from jax_backtrack.data.share import Share
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sharding import rows_sharding
+from jax_backtrack.sharding import on_host, rows_sharding
 from jax_backtrack.training.checksum import checksum
 from jax_backtrack.training.step import margins
 from jax_backtrack.trees import pack, stack
@@ -66,7 +66,7 @@ def reference_margins(
         members = packed[start : start + batch_rows]
         held = [members[row] if row < len(members) else [] for row in (share.rows if share else range(batch_rows))]
         batch = stack([pack([source.tree(0, index) for index in row], row_length) for row in held])
-        margin_BxS = _gather(margins(graph, params, share.put(batch) if share else batch, chunk))
+        margin_BxS = on_host(margins(graph, params, share.put(batch) if share else batch, chunk))
         for number, row in enumerate(members):
             slot = 0
             for index in row:
@@ -86,8 +86,3 @@ def _read(file: Path, examples: int) -> np.ndarray:
     nothing = np.full((examples, PAIRS), np.nan, np.float32)
     found = np.load(file) if jax.process_index() == 0 and file.exists() else nothing
     return np.array(multihost_utils.broadcast_one_to_all(found))
-
-
-def _gather(array: jax.Array) -> np.ndarray:
-    """The whole array on every process."""
-    return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
