@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
     config.model.chat_template = ""
     config.model.param_dtype = "float32"  # of the parameters: "float32", or, not in training, "bfloat16"
     config.model.compute_dtype = "float32"  # of the activations: "float32" or "bfloat16"
-    # In training: "kernel" (kernels/, for TPU), "dense", or "auto": the kernel on a TPU, dense elsewhere.
+    # In training: "kernel" (kernels/, for TPU), "blocks" (the same in plain JAX), "dense" (whole rows with themselves),
+    # or "auto": the kernel on a TPU, blocks elsewhere.
     config.model.attention = "auto"
     # Tokens of the kernel's blocks. Rows are a multiple of both, both are multiples of 128; a shorter row is one block.
     config.model.query_block = 256

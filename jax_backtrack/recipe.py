@@ -10,7 +10,7 @@ from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import DTYPES, load
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.kernels.tree_attention import Blocks
-from jax_backtrack.models import adapters
+from jax_backtrack.models import adapters, block_attention, tree_attention
 from jax_backtrack.models.transformer import REMAT, Compute, Transformer, TransformerConfig
 from jax_backtrack.progress import share_bar
 from jax_backtrack.sharding import check_rows
@@ -22,7 +22,7 @@ _NAMES = {
     "reset.context": CONTEXTS,
     "model.param_dtype": DTYPES,
     "model.compute_dtype": DTYPES,
-    "model.attention": ("auto", "kernel", "dense"),
+    "model.attention": ("auto", *tree_attention.KINDS),
     "train.remat": tuple(REMAT),
     "train.first_moment_dtype": DTYPES,
     "train.second_moment_dtype": DTYPES,
@@ -101,13 +101,14 @@ def check_step(config: ConfigDict) -> None:
 def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
     """Raises InputError, with the numbers, where the batch does not divide over the mesh, or a row into the blocks."""
     check_rows(config.train.batch_rows // config.train.accumulate, mesh, "train.batch_rows / train.accumulate")
-    if blocks := attention_blocks(config, mesh):
-        length = config.train.row_length
+    how = compute(config, mesh)
+    if how.attention == "kernel":
+        length, blocks = config.train.row_length, how.blocks
         if not blocks.splits(length):
             raise InputError(
                 f"train.row_length = {length} does not split into blocks of model.query_block = {blocks.query} and "
                 f"model.key_block = {blocks.key}, which are multiples of 128: choose such sizes, or "
-                "model.attention = 'dense'"
+                "another model.attention"
             )
 
 
@@ -117,17 +118,15 @@ def check_length(config: ConfigDict, model: TransformerConfig) -> None:
         raise InputError(f"train.row_length = {config.train.row_length} exceeds the model's {limit} positions")
 
 
-def attention_blocks(config: ConfigDict, mesh: Mesh) -> Blocks | None:
-    """Blocks of the attention kernel; None for dense attention."""
-    kind, on_tpu = config.model.attention, mesh.devices.flat[0].platform == "tpu"
-    if kind == "dense" or (kind == "auto" and not on_tpu):
-        return None
-    return Blocks(config.model.query_block, config.model.key_block, config.model.head_block)
-
-
 def compute(config: ConfigDict, mesh: Mesh) -> Compute:
     """How the recipe's model computes on a mesh."""
-    return Compute(config.model.compute_dtype, config.train.remat, mesh, attention_blocks(config, mesh))
+    kind = config.model.attention
+    if kind == "auto":
+        kind = "kernel" if mesh.devices.flat[0].platform == "tpu" else "blocks"
+    blocks = block_attention.BLOCKS
+    if kind == "kernel":
+        blocks = Blocks(config.model.query_block, config.model.key_block, config.model.head_block)
+    return Compute(config.model.compute_dtype, config.train.remat, mesh, kind, blocks)
 
 
 def step_plan(config: ConfigDict, reset_id: int | None) -> StepPlan:

@@ -38,9 +38,9 @@ def batch_of(objective):
         rows.append(pack([build_tree(example, recipe, draw_cuts(example, rng))], LENGTH))
     return Batch(stack(rows), rng.standard_normal((ROWS, LENGTH)).astype(np.float32))
 
-def on_mesh(mesh, shape, with_adapters=False, blocks=None):
+def on_mesh(mesh, shape, with_adapters=False, **how):
     config = tiny.config(**shape)
-    model = tiny.model(compute=Compute(mesh=mesh, blocks=blocks), **shape)
+    model = tiny.model(compute=Compute(mesh=mesh, **how), **shape)
     params = nnx.state(model, nnx.Param)
     places = param_shardings(model, mesh)
     values = [jax.device_put(leaf, place) for leaf, place in zip(*map(jax.tree.leaves, (params, places)), strict=True)]
@@ -85,7 +85,8 @@ if family == "llama":
         check(sizes, gradients(make_mesh(*sizes)), alone)
 else:
     check("accumulated", gradients(make_mesh(1, 4, 2), accumulate=2), alone)
-    check("kernel", gradients(mixed, blocks=Blocks(LENGTH, LENGTH)), alone)
+    check("kernel", gradients(mixed, attention="kernel", blocks=Blocks(LENGTH, LENGTH)), alone)
+    check("blocks", gradients(mixed, attention="blocks", blocks=Blocks(8, 4)), alone)
     check("adapters", gradients(mixed, with_adapters=True), gradients(one, with_adapters=True))
 """
 

@@ -15,11 +15,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jax_backtrack import trees
-from jax_backtrack.kernels.tree_attention import RESIDUALS, Blocks, block_map
-from jax_backtrack.models.attention import attend, attend_by_kernel, soft_cap
+from jax_backtrack.kernels.tree_attention import RESIDUALS, Blocks
+from jax_backtrack.models.attention import attend, soft_cap
+from jax_backtrack.models.block_attention import BLOCKS
 from jax_backtrack.models.cache import Cache
 from jax_backtrack.models.linear import linear, look_up, project
 from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies, rotate
+from jax_backtrack.models.tree_attention import attend_within_trees, view
 from jax_backtrack.sharding import place
 
 # What the backward pass keeps of a layer, by name. What it does not keep it computes again.
@@ -74,18 +76,20 @@ class TransformerConfig:
 class Compute:
     """How, not what, the model computes.
 
-    dtype:  of the activations
-    remat:  what the backward pass recomputes of a layer: nothing ("none"), all but the products with weights ("dots"),
-            all but what the attention kernel made ("attention"), or all ("full")
-    mesh:   devices that parameters and rows are spread over (`sharding.py`); None for one device
-    blocks: of the attention kernel, for rows that split into them; None for dense attention. A cache is always
-            attended to densely
+    dtype:     of the activations
+    remat:     what the backward pass recomputes of a layer: nothing ("none"), all but the products with weights
+               ("dots"), all but what the attention kernel made ("attention"), or all ("full")
+    mesh:      devices that parameters and rows are spread over (`sharding.py`); None for one device
+    attention: within token trees: "dense", by "blocks" in plain JAX, or by the TPU "kernel". Rows that do not split
+               into the kernel's blocks, or are no longer than one block, are attended to densely, and so is a cache
+    blocks:    sizes of the blocks of the last two
     """
 
     dtype: str = "float32"
     remat: str = "none"
     mesh: Mesh | None = None
-    blocks: Blocks | None = None
+    attention: str = "dense"
+    blocks: Blocks = BLOCKS
 
 
 class RMSNorm(nnx.Module):
@@ -183,23 +187,12 @@ class Transformer(nnx.Module):
 
     def hidden(self, tokens_BxS: jax.Array, position_BxS: jax.Array, end_BxS: jax.Array) -> jax.Array:
         """Final hidden states `[B, S, M]` of token trees, where each token sees its ancestors and itself."""
-        blocks, length = self.compute.blocks, tokens_BxS.shape[1]
-        by_kernel = blocks is not None and blocks.splits(length)
-        windows = self._windows(length)
-
-        def view(window):
-            if by_kernel:
-                return block_map(position_BxS, end_BxS, window, blocks)
-            return trees.attention_rule(position_BxS, end_BxS, window)
-
-        views = {window: view(window) for window in windows}
+        compute, windows = self.compute, self._windows(tokens_BxS.shape[1])
+        views = {w: view(compute.attention, compute.blocks, position_BxS, end_BxS, w) for w in windows}
 
         def attention(_index, window, query, key, value, _cache):
-            view = views[window]
-            if by_kernel:
-                settings = self._scores() | dict(mesh=self.compute.mesh)
-                return attend_by_kernel(query, key, value, position_BxS, end_BxS, view, **settings), None
-            return attend(query, key, value, view, **self._scores()), None
+            mixed = attend_within_trees(query, key, value, views[window], mesh=compute.mesh, **self._scores())
+            return mixed, None
 
         x_BxSxM, _ = self._through_layers(tokens_BxS, position_BxS, windows, attention, None)
         return x_BxSxM
