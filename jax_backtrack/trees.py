@@ -1,6 +1,6 @@
 """The token tree: how a preference pair with its drafts and resets becomes one row of tokens.
 
-A row of `S` tokens in depth-first order holds one or more trees side by side:
+A row of `S` tokens in depth-first order holds one or more trees side by side, and what their prompts share once:
 
     x ─┬─ y-[:i] ─┬─ [RESET] ─ y+ <eot>       +   backtrack pair
        │          └─ y-[i:] <eot>             -   backtrack pair
@@ -143,9 +143,7 @@ def shortest_draft(chosen: np.ndarray, rejected: np.ndarray) -> int:
 
     A draft that both replies share gives no reason to reset. Larger than `len(rejected)` where there is no such draft.
     """
-    shared = min(len(chosen), len(rejected))
-    differs = np.flatnonzero(chosen[:shared] != rejected[:shared])
-    return (int(differs[0]) if len(differs) else shared) + 1
+    return common_beginning(chosen, rejected) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,11 +237,29 @@ def _dpo_branches(example: Example, recipe: Recipe, cuts: Cuts) -> tuple[Branch,
 def pack(trees: Iterable[Rows], row_length: int) -> Rows:
     """Lays trees side by side in one row `[S = row_length]` and pads it.
 
-    A padding token is a root of its own: it attends to itself, nothing attends to it, and it carries no weight.
+    What the prompt of a tree has in common with that of the tree before it stands in the row once, above both: scores
+    and gradients are those of the trees alone. So trees that begin alike go one behind the other (`plan_rows`). The
+    pairs of a tree are numbered behind those of the trees before it. A padding token is a root of its own: it attends
+    to itself, nothing attends to it, and it carries no weight.
     """
-    trees = list(trees)
-    starts = np.cumsum([0, *(len(tree) for tree in trees)])
-    used = int(starts[-1])
+    parts, used, pairs = [], 0, 0
+    prompt, places = np.zeros(0, np.int32), np.zeros(0, np.int32)  # of the tree before: its tokens, where they stand
+    reaches: list[tuple[np.ndarray, int]] = []  # shared tokens, and where the subtree of all of them ends by now
+    for tree in trees:
+        its_prompt = tree.tokens[: _prompt_length(tree)]
+        shared = common_beginning(prompt, its_prompt)
+        own = np.arange(used, used + len(tree) - shared, dtype=np.int32)
+        prompt, places = its_prompt, np.concatenate([places[:shared], own])
+        placed = dataclasses.replace(
+            tree,
+            parent=np.where(tree.parent == NO_PARENT, NO_PARENT, places[tree.parent]),
+            end=tree.end + (used - shared),
+            pair=np.where(tree.pair == NO_PAIR, NO_PAIR, tree.pair + pairs),
+        )
+        parts.append(jax.tree.map(lambda array, shared=shared: array[shared:], placed))
+        used += len(own)
+        pairs += count_pairs(tree)
+        reaches.append((places[:shared], used))
     if used > row_length:
         raise InputError(f"{used} tokens do not fit into a row of {row_length}: raise train.row_length")
     padding = Rows(
@@ -254,17 +270,28 @@ def pack(trees: Iterable[Rows], row_length: int) -> Rows:
         pair=np.full(row_length - used, NO_PAIR, np.int32),
         weight=np.zeros(row_length - used, np.float32),
     )
+    row = jax.tree.map(lambda *arrays: np.concatenate(arrays).astype(arrays[-1].dtype), *parts, padding)
+    for shared_places, end in reaches:
+        row.end[shared_places] = end
+    return row
 
-    def shift(tree: Rows, start: int) -> Rows:
-        return dataclasses.replace(
-            tree,
-            parent=np.where(tree.parent == NO_PARENT, NO_PARENT, tree.parent + start),
-            end=tree.end + start,
-            pair=np.where(tree.pair == NO_PAIR, NO_PAIR, tree.pair + start),
-        )
 
-    parts = [shift(tree, int(start)) for tree, start in zip(trees, starts[:-1], strict=True)]
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays).astype(arrays[-1].dtype), *parts, padding)
+def count_pairs(tree: Rows) -> int:
+    """How many loss terms a tree has, where they are numbered from 0."""
+    return int(tree.pair.max(initial=NO_PAIR)) + 1
+
+
+def common_beginning(one: np.ndarray, other: np.ndarray) -> int:
+    """How many ids two sequences have in common from their beginning on."""
+    shortest = min(len(one), len(other))
+    differs = np.flatnonzero(one[:shortest] != other[:shortest])
+    return int(differs[0]) if len(differs) else shortest
+
+
+def _prompt_length(tree: Rows) -> int:
+    """Length of what every path of a tree begins with and no loss term holds."""
+    is_prompt = (tree.end == len(tree)) & (tree.pair == NO_PAIR)
+    return len(tree) if is_prompt.all() else int(np.argmin(is_prompt))
 
 
 def stack(rows: Sequence[Rows]) -> Rows:

@@ -78,7 +78,7 @@ def test_bfloat16_stays_bfloat16_with_sums_in_float32():
 
 
 def test_a_query_block_takes_up_no_more_key_blocks_than_it_sees():
-    rows = stack([pack([flatten(trees.Branch([5] * 16))] * 3, S)] * B)
+    rows = stack([pack([flatten(trees.Branch([first] * 16)) for first in (5, 6, 7)], S)] * B)
     seen = seen_blocks(jnp.asarray(rows.position), jnp.asarray(rows.end), None, Blocks(8, 4))
     # Every tree of 16 tokens makes two query blocks, which see two and four key blocks; then two tokens of padding.
     assert seen.count.tolist() == [[2, 4] * 3 + [1]] * B

@@ -14,7 +14,19 @@ from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.data.rows import PackedRows, TreeSource, batches, plan_rows
 from jax_backtrack.errors import InputError
 from jax_backtrack.training.reference import reference_hash
-from jax_backtrack.trees import CONTEXTS, NO_PAIR, NO_PARENT, Cuts, Example, Recipe, tree_length
+from jax_backtrack.trees import (
+    CONTEXTS,
+    NO_PAIR,
+    NO_PARENT,
+    Branch,
+    Cuts,
+    Example,
+    Recipe,
+    check,
+    flatten,
+    pack,
+    tree_length,
+)
 from tests import tiny
 
 RECIPES = [
@@ -137,12 +149,39 @@ def test_the_hash_sees_borders_flags_and_order():
 @given(st.integers(1, 40), st.integers(0, 300), st.integers(0, 2**32 - 1))
 def test_planned_rows_fit_and_hold_everything_once(row_length, count, seed):
     lengths = np.random.default_rng(seed).integers(1, row_length + 1, count).tolist()
-    rows = list(plan_rows(lengths, row_length))
-    assert all(sum(lengths[index] for index in row) <= row_length for row in rows)
-    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    rows = list(plan_rows([np.zeros(0, np.int32)] * count, lengths, row_length))
+    assert all(row.tokens == sum(lengths[index] for index in row.members) <= row_length for row in rows)
+    assert sorted(index for row in rows for index in row.members) == list(range(len(lengths)))
     # A row is opened only where no open one has room, so two neighbours are never both half empty.
-    fill = [sum(lengths[index] for index in row) for row in rows]
-    assert all(first + second > row_length for first, second in itertools.pairwise(fill))
+    assert all(first.tokens + second.tokens > row_length for first, second in itertools.pairwise(rows))
+
+
+def test_a_tree_goes_where_it_leaves_the_least_room():
+    nothing = np.zeros(0, np.int32)
+    rows = list(plan_rows([nothing] * 5, [5, 7, 8, 3, 2], 10))
+    assert [row.members for row in rows] == [[0], [1, 3], [2, 4]]
+
+
+@given(st.integers(0, 60), st.integers(0, 2**32 - 1))
+def test_planned_rows_are_as_long_as_the_rows_that_are_packed(count, seed):
+    """Prompts of two ids share many beginnings."""
+    rng = np.random.default_rng(seed)
+    trees = []
+    for _ in range(count):
+        prompt = rng.integers(5, 7, rng.integers(1, 6)).tolist()
+        reply = Branch(rng.integers(5, 7, rng.integers(1, 4)).tolist(), pair=0, weight=1.0)
+        trees.append(flatten(Branch(prompt, children=(reply, reply))))
+    prompts = [tree.tokens[tree.pair == NO_PAIR] for tree in trees]
+    for row in plan_rows(prompts, list(map(len, trees)), 24):
+        packed_row = pack([trees[index] for index in row.members], 24)
+        check(packed_row)
+        assert row.tokens == np.sum(packed_row.tokens != 0)
+
+
+def test_what_two_prompts_share_is_planned_once():
+    prompts = [np.asarray(ids) for ids in ([5, 6, 7, 8], [9], [5, 6, 7, 9])]
+    (row,) = plan_rows(prompts, [6, 3, 6], 12)
+    assert row.members == [0, 2, 1] and row.tokens == 12
 
 
 def numbered_examples(count: int = 12) -> list[Example]:
@@ -185,7 +224,8 @@ def test_every_example_comes_once_per_epoch_in_a_new_order(recipe):
     assert len(epochs) >= 3
     assert all(sorted(epoch) == list(range(size)) for epoch in epochs[:-1])
     assert max(collections.Counter(epochs[-1]).values()) == 1
-    assert len(set(epochs)) == len(epochs)
+    # Within a row the trees stand in the order of their prompts, so that two epochs of two rows may agree.
+    assert len(set(epochs)) > 0.8 * len(epochs)
 
 
 @every_recipe
@@ -224,11 +264,10 @@ def test_reference_margins_stand_at_the_number_of_their_pair():
     rows = packed(DPO, 10, margins=margins)
     for number in range(10):
         row, reference_S = rows[number]["rows"], rows[number]["reference_margin"]
-        starts = np.flatnonzero((row.parent == NO_PARENT) & (row.tokens != 0))
-        assert reference_S[starts].tolist() == margins[rows.members(number), 0].tolist()
-        assert reference_S[starts + 1].tolist() == margins[rows.members(number), 1].tolist()
-        pairs = {pair for pair in row.pair.tolist() if pair != NO_PAIR}
-        assert pairs == {pair for start in starts.tolist() for pair in (start, start + 1)}
+        members = rows.members(number)
+        assert reference_S[: 2 * len(members)].tolist() == margins[members].reshape(-1).tolist()
+        assert not reference_S[2 * len(members) :].any()
+        assert set(row.pair.tolist()) == {NO_PAIR, *range(2 * len(members))}
 
 
 def test_the_reference_of_another_configuration_is_another_one():

@@ -284,16 +284,51 @@ def test_a_scored_root_is_refused():
 
 
 def test_a_row_that_is_too_short_is_refused():
-    tree = flatten(Branch([5, 6, 7]))
-    assert len(pack([tree, tree], 6)) == 6
-    with pytest.raises(InputError, match="6 tokens do not fit into a row of 5"):
-        pack([tree, tree], 5)
+    tree = flatten(Branch([5], children=(Branch([6, 7, 8], pair=0, weight=1.0),)))
+    assert len(pack([tree, tree], 7)) == 7
+    with pytest.raises(InputError, match="7 tokens do not fit into a row of 6"):
+        pack([tree, tree], 6)
 
 
 def test_packing_keeps_pairs_apart():
     tree = build_tree(example, Recipe("dpo", True, "keep", R, E), cuts)
     row = pack([tree, tree], S)
-    assert set(row.pair[row.weight != 0]) == {0, 1, len(tree), len(tree) + 1}
+    assert set(row.pair[row.weight != 0]) == {0, 1, 2, 3}
+    check(row)
+
+
+def scored_paths(row: trees.Rows) -> list:
+    return [(tuple(path_to(row, index)), row.weight[index]) for index in np.flatnonzero(row.weight)]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(5, 6), min_size=1, max_size=5), st.lists(tiny.branches(depth=2), max_size=3)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_prompts_that_begin_alike_stand_once_and_change_no_path(drawn):
+    made = [flatten(Branch(prompt, children=tuple(children))) for prompt, children in drawn]
+    row = pack(made, sum(map(len, made)))
+    check(row)
+    assert scored_paths(row) == [path for tree in made for path in scored_paths(tree)]
+    # Every tree of these has at most one pair, which stays its own.
+    owners = [number for number, tree in enumerate(made) for _ in range(np.count_nonzero(tree.weight))]
+    owner_of = dict(zip(row.pair[row.weight != 0].tolist(), owners, strict=True))
+    assert [owner_of[pair] for pair in row.pair[row.weight != 0].tolist()] == owners
+    assert len(set(owner_of.values())) == len(owner_of)
+
+
+def test_a_prompt_that_begins_two_others_carries_both():
+    reply = (Branch([7, 8], pair=0, weight=1.0),)
+    row = pack([flatten(Branch(prompt, children=reply)) for prompt in ([5], [5, 6], [5, 6])], 9)
+    assert row.tokens.tolist() == [5, 7, 8, 6, 7, 8, 7, 8, 0]
+    assert row.parent.tolist() == [-1, 0, 1, 0, 3, 4, 3, 6, -1]
+    assert row.end.tolist() == [8, 3, 3, 8, 6, 6, 8, 8, 9]
+    assert row.position.tolist() == [0, 1, 2, 1, 2, 3, 2, 3, 0]
+    assert row.pair.tolist() == [-1, 0, 0, -1, 1, 1, 2, 2, -1]
     check(row)
 
 

@@ -7,29 +7,48 @@ import grain
 import numpy as np
 
 from jax_backtrack.data.examples import cuts_generator
-from jax_backtrack.trees import Example, Recipe, build_tree, draw_cuts, pack, tree_length
+from jax_backtrack.trees import Example, Recipe, build_tree, common_beginning, count_pairs, draw_cuts, pack, tree_length
 
-# Rows that stand open while packing. A tree goes into the first one that has room.
+# Rows that stand open while packing.
 _OPEN_ROWS = 16
 
 
-def plan_rows(lengths: Sequence[int], row_length: int) -> Iterator[list[int]]:
-    """First fit with a bounded number of open rows: lists of indices into `lengths`, each at most `row_length` in sum.
+@dataclasses.dataclass(frozen=True)
+class PlannedRow:
+    """Numbers of the trees in a row, those that begin alike next to each other, and how many tokens they make."""
 
-    Where no open row has room, the fullest one is closed.
+    members: list[int]
+    tokens: int
+
+
+def plan_rows(prompts: Sequence[np.ndarray], lengths: Sequence[int], row_length: int) -> Iterator[PlannedRow]:
+    """Best fit with a bounded number of open rows, for trees of these prompts and lengths.
+
+    The trees come in order. Each goes into the open row that it leaves the least room in, where it counts without the
+    beginning that its prompt shares with one of the row's, which `pack` lays once. Where no open row has room, the
+    fullest one is closed.
     """
-    rows: list[tuple[int, list[int]]] = []
-    for index, length in enumerate(lengths):
-        for number, (used, members) in enumerate(rows):
-            if used + length <= row_length:
-                rows[number] = used + length, [*members, index]
-                break
-        else:
-            if len(rows) == _OPEN_ROWS:
-                fullest = max(range(len(rows)), key=lambda number: rows[number][0])
-                yield rows.pop(fullest)[1]
-            rows.append((length, [index]))
-    yield from (members for _, members in rows)
+    rows: list[PlannedRow] = []
+    for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        fitting = []
+        for number, row in enumerate(rows):
+            if row.tokens + length - len(prompt) <= row_length:  # worth a look at the prompts
+                shared = max(common_beginning(prompt, prompts[member]) for member in row.members)
+                if (tokens := row.tokens + length - shared) <= row_length:
+                    fitting.append((tokens, -number))
+        if fitting:
+            tokens, number = max(fitting)
+            rows[-number] = PlannedRow([*rows[-number].members, index], tokens)
+            continue
+        if len(rows) == _OPEN_ROWS:
+            fullest = max(range(len(rows)), key=lambda number: rows[number].tokens)
+            yield _in_order(rows.pop(fullest), prompts)
+        rows.append(PlannedRow([index], length))
+    yield from (_in_order(row, prompts) for row in rows)
+
+
+def _in_order(row: PlannedRow, prompts: Sequence[np.ndarray]) -> PlannedRow:
+    return dataclasses.replace(row, members=sorted(row.members, key=lambda index: prompts[index].tolist()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +85,15 @@ class PackedRows:
 
     def __init__(self, source: TreeSource, row_length: int, count: int):
         self._source, self._row_length = source, row_length
-        self._rows: list[tuple[int, list[int]]] = []
+        self._rows: list[tuple[int, PlannedRow]] = []
         epoch = 0
         while len(self._rows) < count:
             order = np.random.default_rng([source.seed, epoch]).permutation(len(source.examples))
             lengths = [source.length(epoch, int(index)) for index in order]
-            self._rows += [(epoch, [int(order[i]) for i in row]) for row in plan_rows(lengths, row_length)]
+            prompts = [source.examples[index].prompt for index in order]
+            for row in plan_rows(prompts, lengths, row_length):
+                members = [int(order[number]) for number in row.members]
+                self._rows.append((epoch, PlannedRow(members, row.tokens)))
             epoch += 1
         del self._rows[count:]
 
@@ -79,24 +101,28 @@ class PackedRows:
         return len(self._rows)
 
     def __getitem__(self, number: int) -> dict:
-        epoch, members = self._rows[number]
-        trees = [self._source.tree(epoch, index) for index in members]
+        epoch, row = self._rows[number]
+        trees = [self._source.tree(epoch, index) for index in row.members]
         reference_S = np.zeros(self._row_length, np.float32)
         if self.reference_margins is not None:
-            start = 0
-            for index, tree in zip(members, trees, strict=True):
-                pairs = self.reference_margins.shape[1]
-                reference_S[start : start + pairs] = self.reference_margins[index]
-                start += len(tree)
+            slot = 0
+            for index, tree in zip(row.members, trees, strict=True):
+                pairs = count_pairs(tree)
+                reference_S[slot : slot + pairs] = self.reference_margins[index, :pairs]
+                slot += pairs
         return {"rows": pack(trees, self._row_length), "reference_margin": reference_S}
 
     def members(self, number: int) -> list[int]:
         """Numbers of the examples in a row."""
-        return self._rows[number][1]
+        return self._rows[number][1].members
 
     def examples(self) -> list[int]:
         """Numbers of all examples that stand in any row, in order."""
-        return sorted({index for _, members in self._rows for index in members})
+        return sorted({index for _, row in self._rows for index in row.members})
+
+    def padding(self) -> float:
+        """Share of the rows' tokens that is padding."""
+        return 1 - sum(row.tokens for _, row in self._rows) / (len(self._rows) * self._row_length)
 
     def origins(self, number: int) -> list[str]:
         """Where the examples in a row came from."""

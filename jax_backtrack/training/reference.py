@@ -18,7 +18,7 @@ from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sharding import on_host, rows_sharding
 from jax_backtrack.training.checksum import checksum
 from jax_backtrack.training.step import margins
-from jax_backtrack.trees import pack, stack
+from jax_backtrack.trees import count_pairs, pack, stack
 
 PAIRS = 2  # the most pairs that a tree holds: a backtrack or plain pair, and a guard pair
 
@@ -59,7 +59,8 @@ def reference_margins(
         return result, 0
     graph, params = nnx.split(model)
     lengths = [source.length(0, index) for index in missing]
-    packed = [[missing[member] for member in row] for row in plan_rows(lengths, row_length)]
+    prompts = [source.examples[index].prompt for index in missing]
+    packed = [[missing[member] for member in row.members] for row in plan_rows(prompts, lengths, row_length)]
     mesh = model.compute.mesh
     share = Share(rows_sharding(mesh), batch_rows) if mesh else None
     for start in range(0, len(packed), batch_rows):
@@ -70,8 +71,10 @@ def reference_margins(
         for number, row in enumerate(members):
             slot = 0
             for index in row:
-                result[index] = margin_BxS[number, slot : slot + PAIRS]
-                slot += source.length(0, index)
+                pairs = count_pairs(source.tree(0, index))
+                result[index] = 0
+                result[index, :pairs] = margin_BxS[number, slot : slot + pairs]
+                slot += pairs
         progress(sum(map(len, members)))
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
