@@ -76,6 +76,8 @@ def train(
     trees = TreeSource(examples, recipe, config.data.seed)
     _write_recipe(workdir, config)
     rows = PackedRows(trees, config.train.row_length, config.train.steps * config.train.batch_rows)
+    shape = f"{len(rows)} rows of {config.train.row_length} tokens"
+    console.print(f"{shape}, {rows.padding():.1%} of them padding", highlight=False)
     if config.objective == "dpo":
         rows.reference_margins = _reference(config, workdir, model, trees, rows.examples())
     add_adapters(config, model, tokenizer.reset_id)  # behind the reference, which is the model without them
