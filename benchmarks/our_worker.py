@@ -1,0 +1,222 @@
+"""Trains by jax_backtrack as `benchmarks.alternate` says: `python -m benchmarks.our_worker '{...}'`.
+
+Rows are built on the clock, one batch after the other, where training prefetches them.
+"""
+
+import functools
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import jax_backtrack
+from benchmarks import pairs
+from benchmarks.channel import Channel, peak_bytes
+from jax_backtrack.data.rows import PackedRows, TreeSource
+from jax_backtrack.data.share import Share
+from jax_backtrack.models.adapters import split
+from jax_backtrack.models.transformer import Compute
+from jax_backtrack.sharding import rows_sharding
+from jax_backtrack.training.reference import reference_margins
+from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
+from jax_backtrack.trees import NO_PAIR, NO_PARENT, Rows, stack
+
+SFT_UPDATES = 64  # updates' rows that are planned; training goes round them
+STRIDE = 128  # row lengths that are tried are multiples of this
+CHECKED = 2  # examples on which both sides are compared
+
+
+def is_real(rows: Rows) -> np.ndarray:
+    """bool `[S]`: padding is a root without a subtree."""
+    index = np.arange(len(rows))
+    return ~((rows.parent == NO_PARENT) & (rows.end == index + 1))
+
+
+def empty_item(row_length: int) -> dict:
+    """A row of padding, as `PackedRows` would give it."""
+    zeros = np.zeros(row_length, np.int32)
+    index = np.arange(row_length, dtype=np.int32)
+    rows = Rows(zeros, zeros + NO_PARENT, zeros, index + 1, zeros + NO_PAIR, np.zeros(row_length, np.float32))
+    return {"rows": rows, "reference_margin": np.zeros(row_length, np.float32)}
+
+
+def units_per_example(source: TreeSource) -> int:
+    return 2 if source.recipe.backtrack else 1
+
+
+def epoch_rows(source: TreeSource, row_length: int) -> PackedRows:
+    """About one epoch; its last rows, which are hardly filled, left out."""
+    tokens = sum(source.length(0, number) for number in range(len(source.examples)))
+    return PackedRows(source, row_length, max(1, tokens // row_length))
+
+
+def units_per_row(source: TreeSource, row_length: int) -> float:
+    rows = epoch_rows(source, row_length)
+    return units_per_example(source) * np.mean([len(rows.members(number)) for number in range(len(rows))])
+
+
+def best_row_length(source: TreeSource, batch_rows: int, effective_batch: float) -> int:
+    """The row length with which an update has nearest to `effective_batch` units on average."""
+    lengths = [source.length(0, number) for number in range(len(source.examples))]
+    # PackedRows may draw other drafts in later epochs of SFT: leave room for the longest.
+    longest = max(max(lengths), sum(lengths[:CHECKED]))
+    if source.recipe.objective == "sft" and source.recipe.backtrack:
+        longest = max(longest, max(_longest_sft(source)))
+    tried = {}
+    length = -(-longest // STRIDE) * STRIDE
+    while True:
+        tried[length] = batch_rows * units_per_row(source, length) - effective_batch
+        if tried[length] >= 0:
+            return min(tried, key=lambda each: abs(tried[each]))
+        length += STRIDE
+
+
+def _longest_sft(source: TreeSource):
+    for example in source.examples:
+        yield len(example.prompt) + len(example.rejected) + 2 * len(example.chosen) + 3
+
+
+class Trainer:
+    """The model, its step, and the rows it is trained on."""
+
+    def __init__(self, settings: dict):
+        self.source = pairs.read_source(settings["data"])
+        self.batch_rows = settings["batch_rows"]
+        self.row_length = settings["row_length"] or best_row_length(
+            self.source, self.batch_rows, settings["effective_batch"]
+        )
+        self.score_chunk = settings["score_chunk"]
+        self.model, tokenizer = jax_backtrack.load(settings["model"], compute=Compute(settings["dtype"]))
+        self.plan = StepPlan(
+            objective=self.source.recipe.objective,
+            beta=settings["beta"],
+            chosen_weight=0.0,
+            steps=10**6,
+            learning_rate=settings["learning_rate"],
+            warmup_steps=0,
+            weight_decay=0.0,
+            clip_norm=1.0,
+            score_chunk=self.score_chunk,
+            reset_id=tokenizer.reset_id,
+        )
+        # In DPO as many as there is a reference for.
+        updates = (
+            settings["reference_units"] // settings["effective_batch"] if settings["reference_units"] else SFT_UPDATES
+        )
+        self.rows = PackedRows(self.source, self.row_length, max(2, updates) * self.batch_rows)
+        self.units = units_per_example(self.source)
+        self.number = 0
+        self.checked: np.ndarray | None = None  # reference margins of the first examples
+
+    def reference(self, folder: Path) -> dict:
+        """Sets the margins of the checked examples and of those in the rows; tells what the latter took, without
+        compiling.
+
+        What every pass costs anew, whatever it computes (the hash of the weights), is spread over the whole data.
+        """
+        make = functools.partial(
+            reference_margins,
+            self.model,
+            self.source,
+            folder=folder,
+            row_length=self.row_length,
+            batch_rows=self.batch_rows,
+            chunk=self.score_chunk,
+        )
+        checked, _ = make(list(range(CHECKED)))
+        self.checked = checked[:CHECKED]
+        needed = self.rows.examples()
+        start = time.perf_counter()
+        margins, computed = make(needed)
+        first = time.perf_counter() - start
+        start = time.perf_counter()
+        _, computed_again = make(needed)
+        again = time.perf_counter() - start
+        pairs_done = computed * self.units
+        per_pair = (first - again) / pairs_done + again / (len(self.source.examples) * self.units)
+        self.rows.reference_margins = margins
+        return dict(
+            seconds_per_unit=per_pair,
+            units=pairs_done,
+            again_computed=computed_again,
+            again_seconds=again,
+        )
+
+    def start(self) -> None:
+        """Makes the state; the model's parameters move into it."""
+        graph, trained, self.frozen = split(self.model)
+        self.share = Share(rows_sharding(self.model.compute.mesh), self.batch_rows)
+        self.state = init_state(trained, self.plan)
+        self.compiled = compile_step(graph, self.plan, self.state)
+
+    def update(self, items: list[dict]) -> dict:
+        batch = Batch(stack([item["rows"] for item in items]), np.stack([item["reference_margin"] for item in items]))
+        self.state, metrics = self.compiled(self.state, self.frozen, self.share.put(batch))
+        return {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+    def first_update(self) -> dict:
+        """Loss and gradient norm on the checked examples alone."""
+        checked = TreeSource(self.source.examples[:CHECKED], self.source.recipe, self.source.seed)
+        rows = PackedRows(checked, self.row_length, 1)
+        if len(rows.members(0)) < CHECKED:
+            raise SystemExit(f"--row-length={self.row_length} does not hold the first {CHECKED} examples: raise it")
+        rows.reference_margins = self.checked
+        metrics = self.update([rows[0], *(empty_item(self.row_length) for _ in range(self.batch_rows - 1))])
+        return dict(loss=metrics["loss"], gradient_norm=metrics["grad_norm"])
+
+    def run(self, steps: int) -> dict:
+        """Some updates on the clock, and what they held."""
+        done = []
+        start = time.perf_counter()
+        for _ in range(steps):
+            numbers = [(self.number * self.batch_rows + row) % len(self.rows) for row in range(self.batch_rows)]
+            items = [self.rows[number] for number in numbers]
+            self.update(items)
+            self.number += 1
+            done += list(zip(numbers, items, strict=True))
+        seconds = time.perf_counter() - start
+        return dict(
+            seconds=seconds,
+            units=self.units * sum(len(self.rows.members(number)) for number, _ in done),
+            computed=self.row_length * len(done),
+            real=int(sum(is_real(item["rows"]).sum() for _, item in done)),
+        )
+
+    def packed(self) -> dict:
+        """Of about one epoch: units per update, and tokens per unit as they lie in the rows, padding aside."""
+        rows = epoch_rows(self.source, self.row_length)
+        units = self.units * sum(len(rows.members(number)) for number in range(len(rows)))
+        real = sum(int(is_real(rows[number]["rows"]).sum()) for number in range(len(rows)))
+        return dict(units_per_update=self.batch_rows * units / len(rows), real_per_unit=real / units)
+
+
+def main():
+    channel = Channel()
+    settings = json.loads(sys.argv[1])
+    trainer = Trainer(settings)
+    check, reference = {}, None
+    if trainer.plan.objective == "dpo":
+        with tempfile.TemporaryDirectory() as folder:
+            reference = trainer.reference(Path(folder))
+        check["margins"] = trainer.checked[:, : trainer.units].ravel().tolist()
+    trainer.start()
+    check |= trainer.first_update()
+    trainer.run(settings["warm_up"])
+    channel.send(
+        check=check,
+        reference=reference,
+        row_length=trainer.row_length,
+        batch_rows=trainer.batch_rows,
+        **trainer.packed(),
+    )
+    while steps := channel.steps_asked():
+        channel.send(**trainer.run(steps))
+    channel.send(peak_bytes=peak_bytes())
+
+
+if __name__ == "__main__":
+    main()
