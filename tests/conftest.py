@@ -27,10 +27,15 @@ settings.load_profile("busy machine")
 
 # Run last, the longest of them first, so that two processes end together. The others finish in seconds.
 SLOW = """
-    test_training test_hosts test_sampler test_command_line test_tree_attention test_trees test_loading test_parity
-    test_sharding test_plan test_sharded_loading test_smollm test_custom_generate test_real_tokenizers test_download
+    test_training test_hosts test_plan test_sampler test_command_line test_tree_attention test_sharding test_trees
+    test_loading test_parity test_sharded_loading test_smollm test_custom_generate test_real_tokenizers test_download
     test_checksum test_hlo test_adapters test_export
 """.split()
+
+
+def pytest_configure(config):
+    """Keeps xdist to this order: of its own it begins with the files of most tests, and the longest would come last."""
+    config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):

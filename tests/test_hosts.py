@@ -1,12 +1,10 @@
 """Several hosts, as processes on this machine: they train what one trains, agree first, and end together."""
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +16,9 @@ from configs import sft_smollm
 from jax_backtrack import command_line, hosts
 from jax_backtrack.data.rows import batches
 from jax_backtrack.errors import InputError
-from tests.test_training import ROOT, base, flags_of, metrics  # noqa: F401
+from tests import processes
+from tests.processes import ROOT
+from tests.test_training import base, flags_of, metrics  # noqa: F401
 
 # Of each case objective, mesh axis over two devices, and what else differs from the recipe.
 CASES = {
@@ -26,9 +26,6 @@ CASES = {
     "dpo": ("fsdp", dict(steps=3)),
     "sft tensor": ("tensor", dict(steps=3)),
 }
-# The second process compiles anew each time: its programs have keys of their own, and JAX keeps the first one's only.
-_COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-_COMPILE_FAST += " --xla_cpu_parallel_codegen_split_count=1"
 # Trains all cases in one go, which costs one start of Python for them all.
 PROGRAM = """
 import sys
@@ -55,17 +52,8 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def start(*arguments, cwd=ROOT, devices=1, **environment) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices} {_COMPILE_FAST}"
-    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | settings | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(*arguments, devices=1, **settings) -> subprocess.Popen:
+    return processes.start(*arguments, devices=devices, JAX_PLATFORMS="cpu", **settings)
 
 
 def start_main(arguments, process: int, port: int, **settings) -> subprocess.Popen:

@@ -42,6 +42,18 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def hasty():
+    """The TPU compiler takes half the time, and optimizes less: for what does not look at the compiled program."""
+    names = "jax_exec_time_optimization_effort", "jax_memory_fitting_effort"
+    efforts = {name: getattr(jax.config, name) for name in names}
+    for name in efforts:
+        jax.config.update(name, -1.0)
+    yield
+    for name, effort in efforts.items():
+        jax.config.update(name, effort)
+
+
 def recipe(folder, base=dpo_llama, **fields):
     config = base.get_config()
     config.update_from_flattened_dict(
@@ -127,7 +139,7 @@ def test_the_compiled_step_holds_neither_all_logits_nor_all_parameters(folder, w
     assert names == {"tree_attention_forward", "tree_attention_backward_dq", "tree_attention_backward_dkv"}
 
 
-def test_what_does_not_fit_comes_with_what_would(folder, tmp_path, capsys):
+def test_what_does_not_fit_comes_with_what_would(folder, hasty, tmp_path, capsys):
     """Activations of four layers without recomputation are too many; each change is compiled, not guessed."""
     fields = {"objective": "sft", "train.batch_rows": 128, "train.remat": "none", "sample.max_new_tokens": 2}
     assert run(recipe(folder, **fields), tmp_path, "v5e:1x1") == 0

@@ -1,10 +1,5 @@
 """What lies where on a mesh, and that a mesh changes no number: on eight virtual devices, in processes of their own."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import pytest
 from jax.sharding import PartitionSpec
@@ -12,7 +7,7 @@ from jax.sharding import PartitionSpec
 from jax_backtrack import sharding
 from jax_backtrack.errors import InputError
 from jax_backtrack.sharding import make_mesh, param_shardings, partition
-from tests import tiny
+from tests import processes, tiny
 
 COMMON = """
 import sys, jax, numpy as np
@@ -121,14 +116,9 @@ assert (rows, heads) == (1, 1), "each device holds its own rows and heads of the
 
 
 def run(program: str, *arguments: str) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", COMMON + program, *arguments],
-        cwd=Path(__file__).parent.parent,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": "."},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
+    process = processes.start("-c", COMMON + program, *arguments, devices=8)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
 
 
 @pytest.mark.parametrize("family,objective", [("llama", "dpo"), ("gemma2", "sft")])

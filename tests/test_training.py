@@ -2,14 +2,11 @@
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,9 +22,7 @@ from jax_backtrack.hub.load import load
 from jax_backtrack.training.loop import train
 from jax_backtrack.training.reference import reference_margins
 from jax_backtrack.trees import Recipe
-from tests import tiny
-
-ROOT = Path(__file__).parent.parent
+from tests import processes, tiny
 
 
 @pytest.fixture(scope="module")
@@ -196,15 +191,8 @@ def test_reference_margins_are_computed_once(sft_workdir, tmp_path):
     assert computed(model, TreeSource(source.examples, tree_recipe, seed=1))[1] == 9
 
 
-def run_main(*arguments, **environment) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "main.py", *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def run_main(*arguments, **settings) -> subprocess.Popen:
+    return processes.start("main.py", *arguments, stderr=subprocess.STDOUT, **settings)
 
 
 def flags_of(base, workdir, objective="sft", **fields) -> list[str]:
@@ -248,7 +236,7 @@ def test_sharded_training_equals_training_on_one_device(base, tmp_path):
         process = run_main(
             *flags_of(base, tmp_path / name, steps=4, learning_rate=1e-6),
             *(f"--config.mesh.{axis}={size}" for axis, size in mesh.items()),
-            XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+            devices=devices,
         )
         output = process.communicate()[0]
         assert process.returncode == 0, output

@@ -1,0 +1,27 @@
+"""Processes of their own that tests start: without torch, on virtual devices of the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PYTHONPATH = os.pathsep.join([str(ROOT / "tests" / "without_torch"), str(ROOT)])
+# A tiny model takes much longer to compile than to run.
+COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+COMPILE_FAST += " --xla_cpu_parallel_codegen_split_count=1"
+
+
+def start(*arguments, cwd: Path = ROOT, devices: int = 0, stderr=subprocess.PIPE, **environment) -> subprocess.Popen:
+    """Python with these arguments. With `devices`, on so many, and compiling fast; else compiling as this process."""
+    settings = {"PYTHONPATH": PYTHONPATH, "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+    if devices:
+        settings["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {COMPILE_FAST}"
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | settings | environment,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
