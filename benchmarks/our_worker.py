@@ -90,7 +90,9 @@ class Trainer:
             self.source, self.batch_rows, settings["effective_batch"]
         )
         self.score_chunk = settings["score_chunk"]
-        self.model, tokenizer = jax_backtrack.load(settings["model"], compute=Compute(settings["dtype"]))
+        self.model, tokenizer = jax_backtrack.load(
+            settings["model"], compute=Compute(settings["dtype"], attention="blocks")
+        )
         self.plan = StepPlan(
             objective=self.source.recipe.objective,
             beta=settings["beta"],
