@@ -74,7 +74,11 @@ class Worker:
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
             )
-        self.ready = self._answer()
+        try:
+            self.ready = self._answer()
+        except BaseException:
+            self.kill()
+            raise
 
     def steps(self, count: int) -> dict:
         self._say(f"go {count}")
