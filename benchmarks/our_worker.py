@@ -23,7 +23,7 @@ from jax_backtrack.models.transformer import Compute
 from jax_backtrack.sharding import rows_sharding
 from jax_backtrack.training.reference import reference_margins
 from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
-from jax_backtrack.trees import NO_PAIR, NO_PARENT, Rows, stack
+from jax_backtrack.trees import NO_PARENT, Cuts, Rows, pack, stack, tree_length
 
 SFT_UPDATES = 64  # updates' rows that are planned; training goes round them
 STRIDE = 128  # row lengths that are tried are multiples of this
@@ -38,10 +38,7 @@ def is_real(rows: Rows) -> np.ndarray:
 
 def empty_item(row_length: int) -> dict:
     """A row of padding, as `PackedRows` would give it."""
-    zeros = np.zeros(row_length, np.int32)
-    index = np.arange(row_length, dtype=np.int32)
-    rows = Rows(zeros, zeros + NO_PARENT, zeros, index + 1, zeros + NO_PAIR, np.zeros(row_length, np.float32))
-    return {"rows": rows, "reference_margin": np.zeros(row_length, np.float32)}
+    return {"rows": pack([], row_length), "reference_margin": np.zeros(row_length, np.float32)}
 
 
 def units_per_example(source: TreeSource) -> int:
@@ -61,11 +58,12 @@ def units_per_row(source: TreeSource, row_length: int) -> float:
 
 def best_row_length(source: TreeSource, batch_rows: int, effective_batch: float) -> int:
     """The row length with which an update has nearest to `effective_batch` units on average."""
-    lengths = [source.length(0, number) for number in range(len(source.examples))]
-    # PackedRows may draw other drafts in later epochs of SFT: leave room for the longest.
-    longest = max(max(lengths), sum(lengths[:CHECKED]))
-    if source.recipe.objective == "sft" and source.recipe.backtrack:
-        longest = max(longest, max(_longest_sft(source)))
+    # Other epochs of SFT may draw other drafts: room for the longest.
+    lengths = [
+        tree_length(example, source.recipe, Cuts(draft=len(example.rejected), guard=len(example.chosen)))
+        for example in source.examples
+    ]
+    longest = max(max(lengths), sum(source.length(0, number) for number in range(CHECKED)))
     tried = {}
     length = -(-longest // STRIDE) * STRIDE
     while True:
@@ -73,11 +71,6 @@ def best_row_length(source: TreeSource, batch_rows: int, effective_batch: float)
         if tried[length] >= 0:
             return min(tried, key=lambda each: abs(tried[each]))
         length += STRIDE
-
-
-def _longest_sft(source: TreeSource):
-    for example in source.examples:
-        yield len(example.prompt) + len(example.rejected) + 2 * len(example.chosen) + 3
 
 
 class Trainer:

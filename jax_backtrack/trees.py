@@ -100,6 +100,11 @@ class Recipe:
         if self.backtrack and self.reset_id is None:
             raise InputError("backtracking needs a [RESET] token, and this tokenizer has none: call add_reset first")
 
+    @property
+    def pairs(self) -> int:
+        """Loss terms of each tree: in DPO a guard pair beside the first one, where drafts and resets take part."""
+        return 2 if self.objective == "dpo" and self.backtrack else 1
+
 
 # --------------------------------------------------------------------------------------------------- building
 
@@ -258,7 +263,7 @@ def pack(trees: Iterable[Rows], row_length: int) -> Rows:
         )
         parts.append(jax.tree.map(lambda array, shared=shared: array[shared:], placed))
         used += len(own)
-        pairs += count_pairs(tree)
+        pairs += int(tree.pair.max(initial=NO_PAIR)) + 1
         reaches.append((places[:shared], used))
     if used > row_length:
         raise InputError(f"{used} tokens do not fit into a row of {row_length}: raise train.row_length")
@@ -274,11 +279,6 @@ def pack(trees: Iterable[Rows], row_length: int) -> Rows:
     for shared_places, end in reaches:
         row.end[shared_places] = end
     return row
-
-
-def count_pairs(tree: Rows) -> int:
-    """How many loss terms a tree has, where they are numbered from 0."""
-    return int(tree.pair.max(initial=NO_PAIR)) + 1
 
 
 def common_beginning(one: np.ndarray, other: np.ndarray) -> int:

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from jax_backtrack.data.examples import cuts_generator
-from jax_backtrack.trees import Example, Recipe, build_tree, common_beginning, count_pairs, draw_cuts, pack, tree_length
+from jax_backtrack.trees import Example, Recipe, build_tree, common_beginning, draw_cuts, pack, tree_length
 
 # Rows that stand open while packing.
 _OPEN_ROWS = 16
@@ -73,6 +73,13 @@ class TreeSource:
         """The example's tree in this epoch."""
         return build_tree(self.examples[index], self.recipe, self.cuts(epoch, index))
 
+    def plan_rows(self, epoch: int, indices: Sequence[int], row_length: int) -> Iterator[PlannedRow]:
+        """`plan_rows` for the trees of these examples in this epoch; members are the examples' numbers."""
+        prompts = [self.examples[index].prompt for index in indices]
+        lengths = [self.length(epoch, index) for index in indices]
+        for row in plan_rows(prompts, lengths, row_length):
+            yield dataclasses.replace(row, members=[indices[number] for number in row.members])
+
 
 class PackedRows:
     """Rows of packed trees by number, over as many epochs as `count` rows need. Every epoch is shuffled anew.
@@ -88,12 +95,8 @@ class PackedRows:
         self._rows: list[tuple[int, PlannedRow]] = []
         epoch = 0
         while len(self._rows) < count:
-            order = np.random.default_rng([source.seed, epoch]).permutation(len(source.examples))
-            lengths = [source.length(epoch, int(index)) for index in order]
-            prompts = [source.examples[index].prompt for index in order]
-            for row in plan_rows(prompts, lengths, row_length):
-                members = [int(order[number]) for number in row.members]
-                self._rows.append((epoch, PlannedRow(members, row.tokens)))
+            order = np.random.default_rng([source.seed, epoch]).permutation(len(source.examples)).tolist()
+            self._rows += [(epoch, row) for row in source.plan_rows(epoch, order, row_length)]
             epoch += 1
         del self._rows[count:]
 
@@ -105,11 +108,8 @@ class PackedRows:
         trees = [self._source.tree(epoch, index) for index in row.members]
         reference_S = np.zeros(self._row_length, np.float32)
         if self.reference_margins is not None:
-            slot = 0
-            for index, tree in zip(row.members, trees, strict=True):
-                pairs = count_pairs(tree)
-                reference_S[slot : slot + pairs] = self.reference_margins[index, :pairs]
-                slot += pairs
+            margins = self.reference_margins[row.members, : self._source.recipe.pairs]
+            reference_S[: margins.size] = margins.ravel()
         return {"rows": pack(trees, self._row_length), "reference_margin": reference_S}
 
     def members(self, number: int) -> list[int]:

@@ -12,13 +12,13 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from jax_backtrack.data.examples import content_hash
-from jax_backtrack.data.rows import TreeSource, plan_rows
+from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.data.share import Share
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sharding import on_host, rows_sharding
 from jax_backtrack.training.checksum import checksum
 from jax_backtrack.training.step import margins
-from jax_backtrack.trees import count_pairs, pack, stack
+from jax_backtrack.trees import pack, stack
 
 PAIRS = 2  # the most pairs that a tree holds: a backtrack or plain pair, and a guard pair
 
@@ -58,9 +58,8 @@ def reference_margins(
     if not missing:
         return result, 0
     graph, params = nnx.split(model)
-    lengths = [source.length(0, index) for index in missing]
-    prompts = [source.examples[index].prompt for index in missing]
-    packed = [[missing[member] for member in row.members] for row in plan_rows(prompts, lengths, row_length)]
+    packed = [row.members for row in source.plan_rows(0, missing, row_length)]
+    pairs = source.recipe.pairs
     mesh = model.compute.mesh
     share = Share(rows_sharding(mesh), batch_rows) if mesh else None
     for start in range(0, len(packed), batch_rows):
@@ -69,12 +68,8 @@ def reference_margins(
         batch = stack([pack([source.tree(0, index) for index in row], row_length) for row in held])
         margin_BxS = on_host(margins(graph, params, share.put(batch) if share else batch, chunk))
         for number, row in enumerate(members):
-            slot = 0
-            for index in row:
-                pairs = count_pairs(source.tree(0, index))
-                result[index] = 0
-                result[index, :pairs] = margin_BxS[number, slot : slot + pairs]
-                slot += pairs
+            result[row] = 0
+            result[row, :pairs] = margin_BxS[number, : len(row) * pairs].reshape(-1, pairs)
         progress(sum(map(len, members)))
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
