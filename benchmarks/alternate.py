@@ -34,6 +34,7 @@ from jax_backtrack.hub.reset import add_reset
 
 ROOT = Path(__file__).parent.parent
 OUR_NAME = "jax_backtrack"
+SINGULAR = {"pairs": "pair", "replies": "reply"}  # what is counted, by its plural
 BETA, LEARNING_RATE = 0.1, 1e-6
 TOLERANCE = 1e-3  # between both sides' losses and margins in float32, and, relatively, gradient norms
 CHECKED_EXAMPLES = 2
@@ -313,7 +314,7 @@ def _print(results: list[dict], data: dict[str, dict], unit: str) -> None:
                 for place, (cell, width) in enumerate(zip(line, widths, strict=True))
             )
         )
-    print(f"reference and tokens are per {unit.removesuffix('s')}; 'ours : it' compares overall, in the same rounds")
+    print(f"reference and tokens are per {SINGULAR[unit]}; 'ours : it' compares overall, in the same rounds")
     for form, dtype in dict.fromkeys((row["form"], row["dtype"]) for row in results):
         theirs = [r for r in results if (r["form"], r["dtype"]) == (form, dtype) and "ours_beside" in r]
         if theirs:
@@ -322,7 +323,7 @@ def _print(results: list[dict], data: dict[str, dict], unit: str) -> None:
             print(f"{form}, {dtype}: {OUR_NAME} does {ratio:.2f} x the {unit} of TRL's best, {best['name']}")
     for form, numbers in data.items():
         print(
-            f"{form}: {numbers['sequence_tokens_per_unit']:.0f} tokens per {unit.removesuffix('s')} as sequences, "
+            f"{form}: {numbers['sequence_tokens_per_unit']:.0f} tokens per {SINGULAR[unit]} as sequences, "
             f"{numbers['tree_tokens_per_unit']:.0f} as trees"
         )
     for row in results:
