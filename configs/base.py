@@ -81,10 +81,15 @@ def get_config() -> ConfigDict:
     config.mesh.tensor = 1
 
     config.sample = ConfigDict()
-    config.sample.max_new_tokens = 256  # per reply, drafts and resets included
+    # Of a reply. In the context "keep" its drafts and resets count; in the others each draft may be as long again.
+    config.sample.max_new_tokens = 256
     config.sample.temperature = 0.0  # 0 takes the likeliest token
     config.sample.top_k = 0  # 0 for the whole vocabulary
     config.sample.top_p = 1.0  # 1 for the whole distribution
+    config.sample.min_p = 0.0  # leaves tokens of at least this share of the likeliest one's probability; 0 for all
+    config.sample.repetition_penalty = 1.0  # above 1: tokens that stand in the context become less likely
+    config.sample.stop_strings = ()  # texts that end a reply, which ends before them
+    config.sample.cache_dtype = ""  # of keys and values, "float32" or "bfloat16"; empty for model.compute_dtype
     config.sample.batch_rows = 16  # prompts in flight at once
     config.sample.seed = 0  # of the first prompt; each next one counts up
     config.sample.limit = 0  # prompts used; 0 for all

@@ -2,6 +2,8 @@
 
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
-from jax_backtrack.sampling.sampler import Reply, Sampler
+from jax_backtrack.sampling.reply import Reply, Trace
+from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.sampling.stream import Done, Retract, Token
 
-__all__ = ["Reply", "Sampler", "load", "save"]
+__all__ = ["Done", "Reply", "Retract", "Sampler", "Token", "Trace", "load", "save"]

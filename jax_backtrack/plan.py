@@ -36,8 +36,9 @@ from jax_backtrack.models import adapters
 from jax_backtrack.models.flops import forward_flops, step_flops
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console
-from jax_backtrack.sampling.loop import Knobs, Plan, Prompts, generate
-from jax_backtrack.sharding import check_rows, make_mesh, param_shardings, rows_sharding
+from jax_backtrack.sampling.batch import steps_of
+from jax_backtrack.sampling.loop import Knobs, Plan, Row, State, admit, decode, start
+from jax_backtrack.sharding import check_rows, make_mesh, param_shardings, row_parts, rows_sharding
 from jax_backtrack.training.step import Batch, compile_step, margins, new_state, state_shardings
 from jax_backtrack.trees import Rows
 
@@ -77,7 +78,8 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[s
     """Plans a recipe for each topology, prints a table and writes `plan.json`, beside it the compiled programs as text.
 
     A topology is named as in "v5e:4x4", with several slices as in "v5e:4x4*2". The training step, the reference pass
-    of DPO, and the sampler are compiled. Where the training step does not fit, recipes that need less are tried.
+    of DPO, the sampler's loop and its reading of prompts are compiled. Where the training step does not fit, recipes
+    that need less are tried.
     Raises InputError before anything is compiled where a topology or the recipe cannot be meant.
     """
     recipe.check_step(config)
@@ -120,12 +122,25 @@ def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stage
         graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
         return margins.lower(graph, _in_places(params, model, mesh), trees, config.train.score_chunk)
 
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
     def sampler():
         graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
-        return generate.lower(graph, _in_places(params, model, mesh), *_sampler_arguments(config, mesh))
+        state, knobs, plan = _sampler_arguments(config, mesh)
+        cancelled = _like(jnp.bool, state.done.shape, rows_sharding(mesh))
+        steps, until = _like(jnp.int32, (), everywhere), _like(jnp.bool, (), everywhere)
+        return decode.lower(graph, _in_places(params, model, mesh), None, state, knobs, cancelled, steps, until, plan)
 
-    both = {"training step": train_step, "sampler": sampler}
-    return both | ({"reference pass": reference_pass} if config.objective == "dpo" else {})
+    def prompts():
+        graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
+        state, _, plan = _sampler_arguments(config, mesh)
+        tokens = _like(jnp.int32, (row_parts(mesh), config.train.row_length), rows_sharding(mesh))
+        number = _like(jnp.int32, tokens.shape[:1], rows_sharding(mesh))
+        row = Row(number, number, number, number, _like(jnp.uint32, number.shape, number.sharding))
+        return admit.lower(graph, _in_places(params, model, mesh), state, tokens, row, number, plan)
+
+    all = {"training step": train_step, "sampler": sampler, "sampler's prompts": prompts}
+    return all | ({"reference pass": reference_pass} if config.objective == "dpo" else {})
 
 
 def abstract_model(config: ConfigDict, mesh: Mesh, with_adapters: bool = True) -> Transformer:
@@ -143,30 +158,27 @@ def abstract_model(config: ConfigDict, mesh: Mesh, with_adapters: bool = True) -
     return nnx.eval_shape(make)
 
 
-def _sampler_arguments(config: ConfigDict, mesh: Mesh) -> tuple[Prompts, Knobs, Plan]:
-    """Prompts as long as a row of training, and the recipe's settings."""
-    sample, rows = config.sample, rows_sharding(mesh)
-    row_of_each = _like(jnp.int32, (sample.batch_rows,), rows)
-    prompts = Prompts(
-        tokens=_like(jnp.int32, (sample.batch_rows, config.train.row_length), rows),
-        length=row_of_each,
-        reply_start=row_of_each,
-        seed=_like(jnp.uint32, row_of_each.shape, rows),
-        real=_like(jnp.bool, row_of_each.shape, rows),
-    )
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    scalar = _like(jnp.float32, (), everywhere)
-    knobs = Knobs(scalar, scalar, _like(jnp.int32, (), everywhere), scalar)
+def _sampler_arguments(config: ConfigDict, mesh: Mesh) -> tuple[State, Knobs, Plan]:
+    """A batch whose prompts are as long as a row of training, and the recipe's settings."""
+    sample = config.sample
     plan = Plan(
-        new_tokens=sample.max_new_tokens,
         context=config.reset.context,
         reset_id=_ANY_ID,
         stop_ids=(_ANY_ID + 1,),
         greedy=sample.temperature == 0,
         top_k=sample.top_k,
-        nucleus=sample.top_p < 1,
+        top_p=sample.top_p < 1,
+        min_p=sample.min_p > 0,
+        penalty=sample.repetition_penalty != 1,
+        steps=steps_of(sample.max_new_tokens),
     )
-    return prompts, knobs, plan
+    shape = _read_once(config.model.path, config.model.revision or None)
+    sizes = sample.batch_rows, config.train.row_length, sample.max_new_tokens
+    dtype = sample.cache_dtype or config.model.compute_dtype
+    state = start.lower(shape, mesh, plan, *sizes, dtype, True).out_info
+    scalar = _like(jnp.float32, (), NamedSharding(mesh, PartitionSpec()))
+    bias = _like(jnp.float32, (1, 1), scalar.sharding)
+    return state, Knobs(scalar, scalar, scalar, scalar, _like(jnp.int32, (), scalar.sharding), bias), plan
 
 
 def _in_places(state: nnx.State, model: Transformer, mesh: Mesh) -> nnx.State:
@@ -261,16 +273,20 @@ def _compile(
 
 
 def _model_flops(name: str, config: ConfigDict, mesh: Mesh) -> float:
-    """Of the sampler: prompts once, and one token after the other behind them, each projected."""
+    """Of the sampler: one call of its loop, behind prompts of a row's length; of its prompts: one for each part of the
+    rows, unprojected."""
     model, length = abstract_model(config, mesh), config.train.row_length
-    if name == "training step":
+    if name.startswith("training step"):
         trained = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, adapters.Adapter)))
         return step_flops(model.config, config.train.batch_rows, length, trained)
     if name == "reference pass":
         return sum(forward_flops(model.config, config.train.batch_rows, length))
-    rows = config.sample.batch_rows
-    unprojected = 2 * rows * length * model.config.vocab_size * model.config.hidden_size
-    return sum(forward_flops(model.config, rows, length + config.sample.max_new_tokens)) - unprojected
+    if name == "sampler":
+        rows, steps = config.sample.batch_rows, steps_of(config.sample.max_new_tokens)
+        behind, before = (sum(forward_flops(model.config, rows, tokens)) for tokens in (length + steps, length))
+        return behind - before
+    projected = 2 * row_parts(mesh) * length * model.config.vocab_size * model.config.hidden_size
+    return sum(forward_flops(model.config, row_parts(mesh), length)) - projected
 
 
 def _mfu_bound(model_flops: float, flops: float, moved: dict, one_chip: Chip) -> float:

@@ -26,6 +26,7 @@ _NAMES = {
     "train.remat": tuple(REMAT),
     "train.first_moment_dtype": DTYPES,
     "train.second_moment_dtype": DTYPES,
+    "sample.cache_dtype": ("", *DTYPES),
 }
 _AT_LEAST = {
     "data.limit": 0,
@@ -48,13 +49,21 @@ _AT_LEAST = {
     "sample.max_new_tokens": 1,
     "sample.temperature": 0,
     "sample.top_k": 0,
+    "sample.min_p": 0,
     "sample.batch_rows": 1,
     "sample.seed": 0,
     "sample.limit": 0,
     "evaluate.prompts": 1,
 }
 _SHOWN = 32  # characters of a path before the bar of its loading
-_ABOVE_0 = ("adapter.alpha", "train.learning_rate", "train.clip_norm", "train.beta", "sample.top_p")
+_ABOVE_0 = (
+    "adapter.alpha",
+    "train.learning_rate",
+    "train.clip_norm",
+    "train.beta",
+    "sample.top_p",
+    "sample.repetition_penalty",
+)
 
 
 def check(config: ConfigDict) -> None:

@@ -8,6 +8,10 @@ The vocabulary is the exception. Gathered, its table would be the largest array 
 So its rows are spread over `fsdp` and `tensor`, and in the projection to logits the rows of a batch come together
 instead, a chunk of scored tokens at a time: each device scores them against its own part of the vocabulary. To look
 tokens up, each device takes some features of all rows of the table.
+
+Decoding feeds few tokens at a time, so there weights stay where they are kept and what is computed travels: features
+lie along `fsdp` as the weights' do, and each device multiplies its part of them. Only attention has its rows along
+`fsdp` too, as the cache has.
 """
 
 import math
@@ -28,6 +32,7 @@ _ROWS = ("data", "fsdp")
 _PLACES = {
     "kept": {"M": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor"},
     "computed": {"B": _ROWS, "N": "tensor", "K": "tensor", "F": "tensor"},
+    "decoded": {"B": "data", "M": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor"},
     "looked up": {"B": "data", "M": "fsdp", "V": "tensor"},
     "projected": {"B": "data", "V": ("fsdp", "tensor")},
 }
@@ -70,7 +75,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 def partition(axes: str, purpose: str = "kept") -> PartitionSpec:
     """The places of an array whose axes are named by letters, as in `query_MxNxD` -> "MxNxD".
 
-    `purpose` is a key of the table: "kept", "computed", "looked up" or "projected".
+    `purpose` is a key of the table: "kept", "computed", "decoded", "looked up" or "projected".
     """
     places = [_PLACES[purpose].get(letter) for letter in axes.split("x")]
     used = [name for place in places for name in _names(place)]
@@ -110,6 +115,11 @@ def rows_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition("B", "computed"))
 
 
+def row_parts(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are spread over."""
+    return _parts(mesh, _ROWS)
+
+
 def on_host(array: jax.Array) -> np.ndarray:
     """The whole array, on every process; all must call this where it is spread over several."""
     return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
@@ -117,7 +127,7 @@ def on_host(array: jax.Array) -> np.ndarray:
 
 def check_rows(rows: int, mesh: Mesh, field: str) -> None:
     """Raises InputError unless this many rows divide over the mesh."""
-    parts = _parts(mesh, _ROWS)
+    parts = row_parts(mesh)
     if rows % parts:
         raise InputError(f"{field} = {rows} does not divide by mesh.data x mesh.fsdp = {parts}")
 

@@ -6,19 +6,18 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
-from flax import nnx
 
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from jax_backtrack.hub.reset import add_reset
-from jax_backtrack.sampling.loop import Knobs, Plan, Prompts
-from jax_backtrack.sampling.loop import generate as our_generate
+from jax_backtrack.sampling.batch import Request
+from jax_backtrack.sampling.loop import Plan
 from tests import tiny
+from tests.sampling import engine, knobs, sample
 from tests.test_tokenizer import small_tokenizer
 
 CONTEXTS = ("keep", "rewind", "resample")
@@ -29,8 +28,7 @@ def exported(model, tokenizer, folder) -> SimpleNamespace:
     """A model as we have it and as transformers reads our export of it."""
     save(model, tokenizer, folder)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    graph, params = nnx.split(model)
-    return SimpleNamespace(folder=str(folder), tokenizer=tokenizer, theirs=theirs, graph=graph, params=params)
+    return SimpleNamespace(folder=str(folder), tokenizer=tokenizer, theirs=theirs, ours=model)
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
@@ -55,20 +53,18 @@ def smollm(smollm_gguf, tmp_path_factory):
 def by_us(pair, prompts, context, *, max_resets, bias, new_tokens, prefixes=None):
     """Prompt and reply, and the drafts, of each prompt: lists of ids."""
     prefixes = prefixes or [[] for _ in prompts]
-    rows = [[*prompt, *prefix] for prompt, prefix in zip(prompts, prefixes, strict=True)]
-    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for row, ids in enumerate(rows):
-        tokens[row, : len(ids)] = ids
-    length, start = (np.array([len(ids) for ids in each], np.int32) for each in (rows, prompts))
-    batch = Prompts(tokens, length, start, np.arange(len(rows), dtype=np.uint32), np.ones(len(rows), bool))
+    requests = [
+        Request(number, np.asarray(prompt, np.int32), np.asarray(prefix, np.int32), seed=number)
+        for number, (prompt, prefix) in enumerate(zip(prompts, prefixes, strict=True))
+    ]
     reset_id = pair.tokenizer.reset_id
-    stops = tuple(sorted(pair.tokenizer.special_ids - {reset_id}))
-    plan = Plan(new_tokens, context, reset_id, stops, greedy=True, top_k=0, nucleus=False)
-    knobs = Knobs(jnp.float32(1), jnp.float32(1), jnp.int32(max_resets), jnp.float32(bias))
-    state = our_generate(pair.graph, pair.params, batch, knobs, plan)
+    plan = Plan(context, reset_id, tuple(sorted(pair.tokenizer.special_ids - {reset_id})), greedy=True)
+    ours = engine(pair.ours, plan, knobs(max_resets=max_resets, bias=bias))
+    longest = max(request.length for request in requests)
+    written = sample(ours, requests, rows=len(requests), ring=new_tokens, prompt=longest)
     found = []
     for row, (prompt, prefix) in enumerate(zip(prompts, prefixes, strict=True)):
-        ids = np.array([*prefix, *state.emitted[row, : state.count[row]].tolist()], np.int32)
+        ids = np.array([*prefix, *written[row]], np.int32)
         first, *others = np.split(ids, np.flatnonzero(ids == reset_id))
         *drafts, reply = [first.tolist(), *(other[1:].tolist() for other in others)]
         found.append(([*map(int, prompt), *reply], drafts))
@@ -146,7 +142,8 @@ def test_smollm2_resets_in_transformers_as_here(smollm, shared, context):
     ours = by_us(smollm, prompts, context, **settings)
     assert_equal(smollm, by_transformers(smollm, prompts, context, **settings), ours)
     resets = [len(drafts) for _, drafts in ours]
-    assert min(resets.count(number) for number in (0, 1, 2)) >= 3, resets
+    seen = (0, 2) if context == "resample" else (0, 1, 2)  # there the same draft comes again: one reset is never alone
+    assert min(resets.count(number) for number in seen) >= 3, resets
     assert len({len(drafts[0]) for _, drafts in ours if drafts}) > 5
 
 

@@ -3,147 +3,197 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jax_backtrack import Sampler
+from jax_backtrack import Done, Retract, Sampler
 from jax_backtrack.errors import InputError
-from jax_backtrack.sampling.loop import Knobs, Plan, Prompts, generate
+from jax_backtrack.sampling import loop
+from jax_backtrack.sampling.batch import Batch, Request, bucket, pools
+from jax_backtrack.sampling.loop import Plan
+from jax_backtrack.sampling.reply import Writing
+from jax_backtrack.sampling.stream import _whole
 from tests import tiny
+from tests.sampling import engine, knobs, naive, sample
 
 R, E = tiny.RESET_ID, tiny.EOT_ID
 NEW, PROMPT = 9, 8
-MODELS = {family: nnx.split(tiny.model(seed=4, **fields)) for family, fields in tiny.FAMILIES.items()}
+MODELS = {family: tiny.model(seed=4, **fields) for family, fields in tiny.FAMILIES.items()}
 every_family = pytest.mark.parametrize("family", MODELS)
-GREEDY = Plan(new_tokens=NEW, context="keep", reset_id=R, stop_ids=(E,), greedy=True, top_k=0, nucleus=False)
+every_context = pytest.mark.parametrize("context", ["keep", "rewind", "resample"])
+GREEDY = Plan(context="keep", reset_id=R, stop_ids=(E,), greedy=True, steps=16)
+SAMPLED = dataclasses.replace(GREEDY, greedy=False)
 causal_logits = jax.jit(lambda graph, params, tokens: nnx.merge(graph, params)(tokens)[0], static_argnums=0)
 
 
-def prompts(rows: int = 3, seed: int = 0) -> Prompts:
-    """Prompts of different lengths; row 1 has the first two tokens of its reply written for it."""
+def requests(count: int = 3, seed: int = 0) -> list[Request]:
+    """Prompts of different lengths; number 1 has the first two tokens of its reply written for it."""
     rng = np.random.default_rng(seed)
-    length = rng.integers(4, PROMPT + 1, rows).astype(np.int32)
-    reply_start = length.copy()
-    reply_start[1 % rows] -= 2
-    tokens = rng.integers(5, tiny.VOCAB, (rows, PROMPT), dtype=np.int32)
-    return Prompts(tokens, length, reply_start, np.arange(rows, dtype=np.uint32) + 7, np.ones(rows, bool))
+    made = []
+    for number in range(count):
+        ids = rng.integers(5, tiny.VOCAB, rng.integers(4, PROMPT + 1), dtype=np.int32)
+        begun = 2 if number == 1 else 0
+        made.append(Request(number, ids[: len(ids) - begun], ids[len(ids) - begun :], seed=7 + number))
+    return made
 
 
-def knobs(max_resets=2, bias=0.0, temperature=1.0, top_p=1.0) -> Knobs:
-    return Knobs(jnp.float32(temperature), jnp.float32(top_p), jnp.int32(max_resets), jnp.asarray(bias, jnp.float32))
+def logits_of(family: str):
+    split = nnx.split(MODELS[family])
+
+    def of(context: list[int]) -> np.ndarray:
+        padded = np.zeros((1, 64), np.int32)
+        padded[0, : len(context)] = context
+        return np.array(causal_logits(*split, padded)[len(context) - 1])
+
+    return of
 
 
-def next_token_logits(context: list[int], family: str) -> np.ndarray:
-    padded = np.zeros((1, 64), np.int32)
-    padded[0, : len(context)] = context
-    return np.array(causal_logits(*MODELS[family], padded)[len(context) - 1])
+def both(asked, plan, turned, family="llama", layers_apart=True, rows=None) -> tuple[list, list]:
+    """What the sampler writes, and what naive recomputation does."""
+    rows = rows or len(asked)
+    written = sample(engine(MODELS[family], plan, turned, layers_apart), asked, rows, NEW)
+    expected = [naive(logits_of(family), one, row, plan, turned, NEW) for row, one in enumerate(asked)]
+    return written, expected
 
 
-def naive(prompts: Prompts, row: int, plan: Plan, knobs: Knobs, family: str) -> list[int]:
-    """One row, one token at a time, each from the logits of a full pass over the row's context. Written for itself."""
-    start, length = int(prompts.reply_start[row]), int(prompts.length[row])
-    prompt = prompts.tokens[row, :start].tolist()
-    context = prompts.tokens[row, :length].tolist()
-    bias = np.broadcast_to(np.asarray(knobs.reset_bias), (len(prompts.length), plan.new_tokens))[row]
-    emitted, resets = [], 0
-    for step in range(plan.new_tokens):
-        logits = next_token_logits(context, family)
-        logits[R] += bias[step] if resets < knobs.max_resets else -np.inf
-        if plan.greedy:
-            token = int(logits.argmax())
-        else:
-            logits = logits / float(knobs.temperature)
-            order = np.argsort(-logits)
-            if plan.top_k:
-                logits[order[plan.top_k :]] = -np.inf
-            if plan.nucleus:
-                mass = np.exp(logits[order] - logits.max())
-                mass /= mass.sum()
-                logits[order[np.cumsum(mass) - mass >= float(knobs.top_p)]] = -np.inf
-            key = jax.random.fold_in(jax.random.key(prompts.seed[row]), step)
-            token = int((logits + np.asarray(jax.random.gumbel(key, logits.shape))).argmax())
-        emitted.append(token)
-        if token == E:
-            break
-        if token == R:
-            resets += 1
-            context = {"keep": [*context, R], "rewind": [*prompt, R], "resample": list(prompt)}[plan.context]
-        else:
-            context.append(token)
-    return emitted
-
-
-def sampled(prompts: Prompts, plan: Plan, knobs: Knobs, family: str = "llama") -> list[list[int]]:
-    state = generate(*MODELS[family], prompts, knobs, plan)
-    return [state.emitted[row, : state.count[row]].tolist() for row in range(len(prompts.length))]
-
-
-def forced_at(*steps_of_rows) -> np.ndarray:
-    """A bias that makes row b say [RESET] at exactly the given steps."""
-    bias = np.full((len(steps_of_rows), NEW), -1e9, np.float32)
-    for row, steps in enumerate(steps_of_rows):
-        bias[row, list(steps)] = 1e9
+def forced_at(*places_of_rows) -> np.ndarray:
+    """A bias that makes row b say [RESET] at exactly the given positions behind its prompt."""
+    bias = np.full((len(places_of_rows), NEW + 3), -1e9, np.float32)
+    for row, places in enumerate(places_of_rows):
+        bias[row, list(places)] = 1e9
     return bias
 
 
 @every_family
-@pytest.mark.parametrize("context", ["keep", "rewind", "resample"])
-@pytest.mark.parametrize("step", range(NEW))
-def test_a_reset_at_every_step_equals_naive_recomputation(family, context, step):
-    """Rows reset at different times, one of them twice, one of them never. Gemma-2's window is shorter than prompts."""
+@every_context
+@pytest.mark.parametrize("place", range(NEW))
+def test_a_reset_at_every_place_equals_naive_recomputation(family, context, place):
+    """Rows reset at different times, one of them twice, one of them never. Gemma-2's window is shorter than prompts.
+
+    Drafts and replies together are longer than the ring, which so goes round.
+    """
     plan = dataclasses.replace(GREEDY, context=context)
-    asked = prompts()
-    forced = knobs(bias=forced_at([step], [(step + 3) % NEW, (step + 5) % NEW], []))
-    expected = [naive(asked, row, plan, forced, family) for row in range(3)]
-    assert sampled(asked, plan, forced, family) == expected
-    assert expected[0].count(R) == (0 if E in expected[0][:step] else 1)
+    forced = knobs(bias=forced_at([place], [2 + place // 2, 3 + place // 2], []))
+    written, expected = both(requests(), plan, forced, family)
+    assert written == expected
+    assert R in expected[0] or E in expected[0][:place]
 
 
-@pytest.mark.parametrize("context", ["keep", "rewind", "resample"])
-@pytest.mark.parametrize(
-    "family,top_k,top_p", [("llama", 0, 1.0), ("gemma2", 5, 1.0), ("llama", 0, 0.7), ("gemma2", 9, 0.8)]
-)
-def test_sampling_with_temperature_equals_naive_recomputation(family, context, top_k, top_p):
-    plan = dataclasses.replace(GREEDY, context=context, greedy=False, top_k=top_k, nucleus=top_p < 1)
-    asked, turned = prompts(rows=4), knobs(bias=3.0, temperature=1.7, top_p=top_p)
-    assert sampled(asked, plan, turned, family) == [naive(asked, row, plan, turned, family) for row in range(4)]
+@every_family
+def test_layers_in_a_scan_equal_layers_apart(family):
+    plan = dataclasses.replace(SAMPLED, context="rewind")
+    turned = knobs(bias=3.0, temperature=1.7)
+    written, expected = both(requests(4), plan, turned, family, layers_apart=False)
+    assert written == expected
+
+
+CUTS = {
+    "all": ({}, {}),
+    "top k": (dict(top_k=5), {}),
+    "top p": (dict(top_p=True), dict(top_p=0.7)),
+    "min p": (dict(min_p=True), dict(min_p=0.05)),
+    "penalty": (dict(penalty=True), dict(penalty=1.8)),
+    "every cut": (dict(top_k=9, top_p=True, min_p=True, penalty=True), dict(top_p=0.8, min_p=0.1, penalty=1.3)),
+}
+
+
+@every_family
+@every_context
+@pytest.mark.parametrize("cut", CUTS)
+def test_sampling_equals_naive_recomputation(family, context, cut):
+    planned, turned = CUTS[cut]
+    plan = dataclasses.replace(SAMPLED, context=context, **planned)
+    turned = knobs(bias=3.0, temperature=1.7, **turned)
+    written, expected = both(requests(4), plan, turned, family)
+    assert written == expected
+    assert any(R in row for row in expected)
 
 
 def test_max_resets_masks_reset():
     for most in range(4):
-        emitted = sampled(prompts(), GREEDY, knobs(max_resets=most, bias=1e9))
-        assert [row.count(R) for row in emitted] == [most] * 3
-        assert all(row[:most] == [R] * most for row in emitted)
+        written, _ = both(requests(), GREEDY, knobs(max_resets=most, bias=1e9))
+        assert [row.count(R) for row in written] == [most] * 3
+        assert all(row[:most] == [R] * most for row in written)
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
-    plan = dataclasses.replace(GREEDY, context="rewind", greedy=False)
-    asked = prompts(rows=4)
-    others = prompts(rows=4, seed=9)
-    bias = forced_at([2], [1], [4], [])
-    before = sampled(asked, plan, knobs(bias=bias))
-    mixed = jax.tree.map(
-        lambda one, other: np.where(np.arange(4).reshape(-1, *[1] * (one.ndim - 1)) == 0, one, other), asked, others
-    )
-    bias[1:] = forced_at([3, 5], [], [0])
-    assert sampled(mixed, plan, knobs(bias=bias))[0] == before[0]
+@every_context
+def test_many_prompts_through_few_rows_equal_each_alone(context):
+    """Rows are given prompts again and again while others go on; the loop stops and goes on at other places."""
+    plan = dataclasses.replace(SAMPLED, context=context)
+    turned = knobs(bias=2.0, temperature=1.3)
+    asked = [dataclasses.replace(one, seed=number) for number, one in enumerate(requests(23, seed=5))]
+    made = engine(MODELS["gemma2"], plan, turned)
+    alone = [sample(made, [one], 4, NEW)[0] for one in asked]
+    assert sample(made, asked, 4, NEW) == alone
+    assert sample(made, asked[::-1], 4, NEW, steps=2) == alone[::-1]
+    assert any(R in row for row in alone)
 
 
-def test_rows_that_only_fill_the_batch_emit_nothing():
-    asked = dataclasses.replace(prompts(), real=np.asarray([True, False, True]))
-    whole, part = sampled(prompts(), GREEDY, knobs()), sampled(asked, GREEDY, knobs())
-    assert part == [whole[0], [], whole[2]]
+def test_samples_of_one_prompt_are_read_once():
+    plan = dataclasses.replace(SAMPLED, context="rewind")
+    one, other = requests(2, seed=3)
+    asked = [dataclasses.replace(one, number=number, seed=number) for number in range(11)]
+    asked += [dataclasses.replace(other, number=11 + number, seed=number) for number in range(5)]
+    made = engine(MODELS["llama"], plan, knobs(temperature=1.5, bias=1.0))
+    reads = []
+    batch = Batch(made, 4, PROMPT, NEW)
+    read, batch._read = batch._read, lambda each: (reads.extend(one.number for one, _ in each.values()), read(each))
+    written = {}
+    for updates in batch.run(asked):
+        for update in updates:
+            written.setdefault(update.number, []).extend(update.ids.tolist())
+    assert reads == [0, 11]
+    assert [written[number] for number in range(16)] == [sample(made, [one], 4, NEW)[0] for one in asked]
 
 
-def test_one_compilation_for_any_number_of_resets():
-    plan = dataclasses.replace(GREEDY, context="rewind", new_tokens=NEW - 1)
-    before = generate._cache_size()
+def test_a_cancelled_row_is_given_the_next_prompt():
+    made = engine(MODELS["llama"], GREEDY, knobs(max_resets=0))
+    asked = requests(5)
+    batch, written = Batch(made, 1, PROMPT, NEW), {}
+    for updates in batch.run(asked, steps=2):
+        for update in updates:
+            written.setdefault(update.number, []).extend(update.ids.tolist())
+            batch.cancel(update.number)
+    assert [written[number] for number in range(5)] == [row[:2] for row in sample(made, asked, 1, NEW)]
+
+
+def test_log_probs_are_the_models_own():
+    plan = dataclasses.replace(SAMPLED, context="rewind", log_probs=True, top_k=3)
+    made = engine(MODELS["llama"], plan, knobs(bias=3.0, temperature=0.7))
+    (asked,) = requests(1)
+    for (update,) in Batch(made, 1, PROMPT, NEW).run([asked]):
+        ids, log_probs, reset_log_probs = update.ids.tolist(), update.log_probs, update.reset_log_probs
+    context = asked.ids.tolist()
+    for token, log_prob, reset_log_prob in zip(ids, log_probs, reset_log_probs, strict=True):
+        expected = np.asarray(jax.nn.log_softmax(logits_of("llama")(context)))
+        np.testing.assert_allclose([log_prob, reset_log_prob], expected[[token, R]], atol=1e-4)
+        context = [*asked.prompt_ids.tolist(), R] if token == R else [*context, token]
+
+
+def test_one_compilation_for_any_number_of_resets_and_prompts():
+    plan = dataclasses.replace(GREEDY, context="rewind", steps=NEW - 1)
+    sizes = lambda: [each._cache_size() for each in (loop.decode, loop.admit, loop.admit_again)]  # noqa: E731
+    before = sizes()
     for most in range(4):
         for bias in (0.0, 1e9):
-            sampled(prompts(seed=most), plan, knobs(max_resets=most, bias=bias))
-    assert generate._cache_size() == before + 1
+            asked = requests(7, seed=most)
+            sample(engine(MODELS["llama"], plan, knobs(max_resets=most, bias=bias)), [*asked, asked[-1]], 3, NEW)
+    assert [after - earlier for after, earlier in zip(sizes(), before, strict=True)] == [1, 1, 1]
+
+
+def test_pools_hold_every_request_once_and_short_prompts_apart():
+    lengths = [*[10] * 9, *[100] * 9, *[30] * 3, 400]
+    asked = [Request(i, np.zeros(n, np.int32), np.zeros(0, np.int32), i) for i, n in enumerate(lengths)]
+    found = pools(asked, rows=2)
+    assert [[one.length for one in pool] for pool in found] == [[400], [*[100] * 9, *[30] * 3], [10] * 9]
+    assert sorted(one.number for pool in found for one in pool) == list(range(22))
+    assert len(pools(asked, rows=16)) == 1
+
+
+def test_buckets_are_at_most_half_as_long_again():
+    assert all(length <= bucket(length) <= max(length + 7, 1.5 * length) for length in range(1, 5000))
+    assert sorted({bucket(length) for length in range(1, 257)}) == [8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +223,7 @@ def test_a_model_without_reset_never_resets(smollm_shaped, tokenizer):
 
 
 def test_every_special_token_but_reset_ends_a_reply(smollm_shaped, reset_tokenizer):
-    stops = Sampler(smollm_shaped, reset_tokenizer)._plan.stop_ids
+    stops = Sampler(smollm_shaped, reset_tokenizer)._engine.plan.stop_ids
     assert {0, 1, reset_tokenizer.eot_id} <= set(stops) and reset_tokenizer.reset_id not in stops
 
 
@@ -196,10 +246,17 @@ def test_replies_come_in_order_and_by_seed_whatever_the_batch(smollm_shaped, res
         ({"context": "resample"}, "temperature above 0"),
         ({"temperature": -1}, "temperature is -1"),
         ({"top_p": 0}, "top_p is 0"),
-        ({"top_k": 10**6}, "top_k 1000000"),
+        ({"top_k": 10**6}, "top_k is 1000000; it must be at most 49152"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": 250}, "exceed the model's 256 positions"),
         ({"max_resets": -1}, "max_resets is -1"),
+        ({"min_p": 1.5}, "min_p is 1.5; it must be at most 1"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+        ({"stop_strings": "end"}, "stop_strings is 'end'"),
+        ({"stop_strings": [""]}, "not empty"),
+        ({"cache_dtype": "float23"}, "did you mean 'float32'"),
+        ({"reset_bias": []}, "reset_bias is \\[\\]"),
+        ({"reset_bias": float("nan")}, "a finite number"),
     ],
     ids=str,
 )
@@ -213,3 +270,57 @@ def test_a_context_that_the_model_was_not_trained_for_is_refused(smollm_shaped, 
     with pytest.raises(InputError, match="trained with 'rewind'"):
         Sampler(smollm_shaped, trained, context="keep")
     Sampler(smollm_shaped, trained, context="resample", temperature=1.0)
+
+
+def test_stop_strings_end_a_reply_before_them(smollm_shaped, reset_tokenizer):
+    settings = dict(max_new_tokens=12, max_resets=0, batch_rows=2)
+    whole = Sampler(smollm_shaped, reset_tokenizer, **settings)(["hello", "there"])
+    ends = [reply.text[len(reply.text) // 2 :][:3] for reply in whole]
+    assert all(ends)
+    stopped = Sampler(smollm_shaped, reset_tokenizer, stop_strings=ends, **settings)(["hello", "there"])
+    for before, after in zip(whole, stopped, strict=True):
+        assert after.text == before.text[: min(place for place in map(before.text.find, ends) if place >= 0)]
+        assert after.finish == "stop"
+
+
+def test_a_trace_has_every_token_written(smollm_shaped, reset_tokenizer):
+    settings = dict(max_resets=1, reset_bias=[-1e9, -1e9, 1e9], max_new_tokens=5, batch_rows=2)
+    (reply,) = Sampler(smollm_shaped, reset_tokenizer, log_probs=True, **settings)(["hello"])
+    trace = reply.trace
+    assert len(trace.token_ids) == len(trace.log_probs) == len(trace.reset_log_probs) == 3 + 5
+    assert trace.token_ids[2] == reset_tokenizer.reset_id and trace.log_probs[2] == trace.reset_log_probs[2]
+    assert reply.drafts == (reset_tokenizer.decode(trace.token_ids[:2]),)
+    assert reply.text == reset_tokenizer.decode(trace.token_ids[3:])
+    assert Sampler(smollm_shaped, reset_tokenizer, **settings)(["hello"])[0].trace is None
+
+
+def test_a_stream_ends_in_the_reply_that_the_sampler_gives(smollm_shaped, reset_tokenizer):
+    sampler = Sampler(smollm_shaped, reset_tokenizer, max_new_tokens=12, reset_bias=[-1e9] * 6 + [1e9], batch_rows=2)
+    (reply,) = sampler(["hello"], prefixes=["Well, I"], seeds=[3])
+    for hold_back in (0, 2, 20):
+        events = list(sampler.stream("hello", prefix="Well, I", seed=3, hold_back=hold_back))
+        *events, done = events
+        assert done == Done(reply)
+        shown, withdrawn = "", []
+        for event in events:
+            if isinstance(event, Retract):
+                assert event.shown == shown
+                withdrawn.append(shown)
+            shown = "" if isinstance(event, Retract) else shown + event.text
+        assert shown == reply.text and len(withdrawn) == 1 and reply.drafts[0].startswith(withdrawn[0])
+        assert (withdrawn == [""]) == (hold_back == 20)
+
+
+def test_words_and_characters_come_out_whole(reset_tokenizer):
+    """Tokens one by one: "\U0001f9a9" takes several of them, and a word of a script with spaces often does."""
+    text = "Unbelievable! \u65e5\u672c\u8a9e \U0001f9a9 r\u00e9sum\u00e9s, done"
+    writing, shown = Writing(reset_tokenizer), []
+    for token in reset_tokenizer.encode(text):
+        writing.take(np.asarray([token]), is_last=False)
+        shown.append(_whole(writing.text()))
+    assert all(text.startswith(each) for each in shown)
+    starts = [
+        place for place in range(len(text)) if place == 0 or not (text[place].isalpha() and text[place - 1].isalpha())
+    ]
+    assert {len(each) for each in shown} <= {0, *starts, *range(14, 18)}
+    assert "\U0001f9a9" in shown[-1] and len(set(shown)) > 5

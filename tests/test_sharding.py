@@ -86,7 +86,7 @@ else:
 """
 
 PLACES = """
-from jax_backtrack.sampling.loop import Plan, Prompts, _prefill
+from jax_backtrack.sampling import loop
 
 mesh = make_mesh(data=2, fsdp=2, tensor=2)
 graph, params, frozen = adapters.split(on_mesh(mesh, dict(vocab_size=64)))
@@ -104,13 +104,9 @@ assert train_step._cache_size() == 1, "one compilation"
 same = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), state, places)
 assert jax.tree.all(same), "a step leaves everything where it was"
 
-one = np.ones(4, np.int32)
-prompts = Prompts(np.ones((4, 8), np.int32), 8 * one, 8 * one, one.astype(np.uint32), one > 0)
-prompts = jax.device_put(prompts, rows_sharding(mesh))
-sampling = Plan(4, "rewind", 3, (2,), True, 0, False)
-prefill = jax.jit(lambda params, prompts: _prefill(nnx.merge(graph, params), prompts, sampling))
-keys = prefill(params, prompts).cache.keys
-_, rows, _, heads, _ = keys.sharding.shard_shape(keys.shape)
+sampling = loop.Plan("rewind", 3, (2,), greedy=True)
+keys = loop.start(tiny.config(), mesh, sampling, 4, 8, 4, "float32", True).cache.keys
+_, rows, heads, _, _ = keys.sharding.shard_shape(keys.shape)
 assert (rows, heads) == (1, 1), "each device holds its own rows and heads of the cache"
 """
 

@@ -48,10 +48,10 @@ class LowRank(nnx.Module):
         setattr(self, f"b_{self.b_axes}", Adapter(b))
         self.scale = scale
 
-    def __call__(self, x: jax.Array, mesh: Mesh | None) -> jax.Array:
-        """What is added to the weight's output, in x's dtype."""
+    def __call__(self, x: jax.Array, mesh: Mesh | None, apply=linear) -> jax.Array:
+        """What is added to the weight's output, in x's dtype; `apply` is `linear` or one of its kind."""
         a, b = self.factors()
-        return linear(linear(x, a, self.a_axes, mesh), b, self.b_axes, mesh) * jnp.asarray(self.scale, x.dtype)
+        return apply(apply(x, a, self.a_axes, mesh), b, self.b_axes, mesh) * jnp.asarray(self.scale, x.dtype)
 
     def factors(self) -> tuple[jax.Array, jax.Array]:
         """`a` and `b`, stacked along layers where the module is."""

@@ -22,15 +22,40 @@ def attend(
     batch, queries, heads, dim = query_BxTxNxD.shape
     grouped_BxTxKxGxD = query_BxTxNxD.reshape(batch, queries, key_BxSxKxD.shape[2], -1, dim)
     # T before G, as the product leaves them: scores are never transposed.
-    score_BxKxTxGxS = scale * jnp.einsum(
+    score_BxKxTxGxS = jnp.einsum(
         "btkgd,bskd->bktgs", grouped_BxTxKxGxD, key_BxSxKxD, preferred_element_type=jnp.float32
     )
+    weight_BxKxTxGxS = _weights(score_BxKxTxGxS, visible_BxTxS, scale, softcap).astype(value_BxSxKxD.dtype)
+    mixed_BxTxKxGxD = jnp.einsum("bktgs,bskd->btkgd", weight_BxKxTxGxS, value_BxSxKxD)
+    return mixed_BxTxKxGxD.reshape(batch, queries, heads, dim)
+
+
+def attend_to_cache(
+    query_BxTxNxD: jax.Array,
+    key_BxKxDxS: jax.Array,
+    value_BxKxSxD: jax.Array,
+    visible_BxTxS: jax.Array,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> jax.Array:
+    """`attend` to keys and values as a cache has them, `[B, T, N, D]`: read as they lie, never transposed."""
+    batch, queries, heads, dim = query_BxTxNxD.shape
+    grouped_BxTxKxGxD = query_BxTxNxD.reshape(batch, queries, key_BxKxDxS.shape[1], -1, dim)
+    score_BxKxTxGxS = jnp.einsum(
+        "btkgd,bkds->bktgs", grouped_BxTxKxGxD, key_BxKxDxS, preferred_element_type=jnp.float32
+    )
+    weight_BxKxTxGxS = _weights(score_BxKxTxGxS, visible_BxTxS, scale, softcap).astype(value_BxKxSxD.dtype)
+    mixed_BxTxKxGxD = jnp.einsum("bktgs,bksd->btkgd", weight_BxKxTxGxS, value_BxKxSxD)
+    return mixed_BxTxKxGxD.reshape(batch, queries, heads, dim)
+
+
+def _weights(score_BxKxTxGxS, visible_BxTxS, scale, softcap) -> jax.Array:
+    score_BxKxTxGxS *= scale
     if softcap is not None:
         score_BxKxTxGxS = soft_cap(score_BxKxTxGxS, softcap)
     score_BxKxTxGxS = jnp.where(visible_BxTxS[:, None, :, None], score_BxKxTxGxS, jnp.finfo(jnp.float32).min)
-    weight_BxKxTxGxS = jax.nn.softmax(score_BxKxTxGxS, axis=-1).astype(value_BxSxKxD.dtype)
-    mixed_BxTxKxGxD = jnp.einsum("bktgs,bskd->btkgd", weight_BxKxTxGxS, value_BxSxKxD)
-    return mixed_BxTxKxGxD.reshape(batch, queries, heads, dim)
+    return jax.nn.softmax(score_BxKxTxGxS, axis=-1)
 
 
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:

@@ -1,6 +1,7 @@
 """Linear maps by sharded parameters, with gradients written for wide outputs and for float32 parameters."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,31 @@ def _backward(axes, mesh, kept, dy):
 
 
 linear.defvjp(_forward, _backward)
+
+
+def linear_in_place(x: jax.Array, w: jax.Array, axes: str, mesh: Mesh | None = None) -> jax.Array:
+    """`linear` for few tokens, without a gradient of its own: `w` stays where it is kept, and what it makes of `x` is
+    summed over the devices that have parts of it."""
+    inputs = x.ndim - 2
+    letters = axes.split("x")
+    x = place(x, "x".join(["B", "T", *letters[:inputs]]), mesh, "decoded")
+    w = place(w.astype(x.dtype), axes, mesh, "kept")
+    y = jnp.tensordot(x, w, inputs)
+    return place(y, "x".join(["B", "T", *letters[inputs:]]), mesh, "decoded")
+
+
+def linear_outputs_first(x: jax.Array, w: jax.Array, axes: str = "", mesh=None, dtype=None) -> jax.Array:
+    """`linear` for few tokens on one CPU, by a weight whose axes of outputs come first; in `dtype`, by default x's.
+
+    With the weight on the left, the matrix library of XLA's CPU backend reads a weight that is much larger than `x` up
+    to twice as fast. The barriers keep XLA from turning the product round.
+    """
+    inputs = x.ndim - 2
+    split = w.ndim - inputs
+    w_OxI = w.reshape(math.prod(w.shape[:split]), -1).astype(x.dtype)
+    x_IxR = jax.lax.optimization_barrier(x.reshape(-1, w_OxI.shape[1]).T)
+    y_OxR = jax.lax.optimization_barrier(jnp.matmul(w_OxI, x_IxR, preferred_element_type=dtype))
+    return y_OxR.T.reshape(*x.shape[:2], *w.shape[:split])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -98,3 +124,9 @@ def _look_up_backward(dtype, mesh, kept, dx_BxTxM):
 
 
 look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+def look_up_in_place(table_VxM: jax.Array, tokens_BxT: jax.Array, dtype: str, mesh: Mesh | None = None) -> jax.Array:
+    """`look_up` for few tokens: every device looks them up in its own rows of the table."""
+    x_BxTxM = place(table_VxM, "VxM", mesh, "projected")[tokens_BxT].astype(dtype)
+    return place(x_BxTxM, "BxTxM", mesh, "decoded")

@@ -7,7 +7,7 @@ stacked along L and scanned.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,17 @@ from jax.sharding import Mesh
 
 from jax_backtrack import trees
 from jax_backtrack.kernels.tree_attention import RESIDUALS, Blocks
-from jax_backtrack.models.attention import attend, soft_cap
+from jax_backtrack.models.attention import attend_to_cache, soft_cap
 from jax_backtrack.models.block_attention import BLOCKS
 from jax_backtrack.models.cache import Cache
-from jax_backtrack.models.linear import linear, look_up, project
+from jax_backtrack.models.linear import (
+    linear,
+    linear_in_place,
+    linear_outputs_first,
+    look_up,
+    look_up_in_place,
+    project,
+)
 from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies, rotate
 from jax_backtrack.models.tree_attention import attend_within_trees, view
 from jax_backtrack.sharding import place
@@ -133,26 +140,29 @@ class Block(nnx.Module):
         self.activation = config.hidden_activation
         self.adapters = nnx.data(None)  # name of a weight -> LowRank
 
-    def __call__(self, x_BxTxM, angles, attention, mesh=None):
-        """Returns the stream after this layer and what `attention(query, key, value)` returned beside its mix."""
+    def __call__(self, x_BxTxM, angles, attention, mesh=None, apply=linear):
+        """Returns the stream after this layer and what `attention(query, key, value)` returned beside its mix.
+
+        `apply` is `linear` or one of its kind, for few tokens.
+        """
         h = self.attention_norm(x_BxTxM, mesh)
-        query_BxTxNxD = rotate(self._map(h, "query_MxNxD", mesh), angles)
-        key_BxTxKxD = rotate(self._map(h, "key_MxKxD", mesh), angles)
-        value_BxTxKxD = self._map(h, "value_MxKxD", mesh)
+        query_BxTxNxD = rotate(self._map(h, "query_MxNxD", mesh, apply), angles)
+        key_BxTxKxD = rotate(self._map(h, "key_MxKxD", mesh, apply), angles)
+        value_BxTxKxD = self._map(h, "value_MxKxD", mesh, apply)
         mixed_BxTxNxD, kept = attention(query_BxTxNxD, key_BxTxKxD, value_BxTxKxD)
-        h = self._map(mixed_BxTxNxD, "out_NxDxM", mesh)
+        h = self._map(mixed_BxTxNxD, "out_NxDxM", mesh, apply)
         x_BxTxM += self.attention_post_norm(h, mesh) if self.attention_post_norm else h
         h = self.feed_forward_norm(x_BxTxM, mesh)
-        gate_BxTxF = ACTIVATIONS[self.activation](self._map(h, "gate_MxF", mesh))
-        h = self._map(gate_BxTxF * self._map(h, "up_MxF", mesh), "down_FxM", mesh)
+        gate_BxTxF = ACTIVATIONS[self.activation](self._map(h, "gate_MxF", mesh, apply))
+        h = self._map(gate_BxTxF * self._map(h, "up_MxF", mesh, apply), "down_FxM", mesh, apply)
         x_BxTxM += self.feed_forward_post_norm(h, mesh) if self.feed_forward_post_norm else h
-        return place(x_BxTxM, "BxTxM", mesh), kept
+        return place(x_BxTxM, "BxTxM", mesh, "computed" if apply is linear else "decoded"), kept
 
-    def _map(self, x, name: str, mesh):
+    def _map(self, x, name: str, mesh, apply):
         """`x` through the weight of this name, and through its adapter where it has one."""
-        mapped = linear(x, getattr(self, name)[...], name.rsplit("_", 1)[1], mesh)
+        mapped = apply(x, getattr(self, name)[...], name.rsplit("_", 1)[1], mesh)
         if self.adapters is not None and name in self.adapters:
-            mapped += self.adapters[name](x, mesh)
+            mapped += self.adapters[name](x, mesh, apply)
         return mapped
 
 
@@ -197,25 +207,39 @@ class Transformer(nnx.Module):
         x_BxSxM, _ = self._through_layers(tokens_BxS, position_BxS, windows, attention, None)
         return x_BxSxM
 
-    def extend(self, tokens_BxT: jax.Array, position_BxT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Feeds `T` tokens of every row into the cache's slots `cursor..cursor + T`; final hidden states and the cache.
+    def extend(
+        self, tokens_BxT: jax.Array, cache: Cache, layers: Sequence[nnx.State] | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """Feeds the next `T` tokens of every row into the cache; their final hidden states, and the cache with them.
 
-        The slots must be claimed: `cache.visible` says which of them, and of the older ones, each fed token sees.
+        Weights stay where they are kept, and the few tokens travel. `layers` are those that `apart` gives, for a cache
+        whose layers are apart: then they are run one by one, without a scan.
         """
-        windows = self._windows(cache.live.shape[1])
-        visible = {window: cache.visible(position_BxT, window) for window in windows}
+        tokens = tokens_BxT.shape[1]
+        windows = self._windows(cache.slots)
+        visible = {window: cache.visible(tokens, window) for window in windows}
+        mesh = self.compute.mesh
 
         def attention(index, window, query, key, value, cache):
             grown = cache.write(index, key, value)
-            return attend(query, *grown.layer(index), visible[window], **self._scores()), grown
+            query = place(query, "BxTxNxD", mesh)  # where the cache has its rows
+            return attend_to_cache(query, *grown.layer(index), visible[window], **self._scores()), grown
 
-        return self._through_layers(tokens_BxT, position_BxT, windows, attention, cache)
+        position_BxT = cache.position[:, None] + jnp.arange(tokens)
+        hidden_BxTxM, cache = self._through_layers(tokens_BxT, position_BxT, windows, attention, cache, layers)
+        return hidden_BxTxM, cache.advance(tokens)
 
-    def logits(self, hidden_BxTxM: jax.Array) -> jax.Array:
-        """Projects hidden states `[B, T, M]` to logits `[B, T, V]` in float32, each device to its part of them."""
+    def logits(self, hidden_BxTxM: jax.Array, outputs_first: bool = False) -> jax.Array:
+        """Projects hidden states `[B, T, M]` to logits `[B, T, V]` in float32, each device to its part of them.
+
+        `outputs_first` is for few tokens on one CPU.
+        """
         mesh = self.compute.mesh
         table = self.embedding_VxM if self.config.tie_word_embeddings else self.head_VxM
-        logits_BxTxV = project(hidden_BxTxM, table[...], mesh)
+        if outputs_first:
+            logits_BxTxV = linear_outputs_first(hidden_BxTxM, table[...], dtype=jnp.float32)
+        else:
+            logits_BxTxV = project(hidden_BxTxM, table[...], mesh)
         added_M = self.reset_embedding_M if self.config.tie_word_embeddings else self.reset_head_M
         if added_M is not None:
             added_BxTxM = hidden_BxTxM.astype(jnp.float32) * place(added_M[...], "M", mesh)
@@ -232,7 +256,7 @@ class Transformer(nnx.Module):
         telling = tuple(w if w is not None and w < length else None for w in self.config.windows)
         return telling if len(set(telling)) > 1 else telling[:1]
 
-    def _through_layers(self, tokens_BxT, position_BxT, windows, attention: Callable, cache: Cache | None):
+    def _through_layers(self, tokens_BxT, position_BxT, windows, attention: Callable, cache: Cache | None, layers=None):
         """Final hidden states of the tokens, and the cache after the last layer.
 
         The scan goes over groups of layers, one layer of a group per entry of `windows`: a window is static.
@@ -242,12 +266,13 @@ class Transformer(nnx.Module):
         angles = rope_angles(position_BxT, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
         graph, stacked = nnx.split(self.blocks)
         size = len(windows)
+        apply = linear if cache is None else linear_in_place if layers is None else linear_outputs_first
 
         def layer(window, params, index, x_BxTxM, cache):
             def attention_here(query, key, value):
                 return attention(index, window, query, key, value, cache)
 
-            return nnx.merge(graph, params)(x_BxTxM, angles, attention_here, mesh)
+            return nnx.merge(graph, params)(x_BxTxM, angles, attention_here, mesh, apply)
 
         def group(carry, params_and_first):
             params, first = params_and_first
@@ -257,12 +282,18 @@ class Transformer(nnx.Module):
                 carry = one(jax.tree.map(lambda leaf: leaf[number], params), first + number, *carry)  # noqa: B023
             return carry, None
 
-        grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), stacked)
-        firsts = jnp.arange(0, config.num_hidden_layers, size)
-        (x_BxTxM, cache), _ = jax.lax.scan(group, (self._embed(tokens_BxT), cache), (grouped, firsts))
+        carry = self._embed(tokens_BxT, look_up if cache is None else look_up_in_place), cache
+        if layers is not None:
+            for number, params in enumerate(layers):
+                carry = layer(windows[number % size], params, number, *carry)
+        else:
+            grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), stacked)
+            firsts = jnp.arange(0, config.num_hidden_layers, size)
+            carry, _ = jax.lax.scan(group, carry, (grouped, firsts))
+        x_BxTxM, cache = carry
         return self.final_norm(x_BxTxM, mesh), cache
 
-    def _embed(self, tokens_BxT):
+    def _embed(self, tokens_BxT, look_up: Callable):
         mesh, dtype = self.compute.mesh, self.compute.dtype
         x_BxTxM = look_up(self.embedding_VxM[...], tokens_BxT, dtype, mesh)
         if self.reset_embedding_M is not None:

@@ -88,5 +88,9 @@ def sampler(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) ->
         temperature=config.sample.temperature,
         top_k=config.sample.top_k,
         top_p=config.sample.top_p,
+        min_p=config.sample.min_p,
+        repetition_penalty=config.sample.repetition_penalty,
+        stop_strings=config.sample.stop_strings,
+        cache_dtype=config.sample.cache_dtype or None,
         batch_rows=config.sample.batch_rows,
     )

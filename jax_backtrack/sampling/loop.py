@@ -1,4 +1,8 @@
-"""The sampling loop: prefill, then one `lax.while_loop` in which any row may take its draft back at any step."""
+"""The jitted parts of sampling: a prompt is admitted to a row, and a loop writes one token per row and step.
+
+In any step any row may take its draft back, end, and be given another prompt, while the others go on; none of it
+compiles anew. A row's tokens depend on its prompt, its seed and the settings alone.
+"""
 
 import dataclasses
 import functools
@@ -6,49 +10,39 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from jax_backtrack.models.cache import Cache
+from jax_backtrack.sampling.choose import draw, keep_min_p, keep_top_k, keep_top_p, penalise
+from jax_backtrack.sharding import place
+
+SETTINGS = ("graph", "plan")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What the compiled loop depends on; another plan is another compilation.
 
-    new_tokens: steps of the loop, which is the most tokens a row may emit, drafts and resets included
-    context:    reset context, "keep" | "rewind" | "resample"
-    reset_id:   id of [RESET], or None for a model without it
-    stop_ids:   ids that end a reply
-    greedy:     take the likeliest token; temperature, top_k and top_p are not looked at
-    top_k:      sample among the k likeliest tokens; 0 for all
-    nucleus:    cut the distribution to the mass `top_p`
+    context:   reset context, "keep" | "rewind" | "resample"
+    reset_id:  id of [RESET], or None for a model without it
+    stop_ids:  ids that end a reply
+    greedy:    take the likeliest token; temperature and cuts are not looked at
+    top_k:     sample among the k likeliest tokens; 0 for all
+    top_p, min_p, penalty: whether these are looked at
+    log_probs: whether log-probabilities are kept
+    steps:     the most steps of one call
     """
 
-    new_tokens: int
     context: str
     reset_id: int | None
     stop_ids: tuple[int, ...]
     greedy: bool
-    top_k: int
-    nucleus: bool
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """A batch of prompts, padded on the right.
-
-    tokens:      int32 `[B, P]`, the prompt and behind it the first words of the reply where those are given
-    length:      int32 `[B]`, tokens of each row
-    reply_start: int32 `[B]`, where the reply begins, which is where a reset returns to
-    seed:        uint32 `[B]`, of the row's own random numbers
-    real:        bool `[B]`, False for rows that only fill the batch
-    """
-
-    tokens: jax.Array
-    length: jax.Array
-    reply_start: jax.Array
-    seed: jax.Array
-    real: jax.Array
+    top_k: int = 0
+    top_p: bool = False
+    min_p: bool = False
+    penalty: bool = False
+    log_probs: bool = False
+    steps: int = 64
 
 
 @jax.tree_util.register_dataclass
@@ -56,14 +50,36 @@ class Prompts:
 class Knobs:
     """Numbers that may change without a new compilation.
 
-    temperature, top_p: float32 scalars; max_resets: int32 scalar, after which [RESET] is masked out
-    reset_bias: float32, added to the logit of [RESET]; anything that broadcasts to `[B, new_tokens]`
+    temperature, top_p, min_p, penalty: float32 scalars
+    max_resets: int32 scalar, after which [RESET] is masked out
+    reset_bias: float32 `[B, positions]` or `[1, positions]`, added to the logit of [RESET] by the position behind the
+                prompt that is written; the last one for all positions behind it
     """
 
     temperature: jax.Array
     top_p: jax.Array
+    min_p: jax.Array
+    penalty: jax.Array
     max_resets: jax.Array
     reset_bias: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What stands in a row from the start. All are scalars, or `[B]` for a batch.
+
+    start:  int32, tokens of the prompt: where the reply begins, which is where a reset returns to
+    length: int32, tokens of the prompt and of the first words of the reply where those are given
+    last, last_of_prompt: int32, the last of those tokens, and the last of the prompt
+    seed:   uint32, of the row's own random numbers
+    """
+
+    start: jax.Array
+    length: jax.Array
+    last: jax.Array
+    last_of_prompt: jax.Array
+    seed: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -71,118 +87,234 @@ class Knobs:
 class State:
     """What the loop carries.
 
-    step:     int32 scalar, tokens emitted so far by every row that is not done
-    cache:    the rows' visible past
-    token:    int32 `[B]`, to be fed next, at `position` int32 `[B]`
-    emitted:  int32 `[B, new_tokens]`, everything sampled, drafts and resets included
-    count:    int32 `[B]`, how much of `emitted` is the row's
-    resets:   int32 `[B]`
-    done:     bool `[B]`
+    cache:   the rows' visible past
+    row:     what they began with, `[B]`
+    token:   int32 `[B]`, to be fed next
+    count:   int32 `[B]`, tokens written so far, drafts and resets included
+    resets:  int32 `[B]`
+    done:    bool `[B]`; a row that is done or has no prompt yet writes nothing
+    asked, seen: bool `[B, V]`, the tokens of the prompt, and those of the whole context; None unless the plan has a
+             penalty
     """
 
-    step: jax.Array
     cache: Cache
+    row: Row
     token: jax.Array
-    position: jax.Array
-    emitted: jax.Array
     count: jax.Array
     resets: jax.Array
     done: jax.Array
+    asked: jax.Array | None
+    seen: jax.Array | None
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "plan"))
-def generate(graph: nnx.GraphDef, params, prompts: Prompts, knobs: Knobs, plan: Plan) -> State:
-    """Samples until every row is done or has emitted `plan.new_tokens` tokens; the state at the end.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What one call wrote, `[B, plan.steps]` each: of a row as many as its `count` grew by, from the first.
 
-    A row's tokens depend on its prompt and seed alone, not on the other rows.
+    log_prob, reset_log_prob: float32, of the token and of [RESET], by the model itself: without bias, temperature,
+    penalty and cuts; None unless the plan asks
     """
-    model = nnx.merge(graph, params)
-    rows = prompts.tokens.shape[0]
-    row = jnp.arange(rows)
-    last_of_prompt_B = prompts.tokens[row, prompts.reply_start - 1]
-    bias_BxT = jnp.broadcast_to(knobs.reset_bias, (rows, plan.new_tokens))
-    key_B = jax.vmap(jax.random.key)(prompts.seed)
 
-    def step(state: State) -> State:
-        logits_BxV, cache = _feed(model, state)
-        if plan.reset_id is not None:
-            bias_B = jnp.where(state.resets < knobs.max_resets, bias_BxT[:, state.step], -jnp.inf)
-            logits_BxV = logits_BxV.at[:, plan.reset_id].add(bias_B)
-        token_B = _choose(logits_BxV, key_B, state.step, knobs, plan)
-
-        next_token_B, next_position_B, resets_B = token_B, state.position + 1, state.resets
-        if plan.reset_id is not None:
-            is_reset_B = (token_B == plan.reset_id) & ~state.done
-            resets_B += is_reset_B
-            if plan.context != "keep":
-                # `resample` feeds the prompt's last token once more, so its slot is among those taken back.
-                resample = plan.context == "resample"
-                back_to_B = prompts.reply_start - int(resample)
-                cache = cache.forget_from(back_to_B, is_reset_B)
-                fed_B = last_of_prompt_B if resample else token_B
-                next_token_B = jnp.where(is_reset_B, fed_B, token_B)
-                next_position_B = jnp.where(is_reset_B, back_to_B, next_position_B)
-
-        is_stop_B = jnp.isin(token_B, jnp.asarray(plan.stop_ids))
-        return State(
-            step=state.step + 1,
-            cache=cache,
-            token=next_token_B,
-            position=next_position_B,
-            emitted=state.emitted.at[:, state.step].set(jnp.where(state.done, 0, token_B)),
-            count=state.count + ~state.done,
-            resets=resets_B,
-            done=state.done | is_stop_B,
-        )
-
-    def goes_on(state: State):
-        return (state.step < plan.new_tokens) & ~jnp.all(state.done)
-
-    return jax.lax.while_loop(goes_on, step, _prefill(model, prompts, plan))
+    token: jax.Array
+    log_prob: jax.Array | None
+    reset_log_prob: jax.Array | None
 
 
-def _prefill(model, prompts: Prompts, plan: Plan) -> State:
-    """Feeds every prompt but for its last token, which the loop feeds first: logits are computed in one place."""
-    rows, length = prompts.tokens.shape
-    position_BxP = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
-    live_BxP = position_BxP < prompts.length[:, None] - 1
-    cache = Cache.empty(model.config, rows, length + plan.new_tokens, model.compute.dtype, model.compute.mesh)
-    cache = cache.claim(position_BxP, live_BxP)
-    _, cache = model.extend(prompts.tokens, position_BxP, cache)
-    nothing_B = jnp.zeros(rows, jnp.int32)
+@functools.partial(jax.jit, static_argnums=range(8))
+def start(config, mesh: Mesh | None, plan: Plan, rows: int, prompt: int, ring: int, dtype: str, stacked: bool) -> State:
+    """A batch in which every row is done: for prompts of up to `prompt` tokens and replies of `ring`."""
+    nothing_B = place(jnp.zeros(rows, jnp.int32), "B", mesh)
+    seen_BxV = place(jnp.zeros((rows, config.vocab_size), bool), "BxV", mesh) if plan.penalty else None
     return State(
-        step=jnp.zeros((), jnp.int32),
-        cache=cache.advance(length),
-        token=prompts.tokens[jnp.arange(rows), prompts.length - 1],
-        position=prompts.length - 1,
-        emitted=jnp.zeros((rows, plan.new_tokens), jnp.int32),
+        cache=Cache.empty(config, rows, prompt, ring, dtype, mesh, stacked),
+        row=Row(nothing_B, nothing_B, nothing_B, nothing_B, nothing_B.astype(jnp.uint32)),
+        token=nothing_B,
         count=nothing_B,
         resets=nothing_B,
-        done=~prompts.real,
+        done=nothing_B == 0,
+        asked=seen_BxV,
+        seen=seen_BxV,
     )
 
 
-def _feed(model, state: State) -> tuple[jax.Array, Cache]:
-    """Feeds one token per row; logits `[B, V]` of the next, and the cache with the token in it."""
-    position_Bx1 = state.position[:, None]
-    cache = state.cache.claim(position_Bx1, jnp.ones_like(position_Bx1, bool))
-    hidden_Bx1xM, cache = model.extend(state.token[:, None], position_Bx1, cache)
-    return model.logits(hidden_Bx1xM)[:, 0], cache.advance(1)
+@functools.partial(jax.jit, static_argnames=SETTINGS, donate_argnames="state")
+def admit(graph: nnx.GraphDef, params, state: State, tokens_NxP: jax.Array, row_N: Row, index_N, plan: Plan) -> State:
+    """Reads `N` prompts, padded on the right, and gives each to a row.
+
+    The rows lie in `N` parts, on a mesh one for each part of it. Prompt `n` goes to the row at `index_N[n]` of part
+    `n`, and nowhere where that is -1.
+    """
+    model = nnx.merge(graph, params)
+    count, length = tokens_NxP.shape
+    read = Cache.empty(model.config, count, 0, length, state.cache.values[0].dtype, model.compute.mesh)
+    _, read = model.extend(tokens_NxP, read)
+    state = dataclasses.replace(state, cache=state.cache.put_prompts(index_N, read, model.compute.mesh))
+    if plan.penalty:
+
+        def in_context(tokens_N):
+            stand_NxP = jnp.arange(length) < tokens_N[:, None]
+            nothing_NxV = jnp.zeros((count, state.seen.shape[1]), bool)
+            return nothing_NxV.at[jnp.arange(count)[:, None], tokens_NxP].max(stand_NxP)
+
+        here_B = _here(state, index_N)[:, None]
+        asked, seen = (_to_rows(state, in_context(each)) for each in (row_N.start, row_N.length))
+        state = dataclasses.replace(
+            state, asked=jnp.where(here_B, asked, state.asked), seen=jnp.where(here_B, seen, state.seen)
+        )
+    return _begin(state, row_N, index_N)
 
 
-def _choose(logits_BxV: jax.Array, key_B: jax.Array, step: jax.Array, knobs: Knobs, plan: Plan) -> jax.Array:
-    """One token per row, int32 `[B]`, by each row's own random numbers of this step."""
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="state")
+def admit_again(state: State, source_N, seed_N, index_N, mesh: Mesh | None = None) -> State:
+    """In each of `N` parts of the rows gives the row at `index` the prompt of the one at `source`, which may be itself,
+    without reading it anew; nothing happens where `index` is -1.
+
+    Not for a plan with a penalty, which would have to know what both began with.
+    """
+    state = dataclasses.replace(state, cache=state.cache.copy_prompts(source_N, index_N, mesh))
+
+    def of_source(field_B):
+        return jnp.take_along_axis(field_B.reshape(len(source_N), -1), source_N[:, None], axis=1)[:, 0]
+
+    row_N = jax.tree.map(of_source, state.row)
+    return _begin(state, dataclasses.replace(row_N, seed=seed_N), index_N)
+
+
+def _begin(state: State, row_N: Row, index_N) -> State:
+    """Every prompt is read but for its last token, which the loop feeds first: logits are computed in one place."""
+    here_B = _here(state, index_N)
+
+    def put(field_B, value_N):
+        return jnp.where(here_B, _to_rows(state, value_N), field_B)
+
+    return dataclasses.replace(
+        state,
+        cache=state.cache.back_to(_to_rows(state, row_N.length - 1), here_B),
+        row=jax.tree.map(put, state.row, row_N),
+        token=put(state.token, row_N.last),
+        count=jnp.where(here_B, 0, state.count),
+        resets=jnp.where(here_B, 0, state.resets),
+        done=jnp.where(here_B, False, state.done),
+    )
+
+
+def _here(state: State, index_N: jax.Array) -> jax.Array:
+    """bool `[B]`: the rows at these indices of their parts."""
+    rows = len(state.done) // len(index_N)
+    return (jnp.arange(rows) == index_N[:, None]).reshape(-1)
+
+
+def _to_rows(state: State, value_N: jax.Array) -> jax.Array:
+    """`[B, ...]`: what each part of the rows has, for each of its rows."""
+    return jnp.repeat(value_N, len(state.done) // len(value_N), axis=0)
+
+
+@functools.partial(jax.jit, static_argnames=SETTINGS, donate_argnames="state")
+def decode(
+    graph: nnx.GraphDef,
+    params,
+    layers,
+    state: State,
+    knobs: Knobs,
+    cancelled_B,
+    steps,
+    until_one_is_done,
+    plan: Plan,
+) -> tuple[State, Written]:
+    """Writes until every row is done, or for `steps` steps, or until one more is done where that is asked.
+
+    layers:      the model's layers apart, where the cache has them so; else None
+    cancelled:   bool `[B]`, rows that write no more
+    """
+    model = nnx.merge(graph, params)
+    state = dataclasses.replace(state, done=state.done | cancelled_B)
+    was_done_B = state.done
+    rows = len(state.done)
+    nothing_BxC = jnp.zeros((rows, plan.steps), jnp.int32)
+    chances_BxC = nothing_BxC.astype(jnp.float32) if plan.log_probs else None
+    written = Written(nothing_BxC, chances_BxC, chances_BxC if plan.reset_id is not None else None)
+
+    def goes_on(carry):
+        step, state, _ = carry
+        has_steps = (step < plan.steps) & (step < steps)
+        return has_steps & ~jnp.all(state.done) & ~(until_one_is_done & jnp.any(state.done & ~was_done_B))
+
+    def one_step(carry):
+        step, state, written = carry
+        hidden_Bx1xM, cache = model.extend(state.token[:, None], state.cache, layers)
+        logits_BxV = model.logits(hidden_Bx1xM, outputs_first=layers is not None)[:, 0]
+        state, *now = _advance(dataclasses.replace(state, cache=cache), logits_BxV, knobs, plan)
+        columns = [None if now_B is None else now_B[:, None] for now_B in now]
+
+        def put(all_BxC, column_Bx1):
+            return jax.lax.dynamic_update_slice(all_BxC, column_Bx1, (0, step))
+
+        return step + 1, state, jax.tree.map(put, written, Written(*columns))
+
+    _, state, written = jax.lax.while_loop(goes_on, one_step, (jnp.int32(0), state, written))
+    return state, written
+
+
+def _advance(state: State, logits_BxV: jax.Array, knobs: Knobs, plan: Plan):
+    """One token per row: the state with it, the token, and where the plan asks log-probabilities of it and [RESET]."""
+    is_reset_V = jnp.arange(logits_BxV.shape[1]) == (-1 if plan.reset_id is None else plan.reset_id)
+    token_B = _choose(state, logits_BxV, is_reset_V, knobs, plan)
+    log_prob_B, reset_log_prob_B = None, None
+    if plan.log_probs:
+        chance_BxV = jax.nn.log_softmax(logits_BxV, axis=-1)
+        log_prob_B = jnp.take_along_axis(chance_BxV, token_B[:, None], axis=-1)[:, 0]
+        if plan.reset_id is not None:
+            reset_log_prob_B = chance_BxV[:, plan.reset_id]
+
+    cache, fed_B, resets_B, seen_BxV = state.cache, token_B, state.resets, state.seen
+    if plan.penalty:
+        seen_BxV |= jnp.arange(logits_BxV.shape[1]) == token_B[:, None]
+    if plan.reset_id is not None:
+        says_reset_B = (token_B == plan.reset_id) & ~state.done
+        resets_B += says_reset_B
+        if plan.context != "keep":
+            # `resample` feeds the prompt's last token once more, so its slot is among those taken back.
+            resample = plan.context == "resample"
+            cache = cache.back_to(state.row.start - int(resample), says_reset_B)
+            if resample:
+                fed_B = jnp.where(says_reset_B, state.row.last_of_prompt, token_B)
+            if plan.penalty:
+                again_BxV = state.asked if resample else state.asked | is_reset_V
+                seen_BxV = jnp.where(says_reset_B[:, None], again_BxV, seen_BxV)
+    is_stop_B = jnp.isin(token_B, jnp.asarray(plan.stop_ids))
+    state = dataclasses.replace(
+        state,
+        cache=cache,
+        token=fed_B,
+        count=state.count + ~state.done,
+        resets=resets_B,
+        done=state.done | is_stop_B | cache.is_full,
+        seen=seen_BxV,
+    )
+    return state, token_B, log_prob_B, reset_log_prob_B
+
+
+def _choose(state: State, logits_BxV, is_reset_V, knobs: Knobs, plan: Plan) -> jax.Array:
+    """One token per row, int32 `[B]`, by each row's own random numbers."""
+    if plan.penalty:
+        logits_BxV = penalise(logits_BxV, state.seen, knobs.penalty)
+    if plan.reset_id is not None:
+        last = knobs.reset_bias.shape[1] - 1
+        place_B = jnp.clip(state.cache.position - state.row.start, 0, last)
+        rows = len(place_B)
+        bias_BxT = jnp.broadcast_to(knobs.reset_bias, (rows, last + 1))
+        bias_B = jnp.take_along_axis(bias_BxT, place_B[:, None], axis=1)[:, 0]
+        bias_B = jnp.where(state.resets < knobs.max_resets, bias_B, -jnp.inf)
+        logits_BxV += jnp.where(is_reset_V, bias_B[:, None], 0)
     if plan.greedy:
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
     logits_BxV /= knobs.temperature
     if plan.top_k:
-        least_B = jax.lax.top_k(logits_BxV, plan.top_k)[0][:, -1]
-        logits_BxV = jnp.where(logits_BxV < least_B[:, None], -jnp.inf, logits_BxV)
-    if plan.nucleus:
-        sorted_BxV = jnp.sort(logits_BxV, axis=-1, descending=True)
-        mass_before_BxV = jnp.cumsum(jax.nn.softmax(sorted_BxV, axis=-1), axis=-1) - jax.nn.softmax(sorted_BxV, axis=-1)
-        in_nucleus_BxV = mass_before_BxV < knobs.top_p
-        least_B = jnp.min(jnp.where(in_nucleus_BxV, sorted_BxV, jnp.inf), axis=-1)
-        logits_BxV = jnp.where(logits_BxV < least_B[:, None], -jnp.inf, logits_BxV)
-    noise_BxV = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, step), logits_BxV.shape[1:]))(key_B)
-    return jnp.argmax(logits_BxV + noise_BxV, axis=-1).astype(jnp.int32)
+        logits_BxV = keep_top_k(logits_BxV, plan.top_k)
+    if plan.top_p:
+        logits_BxV = keep_top_p(logits_BxV, knobs.top_p)
+    if plan.min_p:
+        logits_BxV = keep_min_p(logits_BxV, knobs.min_p)
+    keys_B = jax.vmap(lambda seed, count: jax.random.fold_in(jax.random.key(seed), count))(state.row.seed, state.count)
+    return draw(logits_BxV, jax.vmap(jax.random.uniform)(keys_B))

@@ -1,7 +1,6 @@
 """Prompts in, replies out."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,32 +8,18 @@ import numpy as np
 from flax import nnx
 
 from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.hub.load import DTYPES
 from jax_backtrack.hub.tokenizer import ChatTokenizer, Message
+from jax_backtrack.models.apart import apart
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sampling.loop import Knobs, Plan, Prompts, generate
-from jax_backtrack.sharding import check_rows, rows_sharding
+from jax_backtrack.sampling.batch import Batch, Engine, Request, pools, steps_of
+from jax_backtrack.sampling.loop import Knobs, Plan
+from jax_backtrack.sampling.reply import Reply, Writing
+from jax_backtrack.sampling.stream import Event, events
+from jax_backtrack.sharding import check_rows, row_parts
 from jax_backtrack.trees import CONTEXTS
 
-# Prompts are padded to one of four lengths per doubling, and at least to a multiple of this: one compilation each.
-_BUCKET = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """What came of one prompt.
-
-    text:   the reply, which is what the user sees: the text after the last reset
-    drafts: what was discarded, one text per reset
-    finish: "stop" where a special token other than [RESET] ended the turn, "length" where it ran out of tokens
-    """
-
-    text: str
-    drafts: tuple[str, ...]
-    finish: str
-
-    @property
-    def resets(self) -> int:
-        return len(self.drafts)
+Prompt = str | Sequence[Message]
 
 
 class Sampler:
@@ -42,11 +27,19 @@ class Sampler:
 
     context:        reset context; None for the one the model was trained with
     max_resets:     per reply; [RESET] is masked out after them
-    reset_bias:     added to the logit of [RESET]: lower is fewer resets
-    max_new_tokens: per reply, drafts and resets included
+    reset_bias:     added to the logit of [RESET]: lower is fewer resets. One number, or one for each position behind
+                    the prompt, of which the last holds for all later ones
+    max_new_tokens: of a reply. In the context `keep` its drafts and resets count, as they stay in the context; in the
+                    others each draft may be as long again
     temperature:    0 for the likeliest token at every step
-    top_k, top_p:   0 and 1 for the whole distribution
+    top_k, top_p, min_p: 0, 1 and 0 for the whole distribution; they cut it in this order
+    repetition_penalty: above 1 makes tokens that stand in the context less likely
+    stop_strings:   a reply ends before the first of these that it comes to
+    log_probs:      keep log-probabilities of every token and of [RESET], in `Reply.trace`
     batch_rows:     prompts in flight at once
+    cache_dtype:    of keys and values, "float32" or "bfloat16"; None for the model's compute dtype
+
+    On one CPU it keeps a second copy of the weights, laid out for single tokens.
     """
 
     def __init__(
@@ -56,112 +49,149 @@ class Sampler:
         *,
         context: str | None = None,
         max_resets: int = 1,
-        reset_bias: float = 0.0,
+        reset_bias: float | Sequence[float] = 0.0,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop_strings: Sequence[str] = (),
+        log_probs: bool = False,
         batch_rows: int = 16,
+        cache_dtype: str | None = None,
     ):
         self.model, self.tokenizer, self.batch_rows = model, tokenizer, batch_rows
+        self._new_tokens, self._stop_strings = max_new_tokens, _checked_stop_strings(stop_strings)
         context = context or tokenizer.reset_context or "rewind"
         if mesh := model.compute.mesh:
             check_rows(batch_rows, mesh, "batch_rows")
-        _check_settings(tokenizer, context, max_resets, max_new_tokens, temperature, top_k, top_p, batch_rows)
-        if top_k > model.config.vocab_size:
-            raise InputError(f"top_k {top_k} is more than the vocabulary of {model.config.vocab_size}")
-        self._plan = Plan(
-            new_tokens=max_new_tokens,
+        _check_context(tokenizer, context, max_resets, temperature)
+        _check_numbers(
+            max_resets=(max_resets, 0, None),
+            max_new_tokens=(max_new_tokens, 1, None),
+            temperature=(temperature, 0, None),
+            top_k=(top_k, 0, model.config.vocab_size),
+            min_p=(min_p, 0, 1),
+            batch_rows=(batch_rows, 1, None),
+        )
+        if not 0 < top_p <= 1:
+            raise InputError(f"top_p is {top_p}; it must be above 0 and at most 1")
+        if repetition_penalty <= 0:
+            raise InputError(f"repetition_penalty is {repetition_penalty}; it must be above 0")
+        if cache_dtype is not None and cache_dtype not in DTYPES:
+            raise InputError(f"cache_dtype {cache_dtype!r}: {nearest(cache_dtype, DTYPES)}")
+        bias_T = np.atleast_1d(np.asarray(reset_bias, np.float32))
+        if bias_T.ndim != 1 or not bias_T.size or not np.isfinite(bias_T).all():
+            raise InputError(f"reset_bias is {reset_bias!r:.60}; it must be a finite number or a list of such")
+        plan = Plan(
             context=context,
             reset_id=tokenizer.reset_id,
             stop_ids=tuple(sorted(tokenizer.special_ids - {tokenizer.reset_id})),
             greedy=temperature == 0,
             top_k=top_k,
-            nucleus=top_p < 1,
+            top_p=top_p < 1,
+            min_p=min_p > 0,
+            penalty=repetition_penalty != 1,
+            log_probs=log_probs,
+            steps=steps_of(max_new_tokens),
         )
-        self._knobs = Knobs(
+        knobs = Knobs(
             temperature=jnp.float32(temperature),
             top_p=jnp.float32(top_p),
+            min_p=jnp.float32(min_p),
+            penalty=jnp.float32(repetition_penalty),
             max_resets=jnp.int32(max_resets),
-            reset_bias=jnp.float32(reset_bias),
+            reset_bias=jnp.asarray(bias_T[None]),
         )
-        self._graph, self._params = nnx.split(model)
+        graph, params = nnx.split(model)
+        layers = apart(model) if _reads_layers_apart(model) else None
+        self._engine = Engine(model, graph, params, layers, plan, knobs, cache_dtype or model.compute.dtype)
+
+    @property
+    def compiled(self) -> list[str]:
+        """The programs that this sampler has used, each compiled once: what it does and for which sizes."""
+        return list(self._engine.compiled)
 
     def __call__(
         self,
-        prompts: Sequence[str | Sequence[Message]],
+        prompts: Sequence[Prompt],
         *,
+        samples: int = 1,
         prefixes: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[Reply]:
-        """One reply per prompt, in their order.
+        """`samples` replies per prompt, prompt after prompt in their order.
 
         prompts:  a text (one user message) or a list of messages each
-        prefixes: how each reply begins, written for the model; part of its first draft or of its reply
-        seeds:    one per prompt; its number in the list by default
+        prefixes: how each prompt's reply begins, written for the model; part of its first draft or of its reply
+        seeds:    one per reply; its number in the list by default. The same prompt, seed and settings give the same
+                  reply whatever else is sampled, except where rounding decides between two tokens
         progress: called with the number of replies finished since the last call
         """
         if isinstance(prompts, str):
             raise InputError("prompts is one text; give a list of prompts")
         prefixes = [""] * len(prompts) if prefixes is None else prefixes
-        seeds = range(len(prompts)) if seeds is None else seeds
-        if not len(prompts) == len(prefixes) == len(seeds):
+        seeds = range(len(prompts) * samples) if seeds is None else seeds
+        if samples < 1 or len(prompts) != len(prefixes) or len(prompts) * samples != len(seeds):
             raise InputError(
-                f"{len(prompts)} prompts, {len(prefixes)} prefixes and {len(seeds)} seeds: not one of each"
+                f"{len(prompts)} prompts, {samples} samples of each, {len(prefixes)} prefixes and {len(seeds)} seeds: "
+                "not one prefix for each prompt and one seed for each sample"
             )
         encoded = [self._encode(*pair) for pair in zip(prompts, prefixes, strict=True)]
-        by_length = sorted(range(len(prompts)), key=lambda i: len(encoded[i][0]) + len(encoded[i][1]))
-        replies: list[Reply | None] = [None] * len(prompts)
-        for start in range(0, len(prompts), self.batch_rows):
-            chosen = by_length[start : start + self.batch_rows]
-            batch = self._batch([encoded[i] for i in chosen], [seeds[i] for i in chosen])
-            if mesh := self.model.compute.mesh:
-                batch = jax.device_put(batch, rows_sharding(mesh))
-            state = generate(self._graph, self._params, batch, self._knobs, self._plan)
-            emitted_BxT, count_B = np.asarray(state.emitted), np.asarray(state.count)
-            for row, i in enumerate(chosen):
-                ids = np.concatenate([encoded[i][1], emitted_BxT[row, : count_B[row]]])
-                replies[i] = self._reply(ids)
-            progress(len(chosen))
-        return replies
+        requests = [Request(i, *encoded[i // samples], seed=seed) for i, seed in enumerate(seeds)]
+        writings = [self._writing(request) for request in requests]
+        for pool in pools(requests, self.batch_rows):
+            batch = self._batch(pool, self.batch_rows)
+            for updates in batch.run(pool):
+                finished = 0
+                for update in updates:
+                    writing = writings[update.number]
+                    writing.take(update.ids, update.done, update.log_probs, update.reset_log_probs)
+                    if writing.finish:
+                        batch.cancel(update.number)
+                        finished += 1
+                progress(finished)
+        return [writing.reply() for writing in writings]
 
-    def _encode(self, prompt: str | Sequence[Message], prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    def stream(self, prompt: Prompt, *, prefix: str = "", seed: int = 0, hold_back: int = 0) -> Iterator[Event]:
+        """One reply as it is written: `Token`s of whole words, `Retract` where a draft is taken back, at last `Done`.
+
+        hold_back: tokens that stay unseen behind the newest one, so that a draft that is taken back within so many
+                   tokens of its beginning, or of an error, has not been shown so far
+        """
+        if hold_back < 0:
+            raise InputError(f"hold_back is {hold_back}; it must be at least 0")
+        request = Request(0, *self._encode(prompt, prefix), seed=seed)
+        rows = row_parts(self.model.compute.mesh) if self.model.compute.mesh else 1
+        return events(self._batch([request], rows), request, self._writing(request), hold_back)
+
+    def _batch(self, requests: Sequence[Request], rows: int) -> Batch:
+        return Batch(self._engine, rows, max(request.length for request in requests), self._new_tokens)
+
+    def _writing(self, request: Request) -> Writing:
+        return Writing(self.tokenizer, request.prefix_ids, self._engine.plan.stop_ids, self._stop_strings)
+
+    def _encode(self, prompt: Prompt, prefix: str) -> tuple[np.ndarray, np.ndarray]:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         prompt_ids, prefix_ids = self.tokenizer.render(messages), self.tokenizer.encode(prefix)
         written, limit = len(prompt_ids) + len(prefix_ids), self.model.config.max_position_embeddings
-        if written + self._plan.new_tokens > limit:
+        if written + self._new_tokens > limit:
             raise InputError(
-                f"a prompt of {written} tokens and max_new_tokens {self._plan.new_tokens} exceed the model's {limit} "
+                f"a prompt of {written} tokens and max_new_tokens {self._new_tokens} exceed the model's {limit} "
                 f"positions: {str(prompt)[:40]!r}..."
             )
         return prompt_ids, prefix_ids
 
-    def _batch(self, encoded: Sequence[tuple[np.ndarray, np.ndarray]], seeds: Sequence[int]) -> Prompts:
-        longest = max(len(prompt) + len(prefix) for prompt, prefix in encoded)
-        bucket = max(_BUCKET, 2 ** (longest.bit_length() - 3))
-        tokens_BxP = np.zeros((self.batch_rows, -(-longest // bucket) * bucket), np.int32)
-        length_B = np.ones(self.batch_rows, np.int32)
-        reply_start_B = np.ones(self.batch_rows, np.int32)
-        seed_B = np.zeros(self.batch_rows, np.uint32)
-        for row, (prompt, prefix) in enumerate(encoded):
-            length_B[row], reply_start_B[row], seed_B[row] = len(prompt) + len(prefix), len(prompt), seeds[row]
-            tokens_BxP[row, : length_B[row]] = np.concatenate([prompt, prefix])
-        return Prompts(tokens_BxP, length_B, reply_start_B, seed_B, np.arange(self.batch_rows) < len(encoded))
 
-    def _reply(self, ids: np.ndarray) -> Reply:
-        """Splits what a row emitted at its resets."""
-        stopped = len(ids) > 0 and ids[-1] in self._plan.stop_ids
-        is_reset = ids == self._plan.reset_id if self._plan.reset_id is not None else np.zeros(len(ids), bool)
-        *drafts, reply = np.split(ids, np.flatnonzero(is_reset))
-        return Reply(
-            text=self.tokenizer.decode(reply),
-            drafts=tuple(self.tokenizer.decode(draft) for draft in drafts),
-            finish="stop" if stopped else "length",
-        )
+def _reads_layers_apart(model: Transformer) -> bool:
+    mesh = model.compute.mesh
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    return device.platform == "cpu" and (mesh is None or mesh.size == 1) and model.blocks.adapters is None
 
 
-def _check_settings(tokenizer, context, max_resets, max_new_tokens, temperature, top_k, top_p, batch_rows) -> None:
+def _check_context(tokenizer: ChatTokenizer, context: str, max_resets: int, temperature: float) -> None:
     if context not in CONTEXTS:
         raise InputError(f"reset context {context!r}: {nearest(context, CONTEXTS)}")
     trained = tokenizer.reset_context
@@ -169,14 +199,17 @@ def _check_settings(tokenizer, context, max_resets, max_new_tokens, temperature,
         raise InputError(f"reset context {context!r}: the model was trained with {trained!r}; use that or 'resample'")
     if context == "resample" and temperature == 0 and tokenizer.reset_id is not None and max_resets:
         raise InputError("the reset context 'resample' needs a temperature above 0: the same draft would return")
-    for name, value, least in (
-        ("max_resets", max_resets, 0),
-        ("max_new_tokens", max_new_tokens, 1),
-        ("temperature", temperature, 0),
-        ("top_k", top_k, 0),
-        ("batch_rows", batch_rows, 1),
-    ):
+
+
+def _check_numbers(**bounds: tuple[float, float, float | None]) -> None:
+    for name, (value, least, most) in bounds.items():
         if value < least:
             raise InputError(f"{name} is {value}; it must be at least {least}")
-    if not 0 < top_p <= 1:
-        raise InputError(f"top_p is {top_p}; it must be above 0 and at most 1")
+        if most is not None and value > most:
+            raise InputError(f"{name} is {value}; it must be at most {most}")
+
+
+def _checked_stop_strings(stop_strings: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(stop_strings, str) or not all(isinstance(text, str) and text for text in stop_strings):
+        raise InputError(f"stop_strings is {stop_strings!r:.60}; it must be a list of texts that are not empty")
+    return tuple(stop_strings)

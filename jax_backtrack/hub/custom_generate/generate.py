@@ -48,7 +48,8 @@ def generate(
                     [RESET]) or "resample" (the prompt); None for the one that the model was trained with
     prefix_length:  how many tokens at the end of a prompt are the first ones of its reply, written for the model; one
                     number or one per row. A reset takes them back with the rest of the draft
-    max_new_tokens: per reply, drafts and resets included; 256 where neither it nor max_length is given
+    max_new_tokens: of a reply; 256 where neither it nor max_length is given. In the context "keep" its drafts and
+                    resets count, as they stay in the context; in the others each draft may be as long again
 
     With `return_dict_in_generate=True` the output has, beside `sequences`, `drafts` (per row a list of lists of ids)
     and `resets` (int64 `[rows]`). Other settings are those of a plain `generate`; what cannot be kept is refused.
@@ -148,7 +149,8 @@ class Row:
             return
         self.drafts.append(self.reply + written[:end])
         self.reply = []
-        self.left -= end + 1
+        if reset_context == "keep":
+            self.left -= end + 1
         again = {"keep": self.context + written[: end + 1], "rewind": [*self.prompt, reset_id], "resample": self.prompt}
         self.context = again[reset_context]
 
