@@ -32,19 +32,22 @@ def attend(
 
 def attend_to_cache(
     query_BxTxNxD: jax.Array,
-    key_BxKxDxS: jax.Array,
+    key: jax.Array,
     value_BxKxSxD: jax.Array,
     visible_BxTxS: jax.Array,
     *,
+    slots_last: bool,
     scale: float,
     softcap: float | None = None,
 ) -> jax.Array:
-    """`attend` to keys and values as a cache has them, `[B, T, N, D]`: read as they lie, never transposed."""
+    """`attend` to keys and values as a cache has them, `[B, T, N, D]`: read as they lie, never transposed.
+
+    `key` is `[B, K, S, D]`, with `slots_last` `[B, K, D, S]`.
+    """
     batch, queries, heads, dim = query_BxTxNxD.shape
-    grouped_BxTxKxGxD = query_BxTxNxD.reshape(batch, queries, key_BxKxDxS.shape[1], -1, dim)
-    score_BxKxTxGxS = jnp.einsum(
-        "btkgd,bkds->bktgs", grouped_BxTxKxGxD, key_BxKxDxS, preferred_element_type=jnp.float32
-    )
+    grouped_BxTxKxGxD = query_BxTxNxD.reshape(batch, queries, value_BxKxSxD.shape[1], -1, dim)
+    product = "btkgd,bkds->bktgs" if slots_last else "btkgd,bksd->bktgs"
+    score_BxKxTxGxS = jnp.einsum(product, grouped_BxTxKxGxD, key, preferred_element_type=jnp.float32)
     weight_BxKxTxGxS = _weights(score_BxKxTxGxS, visible_BxTxS, scale, softcap).astype(value_BxKxSxD.dtype)
     mixed_BxTxKxGxD = jnp.einsum("bktgs,bksd->btkgd", weight_BxKxTxGxS, value_BxKxSxD)
     return mixed_BxTxKxGxD.reshape(batch, queries, heads, dim)

@@ -24,7 +24,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import Mesh, PartitionSpec
 
 from jax_backtrack.sharding import partition, place
 
@@ -36,11 +37,12 @@ Layers = jax.Array | tuple[jax.Array, ...]
 class Cache:
     """What a batch of rows has read and written.
 
-    keys:    `[L, B, K, D, S]`, or one array for each layer; slots come last, where queries meet them
-    values:  `[L, B, K, S, D]`, likewise
+    keys, values: `[L, B, K, S, D]`, or where layers are apart one array for each of them, and its keys are
+             `[B, K, D, S]`: a CPU multiplies them by a query slot by slot, a TPU wants to write a slot in one piece
     kept, written: int32 `[B]`, see above
     cursor:  int32 scalar, the slot of the ring that every row writes next
     ring:    slots of the ring, the last ones of `S`
+    mesh:    over which rows and heads are spread
     """
 
     keys: Layers
@@ -49,6 +51,7 @@ class Cache:
     written: jax.Array
     cursor: jax.Array
     ring: int = dataclasses.field(metadata=dict(static=True))
+    mesh: Mesh | None = dataclasses.field(metadata=dict(static=True))
 
     @classmethod
     def empty(
@@ -65,12 +68,13 @@ class Cache:
 
         nothing_B = place(jnp.zeros(rows, jnp.int32), "B", mesh)
         return cls(
-            keys=make("KxDxS", head, dim, slots),
+            keys=make("KxSxD", head, slots, dim) if stacked else make("KxDxS", head, dim, slots),
             values=make("KxSxD", head, slots, dim),
             kept=nothing_B,
             written=nothing_B,
             cursor=jnp.zeros((), jnp.int32),
             ring=ring,
+            mesh=mesh,
         )
 
     @property
@@ -108,16 +112,12 @@ class Cache:
 
     def write(self, layer: int | jax.Array, key_BxTxKxD: jax.Array, value_BxTxKxD: jax.Array) -> "Cache":
         """Writes one layer's keys and values of `T` tokens at the cursor; `layer` is an int where layers are apart."""
-        key_BxKxDxT, value_BxKxTxD = key_BxTxKxD.transpose(0, 2, 3, 1), value_BxTxKxD.transpose(0, 2, 1, 3)
         slot = self.slots - self.ring + self.cursor
-        return dataclasses.replace(
-            self,
-            keys=_write(self.keys, layer, key_BxKxDxT, (0, 0, 0, slot)),
-            values=_write(self.values, layer, value_BxKxTxD, (0, 0, slot, 0)),
-        )
+        key_BxKxTxD, value_BxKxTxD = (new.transpose(0, 2, 1, 3) for new in (key_BxTxKxD, value_BxTxKxD))
+        return self._in_parts(_write, (key_BxKxTxD, value_BxKxTxD, layer, slot))
 
     def layer(self, index: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys `[B, K, D, S]` and values `[B, K, S, D]` of one layer."""
+        """Keys `[B, K, S, D]`, or where layers are apart `[B, K, D, S]`, and values `[B, K, S, D]` of one layer."""
         return self.keys[index], self.values[index]
 
     def advance(self, tokens: int) -> "Cache":
@@ -130,47 +130,67 @@ class Cache:
         kept = jnp.where(rows_B, position_B, self.kept)
         return dataclasses.replace(self, kept=kept, written=jnp.where(rows_B, 0, self.written))
 
-    def put_prompts(self, row_N: jax.Array, read: "Cache", mesh: Mesh | None = None) -> "Cache":
+    def put_prompts(self, row_N: jax.Array, read: "Cache") -> "Cache":
         """Puts prompts that were read into the ring of another, stacked cache in place of rows' prompts.
 
         The rows lie in `N` parts, on a mesh one for each part of it. Prompt `n` goes to row `row_N[n]` of part `n`,
         and nowhere where that is -1: no prompt has to travel.
         """
-        return self._in_parts(_put, (row_N, read.keys, read.values), mesh)
+        return self._in_parts(_put, (row_N, read.keys, read.values))
 
-    def copy_prompts(self, source_N: jax.Array, target_N: jax.Array, mesh: Mesh | None = None) -> "Cache":
+    def copy_prompts(self, source_N: jax.Array, target_N: jax.Array) -> "Cache":
         """In each of `N` parts of the rows copies a prompt from row to row, and none where the target is -1."""
-        return self._in_parts(functools.partial(_copy, self.slots - self.ring), (source_N, target_N), mesh)
+        prompt = self.slots - self.ring
+        return self._in_parts(functools.partial(_copy, prompt), (source_N, target_N))
 
-    def _in_parts(self, function, operands, mesh: Mesh | None) -> "Cache":
-        """Each part of the rows gets `function(keys, values, *operands)` of its own."""
-        if mesh is not None and mesh.size > 1:
-            prefix = "LxB" if isinstance(self.keys, jax.Array) else "B"
-            keys, values, row = (partition(axes, "computed") for axes in (f"{prefix}xKxDxS", f"{prefix}xKxSxD", "B"))
-            read = partition("LxBxKxDxS", "computed"), partition("LxBxKxSxD", "computed")
-            specs = keys, values, *((row, row) if len(operands) == 2 else (row, *read))
-            function = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=(keys, values), check_vma=False)
+    def _in_parts(self, function, operands) -> "Cache":
+        """Each device does `function(keys, values, *operands)` with its own rows and heads."""
+        if self.mesh is not None and self.mesh.size > 1:
+            axes = {5: "LxBxKxSxD", 4: "BxKxTxD", 1: "B"}
+            places = [
+                partition(axes[ndim], "computed") if ndim else PartitionSpec() for ndim in map(jnp.ndim, operands)
+            ]
+            stack = partition(axes[5], "computed")
+            function = jax.shard_map(
+                function, mesh=self.mesh, in_specs=(stack, stack, *places), out_specs=(stack, stack), check_vma=False
+            )
         keys, values = function(self.keys, self.values, *operands)
         return dataclasses.replace(self, keys=keys, values=values)
 
 
-def _put(keys: Layers, values: Layers, row_1, read_keys_Lx1x, read_values_Lx1x):
-    def put(layers, read_Lx1x):
-        if isinstance(layers, tuple):
-            return tuple(_replace_row(one, read_Lx1x[number], row_1[0], 0) for number, one in enumerate(layers))
-        return _replace_row(layers, read_Lx1x, row_1[0], 1)
+def _write(keys: Layers, values: Layers, key_BxKxTxD, value_BxKxTxD, layer, slot):
+    if not isinstance(keys, tuple):
+        at = (layer, 0, 0, slot, 0)
+        return _as_it_lies(_update(keys, key_BxKxTxD[None], at)), _as_it_lies(_update(values, value_BxKxTxD[None], at))
+    key = _update(keys[layer], key_BxKxTxD.swapaxes(2, 3), (0, 0, 0, slot))
+    value = _update(values[layer], value_BxKxTxD, (0, 0, slot, 0))
+    return (*keys[:layer], key, *keys[layer + 1 :]), (*values[:layer], value, *values[layer + 1 :])
 
-    return put(keys, read_keys_Lx1x), put(values, read_values_Lx1x)
+
+def _put(keys: Layers, values: Layers, row_1, read_keys_Lx1xKxPxD, read_values_Lx1xKxPxD):
+    row = row_1[0]
+    if not isinstance(keys, tuple):
+        return _replace_row(keys, read_keys_Lx1xKxPxD, row, 1), _replace_row(values, read_values_Lx1xKxPxD, row, 1)
+    read_keys_Lx1xKxDxP = read_keys_Lx1xKxPxD.swapaxes(3, 4)
+    return (
+        tuple(_replace_row(one, read_keys_Lx1xKxDxP[layer], row, 0) for layer, one in enumerate(keys)),
+        tuple(_replace_row(one, read_values_Lx1xKxPxD[layer], row, 0) for layer, one in enumerate(values)),
+    )
 
 
 def _copy(prompt: int, keys: Layers, values: Layers, source_1, target_1):
+    apart = isinstance(keys, tuple)
+
     def copy(array, slots: int):
-        axis = array.ndim - 4
+        axis = 0 if apart else 1
         taken = jax.lax.dynamic_slice_in_dim(array, source_1[0], 1, axis)
         taken = jax.lax.slice_in_dim(taken, 0, prompt, axis=array.ndim + slots)
         return _replace_row(array, taken, target_1[0], axis)
 
-    return jax.tree.map(lambda one: copy(one, -1), keys), jax.tree.map(lambda one: copy(one, -2), values)
+    return (
+        jax.tree.map(lambda one: copy(one, -1 if apart else -2), keys),
+        jax.tree.map(lambda one: copy(one, -2), values),
+    )
 
 
 def _replace_row(array, new, row, axis: int) -> jax.Array:
@@ -181,11 +201,10 @@ def _replace_row(array, new, row, axis: int) -> jax.Array:
     return _update(array, jnp.where(row >= 0, new.astype(array.dtype), old), tuple(at))
 
 
-def _write(layers: Layers, layer, new, at: tuple) -> Layers:
-    if isinstance(layers, tuple):
-        return (*layers[:layer], _update(layers[layer], new, at), *layers[layer + 1 :])
-    return _update(layers, new[None], (layer, *at))
-
-
 def _update(array, new, at: tuple) -> jax.Array:
     return jax.lax.dynamic_update_slice(array, new.astype(array.dtype), at)
+
+
+def _as_it_lies(array: jax.Array) -> jax.Array:
+    """Holds the order of axes in memory: the TPU compiler would turn keys round to write, and back to read them."""
+    return with_layout_constraint(array, Layout(tuple(range(array.ndim))))

@@ -212,8 +212,8 @@ class Transformer(nnx.Module):
     ) -> tuple[jax.Array, Cache]:
         """Feeds the next `T` tokens of every row into the cache; their final hidden states, and the cache with them.
 
-        Weights stay where they are kept, and the few tokens travel. `layers` are those that `apart` gives, for a cache
-        whose layers are apart: then they are run one by one, without a scan.
+        For single tokens weights stay where they are kept, and the tokens travel. `layers` are those that `apart`
+        gives, for single tokens and a cache whose layers are apart: then they are run one by one, without a scan.
         """
         tokens = tokens_BxT.shape[1]
         windows = self._windows(cache.slots)
@@ -223,7 +223,9 @@ class Transformer(nnx.Module):
         def attention(index, window, query, key, value, cache):
             grown = cache.write(index, key, value)
             query = place(query, "BxTxNxD", mesh)  # where the cache has its rows
-            return attend_to_cache(query, *grown.layer(index), visible[window], **self._scores()), grown
+            apart = layers is not None
+            mixed = attend_to_cache(query, *grown.layer(index), visible[window], slots_last=apart, **self._scores())
+            return mixed, grown
 
         position_BxT = cache.position[:, None] + jnp.arange(tokens)
         hidden_BxTxM, cache = self._through_layers(tokens_BxT, position_BxT, windows, attention, cache, layers)
@@ -266,7 +268,8 @@ class Transformer(nnx.Module):
         angles = rope_angles(position_BxT, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
         graph, stacked = nnx.split(self.blocks)
         size = len(windows)
-        apply = linear if cache is None else linear_in_place if layers is None else linear_outputs_first
+        decodes = cache is not None and tokens_BxT.shape[1] == 1
+        apply = linear if not decodes else linear_in_place if layers is None else linear_outputs_first
 
         def layer(window, params, index, x_BxTxM, cache):
             def attention_here(query, key, value):
@@ -282,7 +285,7 @@ class Transformer(nnx.Module):
                 carry = one(jax.tree.map(lambda leaf: leaf[number], params), first + number, *carry)  # noqa: B023
             return carry, None
 
-        carry = self._embed(tokens_BxT, look_up if cache is None else look_up_in_place), cache
+        carry = self._embed(tokens_BxT, look_up_in_place if decodes else look_up), cache
         if layers is not None:
             for number, params in enumerate(layers):
                 carry = layer(windows[number % size], params, number, *carry)

@@ -153,7 +153,7 @@ class Batch:
         for part, (request, row, source) in copied.items():
             source_N[part], index_N[part], seed_N[part] = source, row, request.seed
         self._note("copy prompts")
-        self._state = admit_again(self._state, source_N, seed_N, index_N, self._engine.model.compute.mesh)
+        self._state = admit_again(self._state, source_N, seed_N, index_N)
 
     def _read(self, read: dict[int, tuple[Request, int]]) -> None:
         engine, padded = self._engine, max(bucket(request.length) for request, _ in read.values())

@@ -149,7 +149,7 @@ def admit(graph: nnx.GraphDef, params, state: State, tokens_NxP: jax.Array, row_
     count, length = tokens_NxP.shape
     read = Cache.empty(model.config, count, 0, length, state.cache.values[0].dtype, model.compute.mesh)
     _, read = model.extend(tokens_NxP, read)
-    state = dataclasses.replace(state, cache=state.cache.put_prompts(index_N, read, model.compute.mesh))
+    state = dataclasses.replace(state, cache=state.cache.put_prompts(index_N, read))
     if plan.penalty:
 
         def in_context(tokens_N):
@@ -165,14 +165,14 @@ def admit(graph: nnx.GraphDef, params, state: State, tokens_NxP: jax.Array, row_
     return _begin(state, row_N, index_N)
 
 
-@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="state")
-def admit_again(state: State, source_N, seed_N, index_N, mesh: Mesh | None = None) -> State:
+@functools.partial(jax.jit, donate_argnames="state")
+def admit_again(state: State, source_N, seed_N, index_N) -> State:
     """In each of `N` parts of the rows gives the row at `index` the prompt of the one at `source`, which may be itself,
     without reading it anew; nothing happens where `index` is -1.
 
     Not for a plan with a penalty, which would have to know what both began with.
     """
-    state = dataclasses.replace(state, cache=state.cache.copy_prompts(source_N, index_N, mesh))
+    state = dataclasses.replace(state, cache=state.cache.copy_prompts(source_N, index_N))
 
     def of_source(field_B):
         return jnp.take_along_axis(field_B.reshape(len(source_N), -1), source_N[:, None], axis=1)[:, 0]
