@@ -92,6 +92,9 @@ def get_config() -> ConfigDict:
     config.sample.cache_dtype = ""  # of keys and values, "float32" or "bfloat16"; empty for model.compute_dtype
     config.sample.batch_rows = 16  # prompts in flight at once
     config.sample.seed = 0  # of the first prompt; each next one counts up
+    config.sample.samples = 1  # replies per prompt, in --mode=sample
+    config.sample.log_probs = False  # in --mode=sample, of every token and of [RESET] in its place
+    config.sample.hold_back = 0  # in --mode=chat, tokens that stay unseen: a reset within so many shows nothing
     config.sample.limit = 0  # prompts used; 0 for all
 
     config.evaluate = ConfigDict()

