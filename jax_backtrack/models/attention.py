@@ -46,11 +46,25 @@ def attend_to_cache(
     """
     batch, queries, heads, dim = query_BxTxNxD.shape
     grouped_BxTxKxGxD = query_BxTxNxD.reshape(batch, queries, value_BxKxSxD.shape[1], -1, dim)
-    product = "btkgd,bkds->bktgs" if slots_last else "btkgd,bksd->bktgs"
-    score_BxKxTxGxS = jnp.einsum(product, grouped_BxTxKxGxD, key, preferred_element_type=jnp.float32)
+    if slots_last:
+        score_BxKxTxGxS = _sum_over_features(grouped_BxTxKxGxD.swapaxes(1, 2), key)
+    else:
+        score_BxKxTxGxS = jnp.einsum("btkgd,bksd->bktgs", grouped_BxTxKxGxD, key, preferred_element_type=jnp.float32)
     weight_BxKxTxGxS = _weights(score_BxKxTxGxS, visible_BxTxS, scale, softcap).astype(value_BxKxSxD.dtype)
     mixed_BxTxKxGxD = jnp.einsum("bktgs,bksd->btkgd", weight_BxKxTxGxS, value_BxKxSxD)
     return mixed_BxTxKxGxD.reshape(batch, queries, heads, dim)
+
+
+def _sum_over_features(query_BxKxTxGxD: jax.Array, key_BxKxDxS: jax.Array) -> jax.Array:
+    """Scores as one element-wise sum, which XLA's CPU backend runs along the slots in vectors and on all threads.
+
+    As a matrix product it would be a call for each row and head, several times slower in a batch.
+    """
+    score_BxKxTxGxS = jnp.zeros((), jnp.float32)
+    for feature in range(key_BxKxDxS.shape[2]):
+        one_BxKxTxGx1 = query_BxKxTxGxD[..., feature, None].astype(jnp.float32)
+        score_BxKxTxGxS += one_BxKxTxGx1 * key_BxKxDxS[:, :, None, None, feature].astype(jnp.float32)
+    return score_BxKxTxGxS
 
 
 def _weights(score_BxKxTxGxS, visible_BxTxS, scale, softcap) -> jax.Array:
