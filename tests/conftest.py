@@ -65,9 +65,15 @@ def smollm_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(smollm_gguf) -> ChatTokenizer:
+def smollm_file(smollm_gguf) -> GGUFFile:
+    """That file opened, which takes seconds."""
+    return GGUFFile(smollm_gguf)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smollm_file) -> ChatTokenizer:
     """SmolLM2's tokenizer as it comes."""
-    return ChatTokenizer(GGUFFile(smollm_gguf).tokenizer())
+    return ChatTokenizer(smollm_file.tokenizer())
 
 
 @pytest.fixture(scope="session")
