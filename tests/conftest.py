@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.processes import COMPILE_FAST
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never asks the network
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or libtpu, where it is installed, would look for TPUs
 # Torch's threads spin where they wait for each other: beside a second process that costs many times the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Most of the time goes into compiling, and much of that again and again: into every process's own jit.
+os.environ.setdefault("XLA_FLAGS", COMPILE_FAST)
+# Most of the time goes into compiling, and much of that again and again: into every process's own jit. Processes share
+# what has the same flags; how many devices there are does not count.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -61,9 +65,15 @@ def smollm_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(smollm_gguf) -> ChatTokenizer:
+def smollm_file(smollm_gguf) -> GGUFFile:
+    """That file opened, which takes seconds."""
+    return GGUFFile(smollm_gguf)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smollm_file) -> ChatTokenizer:
     """SmolLM2's tokenizer as it comes."""
-    return ChatTokenizer(GGUFFile(smollm_gguf).tokenizer())
+    return ChatTokenizer(smollm_file.tokenizer())
 
 
 @pytest.fixture(scope="session")

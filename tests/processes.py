@@ -12,11 +12,10 @@ COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_
 COMPILE_FAST += " --xla_cpu_parallel_codegen_split_count=1"
 
 
-def start(*arguments, cwd: Path = ROOT, devices: int = 0, stderr=subprocess.PIPE, **environment) -> subprocess.Popen:
-    """Python with these arguments. With `devices`, on so many, and compiling fast; else compiling as this process."""
-    settings = {"PYTHONPATH": PYTHONPATH, "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
-    if devices:
-        settings["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {COMPILE_FAST}"
+def start(*arguments, cwd: Path = ROOT, devices: int = 1, stderr=subprocess.PIPE, **environment) -> subprocess.Popen:
+    """Python with these arguments, on so many devices, compiling as this process does."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    settings = {"PYTHONPATH": PYTHONPATH, "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "XLA_FLAGS": flags}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,

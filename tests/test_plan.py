@@ -42,9 +42,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
 def hasty():
-    """The TPU compiler takes half the time, and optimizes less: for what does not look at the compiled program."""
+    """The TPU compiler takes half the time, and optimizes less."""
     names = "jax_exec_time_optimization_effort", "jax_memory_fitting_effort"
     efforts = {name: getattr(jax.config, name) for name in names}
     for name in efforts:
@@ -139,7 +139,7 @@ def test_the_compiled_step_holds_neither_all_logits_nor_all_parameters(folder, w
     assert names == {"tree_attention_forward", "tree_attention_backward_dq", "tree_attention_backward_dkv"}
 
 
-def test_what_does_not_fit_comes_with_what_would(folder, hasty, tmp_path, capsys):
+def test_what_does_not_fit_comes_with_what_would(folder, tmp_path, capsys):
     """Activations of four layers without recomputation are too many; each change is compiled, not guessed."""
     fields = {"objective": "sft", "train.batch_rows": 128, "train.remat": "none", "sample.max_new_tokens": 2}
     assert run(recipe(folder, **fields), tmp_path, "v5e:1x1") == 0

@@ -56,7 +56,7 @@ def run(folder, out, processes: int, devices: int, mesh: tuple[int, int, int]) -
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port_number = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     started = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *map(str, (folder, out, processes, index, port_number, *mesh))],

@@ -9,7 +9,6 @@ from flax import nnx
 
 import jax_backtrack
 from jax_backtrack.errors import InputError
-from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.load import load
 from jax_backtrack.models import llama
 from jax_backtrack.models.transformer import Transformer
@@ -45,17 +44,17 @@ def test_it_knows_the_capital_of_france(smollm):
     assert tokenizer.decode([int(logits[0, -1].argmax())]) == " Paris"
 
 
-def test_gguf_configuration_is_that_of_the_export(smollm_gguf):
-    config = llama.from_hf_config(GGUFFile(smollm_gguf).hf_config())
+def test_gguf_configuration_is_that_of_the_export(smollm_file):
+    config = llama.from_hf_config(smollm_file.hf_config())
     assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (30, 576, 9)
     assert (config.num_key_value_heads, config.intermediate_size, config.vocab_size) == (3, 1536, 49152)
     assert config.tie_word_embeddings and config.rope_theta == 1e5
     assert isinstance(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))), Transformer)
 
 
-def test_parameters_are_no_view_of_a_gguf_file(smollm_gguf):
+def test_parameters_are_no_view_of_a_gguf_file(smollm_file):
     """What is not quantised is mapped as it stands; JAX would take the mapping itself for the parameter."""
-    weight = GGUFFile(smollm_gguf).read("model.norm.weight", (slice(0, 576),))
+    weight = smollm_file.read("model.norm.weight", (slice(0, 576),))
     assert weight.flags.owndata and weight.flags.writeable
 
 

@@ -34,12 +34,16 @@ def base(tmp_path_factory, tokenizer):
     return folder
 
 
+SHORT = dict(steps=6, batch_rows=2, row_length=256, learning_rate=3e-3, warmup_steps=2, checkpoint_every=0)
+
+
 def recipe(base, objective="sft", **train_fields):
+    """A short run. The schedule is part of the compiled step: runs of as many steps share what is compiled."""
     config = (sft_smollm if objective == "sft" else dpo_smollm).get_config()
     config.model.path = str(base)
     config.data.path = "testbed"
     config.data.limit = 40
-    config.train.update(dict(steps=6, batch_rows=2, row_length=256, learning_rate=3e-3, checkpoint_every=0))
+    config.train.update(SHORT)
     config.train.update(train_fields)
     return config
 
@@ -55,13 +59,26 @@ def leaves(model):
 @pytest.fixture(scope="module")
 def sft_workdir(base, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("sft")
-    train(recipe(base, steps=8), workdir)
+    train(recipe(base), workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def adapters_workdir(base, tmp_path_factory):
+    """Of a finished SFT run of adapters that left checkpoints."""
+    workdir = tmp_path_factory.mktemp("adapters")
+    train(with_adapters(recipe(base, steps=4, checkpoint_every=2)), workdir)
+    return workdir
+
+
+def with_adapters(config):
+    config.adapter.rank = 2
+    return config
 
 
 def test_sft_learns_and_leaves_a_model_that_can_reset(sft_workdir):
     lines = metrics(sft_workdir)
-    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["step"] for line in lines] == list(range(1, 7))
     assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["reset_loss"] < lines[0]["reset_loss"]
     assert all({"grad_norm", "learning_rate", "scored_tokens", "seconds"} <= line.keys() for line in lines)
     assert any((sft_workdir / "tensorboard").iterdir())
@@ -98,7 +115,7 @@ def test_dpo_in_another_reset_context_is_refused(sft_workdir, tmp_path):
 
 def test_a_finished_workdir_is_loaded_and_left_as_it_is(sft_workdir, base):
     before = {path: path.stat().st_mtime_ns for path in sft_workdir.rglob("*")}
-    again, _ = train(recipe(base, steps=8), sft_workdir)
+    again, _ = train(recipe(base), sft_workdir)
     for one, other in zip(leaves(again), leaves(load(sft_workdir)[0]), strict=True):
         np.testing.assert_array_equal(one, other)
     assert before == {path: path.stat().st_mtime_ns for path in sft_workdir.rglob("*")}
@@ -123,12 +140,11 @@ def test_a_start_that_failed_leaves_the_workdir_free(base, tmp_path):
     config.data.path, config.train.row_length = "testbed", 16
     with pytest.raises(InputError, match="no example is left"):
         train(config, tmp_path / "w")
-    train(recipe(base, steps=1), tmp_path / "w")
+    train(recipe(base), tmp_path / "w")
 
 
-def test_the_schedule_rises_from_the_first_update_and_ends_at_a_tenth(base, tmp_path):
-    train(recipe(base, steps=6, warmup_steps=2, learning_rate=3e-3), tmp_path)
-    rates = [line["learning_rate"] for line in metrics(tmp_path)]
+def test_the_schedule_rises_from_the_first_update_and_ends_at_a_tenth(sft_workdir):
+    rates = [line["learning_rate"] for line in metrics(sft_workdir)]
     np.testing.assert_allclose(rates[:3], [1e-3, 2e-3, 3e-3], rtol=1e-5)
     assert rates[2:] == sorted(rates[2:], reverse=True) and math.isclose(rates[-1], 3e-4, rel_tol=1e-5)
 
@@ -197,10 +213,7 @@ def run_main(*arguments, **settings) -> subprocess.Popen:
 
 def flags_of(base, workdir, objective="sft", **fields) -> list[str]:
     config = recipe(base, objective, **fields)
-    changed = {f"train.{name}": config.train[name] for name in fields} | {
-        f"train.{name}": config.train[name]
-        for name in ("steps", "batch_rows", "row_length", "learning_rate", "checkpoint_every")
-    }
+    changed = {f"train.{name}": config.train[name] for name in SHORT | fields}
     changed |= {"model.path": base, "data.path": "testbed", "data.limit": 40}
     return [f"--config={objective}_smollm.py", f"--workdir={workdir}"] + [
         f"--config.{name}={value}" for name, value in changed.items()
@@ -209,7 +222,7 @@ def flags_of(base, workdir, objective="sft", **fields) -> list[str]:
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(base, tmp_path, capsys):
     """SIGKILL behind the first checkpoint; the resumed run ends bit for bit where the undisturbed one does."""
-    fields = dict(steps=40, checkpoint_every=4)
+    fields = dict(steps=16, checkpoint_every=2)
     whole = train(recipe(base, **fields), tmp_path / "whole")[0]
     killed = tmp_path / "killed"
     process = run_main(*flags_of(base, killed, **fields))
@@ -223,7 +236,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(base, tmp_path, capsys):
     assert not (killed / "export").exists()
     capsys.readouterr()
     resumed = train(recipe(base, **fields), killed)[0]
-    assert int(re.search(r"resumed from step (\d+)", capsys.readouterr().out)[1]) in range(4, 40, 4)
+    assert int(re.search(r"resumed from step (\d+)", capsys.readouterr().out)[1]) in range(2, 16, 2)
     for one, other in zip(leaves(whole), leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
     kept = [[line | {"seconds": 0} for line in metrics(tmp_path / name)] for name in ("whole", "killed")]
@@ -232,28 +245,22 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(base, tmp_path, capsys):
 
 def test_sharded_training_equals_training_on_one_device(base, tmp_path):
     """Four virtual devices, two for `fsdp` and two for `tensor`. Small steps: Adam makes much of rounding errors."""
-    for name, mesh, devices in (("one", {}, 1), ("four", {"fsdp": 2, "tensor": 2}, 4)):
-        process = run_main(
-            *flags_of(base, tmp_path / name, steps=4, learning_rate=1e-6),
-            *(f"--config.mesh.{axis}={size}" for axis, size in mesh.items()),
-            devices=devices,
-        )
-        output = process.communicate()[0]
-        assert process.returncode == 0, output
+    fields = dict(steps=4, learning_rate=1e-6)
+    flags = [*flags_of(base, tmp_path / "four", **fields), "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    process = run_main(*flags, devices=4)
+    train(recipe(base, **fields), tmp_path / "one")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
     for one, four in zip(metrics(tmp_path / "one"), metrics(tmp_path / "four"), strict=True):
         assert math.isclose(one["loss"], four["loss"], rel_tol=1e-4)
         assert math.isclose(one["grad_norm"], four["grad_norm"], rel_tol=1e-3)
 
 
-def test_adapters_are_trained_beside_a_frozen_model_and_merged(base, sft_workdir, tmp_path):
-    """SFT and DPO by adapters of rank 2: what is exported differs from its base by matrices of that rank, and by the
-    row of [RESET]. DPO, of a model in bfloat16, starts at log 2: its reference is the model without adapters."""
-    config = recipe(base, steps=4)
-    config.adapter.rank = 2
-    train(config, tmp_path / "sft")
-    assert "| adapter.rank | `2` |" in (tmp_path / "sft" / "export" / "README.md").read_text()
+def test_adapters_are_trained_beside_a_frozen_model_and_merged(base, adapters_workdir):
+    """What is exported differs from its base by matrices of the adapters' rank, and by the row of [RESET]."""
+    assert "| adapter.rank | `2` |" in (adapters_workdir / "export" / "README.md").read_text()
     begun, _ = load(str(base))
-    ended, tokenizer = load(str(tmp_path / "sft"))
+    ended, tokenizer = load(str(adapters_workdir))
     difference = np.asarray(ended.blocks.gate_MxF[...], np.float32) - np.asarray(begun.blocks.gate_MxF[...], np.float32)
     assert np.abs(difference).max() > 0
     for layer in difference:
@@ -263,29 +270,27 @@ def test_adapters_are_trained_beside_a_frozen_model_and_merged(base, sft_workdir
     changed = np.flatnonzero(np.any(np.asarray(ended.embedding_VxM[...] != begun.embedding_VxM[...]), axis=1))
     assert changed.tolist() == [tokenizer.reset_id]
 
-    config = recipe(sft_workdir, "dpo", steps=2, chosen_weight=0.0)
+
+def test_the_reference_of_adapters_is_the_model_without_them(sft_workdir, tmp_path):
+    """So DPO by adapters, beside a model in bfloat16, starts at log 2."""
+    config = with_adapters(recipe(sft_workdir, "dpo", steps=2, chosen_weight=0.0))
     config.model.param_dtype = "bfloat16"
-    config.adapter.rank = 2
-    train(config, tmp_path / "dpo")
-    assert metrics(tmp_path / "dpo")[0]["dpo_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    train(config, tmp_path)
+    assert metrics(tmp_path)[0]["dpo_loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
-def test_a_killed_run_of_adapters_goes_on_where_it_was(base, tmp_path):
+def test_a_killed_run_of_adapters_goes_on_where_it_was(base, adapters_workdir, tmp_path):
     """Stopped after a checkpoint, as by a full disk, and resumed: the export is that of an undisturbed run."""
-    config = recipe(base, steps=4, checkpoint_every=2)
-    config.adapter.rank = 2
-    train(config, tmp_path / "whole")
-    train(config, tmp_path / "again")
-    shutil.rmtree(tmp_path / "again" / "export")
-    shutil.rmtree(tmp_path / "again" / "checkpoints" / "4")
-    train(config, tmp_path / "again")
-    one, other = (leaves(load(str(tmp_path / name))[0]) for name in ("whole", "again"))
+    again = shutil.copytree(adapters_workdir, tmp_path / "again")
+    shutil.rmtree(again / "export")
+    shutil.rmtree(again / "checkpoints" / "4")
+    train(with_adapters(recipe(base, steps=4, checkpoint_every=2)), again)
+    one, other = (leaves(load(str(workdir))[0]) for workdir in (adapters_workdir, again))
     assert all((a == b).all() for a, b in zip(one, other, strict=True))
 
 
-def test_accumulated_parts_are_the_whole_batch(base, tmp_path):
-    losses = []
-    for parts in (1, 2):
-        train(recipe(base, steps=3, batch_rows=4, accumulate=parts), tmp_path / str(parts))
-        losses.append([line["loss"] for line in metrics(tmp_path / str(parts))])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+def test_accumulated_parts_are_the_whole_batch(base, sft_workdir, tmp_path):
+    """Parts of one row each; for parts of several, test_sharding compares every gradient."""
+    train(recipe(base, accumulate=2), tmp_path)
+    whole, parts = ([line["loss"] for line in metrics(workdir)] for workdir in (sft_workdir, tmp_path))
+    assert parts == pytest.approx(whole, rel=1e-4)
