@@ -88,6 +88,7 @@ def main():
     parser.add_argument("--data", default="", help="HH-RLHF, for the prompts of 'replies'")
     parser.add_argument("--prompts", type=int, default=1000, help="how many of them")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", default="1,16", help="of 'write', by commas")
     parser.add_argument("--only", default="write,resets,replies", help="what is measured, by commas")
     parser.add_argument("--dtypes", default="float32", help="by commas; bfloat16 is slow without its instructions")
     options = parser.parse_args()
@@ -107,7 +108,7 @@ def main():
             workers = _start(options, scratch, dtype)
             try:
                 if "write" in options.only:
-                    for rows in (1, 16):
+                    for rows in map(int, options.batches.split(",")):
                         results += _write(workers, rows, dtype, config, options.rounds)
                 if "resets" in options.only:
                     results += _resets(workers[OURS], dtype, options.rounds)
@@ -132,10 +133,9 @@ def _start(options, scratch: Path, dtype: str) -> dict[str, Worker]:
 def _write(workers, rows: int, dtype: str, config, rounds: int) -> list[dict]:
     rng = np.random.default_rng(0)
     prompts = rng.integers(100, 40000, (rows, PROMPT)).tolist()
-    say(f"{dtype}, batch {rows}: warm-up")
-    for worker in workers.values():
-        for count in (1, NEW):
-            worker.ask(write=count, prompts=prompts)
+    for side, worker in workers.items():
+        seconds = sum(worker.ask(write=count, prompts=prompts)["seconds"] for count in (1, NEW))
+        say(f"{dtype}, batch {rows}: {side} warmed up in {seconds:.0f} s")
     steps = {side: [] for side in workers}
     bandwidths = []
     for number in range(rounds):
