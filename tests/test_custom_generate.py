@@ -169,11 +169,15 @@ def test_a_reset_takes_the_prefix_back_too(small, context, side, batch):
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("new_tokens", [1, 2, 3, 4])
 def test_a_budget_may_end_at_a_reset(small, context, new_tokens):
-    """Three resets at once: up to three tokens the reply is empty, the fourth is one of a reply."""
+    """Three resets at once. Where they stay in the context, up to three tokens the reply is empty and the fourth is one
+    of a reply; where they do not, the reply has the whole budget."""
     settings = dict(max_resets=3, bias=ALWAYS, new_tokens=new_tokens)
-    for (sequence, drafts), prompt in zip(by_transformers(small, PROMPTS, context, **settings), PROMPTS, strict=True):
-        assert drafts == [[]] * min(new_tokens, 3)
-        assert sequence[: len(prompt)] == prompt and len(sequence) == len(prompt) + new_tokens // 4
+    theirs = by_transformers(small, PROMPTS, context, **settings)
+    for (sequence, drafts), prompt in zip(theirs, PROMPTS, strict=True):
+        assert drafts == [[]] * (min(new_tokens, 3) if context == "keep" else 3)
+        written = new_tokens // 4 if context == "keep" else new_tokens
+        assert sequence[: len(prompt)] == prompt and len(sequence) == len(prompt) + written
+    assert_equal(small, theirs, by_us(small, PROMPTS, context, **settings))
 
 
 def test_without_resets_it_is_a_plain_generate(small):

@@ -90,7 +90,7 @@ def planned(workdir):
 def test_a_plan_says_what_each_program_needs(planned):
     assert (planned["chips"], planned["hbm_bytes"], planned["fits"]) == (4, 16 * 2**30, True)
     assert planned["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
-    assert set(planned["programs"]) == {"training step", "reference pass", "sampler"}
+    assert set(planned["programs"]) == {"training step", "reference pass", "sampler", "sampler's prompts"}
     for each in planned["programs"].values():
         assert 0 < each["argument_bytes"] <= each["peak_bytes"] < planned["hbm_bytes"]
         assert each["collective_bytes"]["all-gather"] > 0
@@ -122,6 +122,14 @@ def test_formulas_count_what_the_compiler_counts(planned):
     assert each["hardware_flops"] == pytest.approx(weights + 1.5 * attention, rel=0.01)
 
 
+def test_the_sampler_does_what_the_formulas_count_and_sends_no_weights(planned):
+    for name in ("sampler", "sampler's prompts"):
+        each = planned["programs"][name]
+        assert each["hardware_flops"] == pytest.approx(each["model_flops"], rel=0.15)
+    sent = sum(planned["programs"]["sampler"]["collective_bytes"].values()) / 16  # of one token for every row
+    assert sent < planned["programs"]["sampler"]["argument_bytes"] / 4
+
+
 def test_the_compiled_step_holds_neither_all_logits_nor_all_parameters(folder, workdir):
     config = recipe(folder)
     program = Program((workdir / "v5e-2x2-training-step.hlo.txt").read_text())
@@ -144,7 +152,7 @@ def test_what_does_not_fit_comes_with_what_would(folder, tmp_path, capsys):
     fields = {"objective": "sft", "train.batch_rows": 128, "train.remat": "none", "sample.max_new_tokens": 2}
     assert run(recipe(folder, **fields), tmp_path, "v5e:1x1") == 0
     made = json.loads((tmp_path / plan.FILE).read_text())
-    assert set(made["programs"]) == {"training step", "sampler"}
+    assert set(made["programs"]) == {"training step", "sampler", "sampler's prompts"}
     assert not made["fits"] and made["peak_bytes"] > made["hbm_bytes"]
     assert made["would_fit"][0]["changes"] == {"train.remat": "full"}
     assert made["would_fit"][-1]["fits"]
