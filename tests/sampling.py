@@ -1,7 +1,5 @@
 """The jitted parts of sampling, driven row by row, and the same from scratch for every token."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +82,3 @@ def _chosen(logits, seed: int, count: int, plan: Plan, knobs: Knobs) -> int:
 def _mass(logits: np.ndarray) -> np.ndarray:
     mass = np.exp(logits.astype(np.float64) - logits.max())
     return mass / mass.sum()
-
-
-def with_seeds(requests: list[Request], first: int) -> list[Request]:
-    return [dataclasses.replace(request, seed=first + place) for place, request in enumerate(requests)]

@@ -77,7 +77,9 @@ def test_a_reset_at_every_place_equals_naive_recomputation(family, context, plac
     forced = knobs(bias=forced_at([place], [2 + place // 2, 3 + place // 2], []))
     written, expected = both(requests(), plan, forced, family)
     assert written == expected
-    assert R in expected[0] or E in expected[0][:place]
+    # Where the position comes back to the place, [RESET] is forced once more. A reply may end before it comes there.
+    again = context == "resample" or (context == "rewind" and place > 0)
+    assert expected[0].count(R) == (2 if again else 1) or expected[0][-1] == E
 
 
 @every_family

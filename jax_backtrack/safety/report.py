@@ -11,6 +11,7 @@ from rich.text import Text
 from jax_backtrack.progress import console
 from jax_backtrack.safety.evaluate import Evaluation
 from jax_backtrack.safety.measures import Measure
+from jax_backtrack.sampling.chat import struck
 
 # Measure -> heading, and whether it is a share to be shown in percent.
 _COLUMNS = {
@@ -46,8 +47,7 @@ def show_transcripts(evaluation: Evaluation, count: int) -> None:
             console.print(Text(f"{message['role']:>9}  ", style="dim") + Text(message["content"]))
         line = Text("assistant  ", style="dim")
         for draft in answer.reply.drafts:
-            shown = draft if console.is_terminal else f"~~{draft}~~"
-            line += Text(shown, style="strike red") + Text(" [RESET] ", style="bold yellow")
+            line += struck(draft)
         console.print(line + Text(answer.reply.text, style="green"))
     if not with_resets:
         console.print("no reply had a reset")

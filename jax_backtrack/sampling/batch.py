@@ -17,6 +17,7 @@ from jax_backtrack.sharding import row_parts
 
 # Prompts are padded to one of two lengths per doubling, and at least to a multiple of this: one compilation each.
 _BUCKET = 8
+_STEPS = 64  # of one call of the loop, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Batch:
     def __init__(self, engine: Engine, rows: int, prompt: int, ring: int):
         self._engine, self._rows, self._ring = engine, rows, ring
         self._prompt = bucket(prompt)
-        self._parts = row_parts(engine.model.compute.mesh) if engine.model.compute.mesh else 1
+        self._parts = row_parts(engine.model.compute.mesh)
         model, stacked = engine.model, engine.layers is None
         self._state = start(
             model.config, model.compute.mesh, engine.plan, rows, self._prompt, ring, engine.cache_dtype, stacked
@@ -201,6 +202,6 @@ def pools(requests: Sequence[Request], rows: int) -> list[list[Request]]:
     return [sorted(pool, key=lambda request: order[id(request)]) for pool in reversed(found)]
 
 
-def steps_of(new_tokens: int, most: int = 64) -> int:
+def steps_of(new_tokens: int) -> int:
     """Steps of one call of the loop, for replies of up to so many tokens."""
-    return min(new_tokens, most)
+    return min(new_tokens, _STEPS)

@@ -12,6 +12,7 @@ from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.sampling.stream import Done, Retract, Token
 
 ANEW = "/new"
+RESET_MARK = Text(" [RESET] ", style="bold yellow")
 
 
 def chat(sampler: Sampler, lines: Iterable[str], *, seed: int = 0, hold_back: int = 0) -> None:
@@ -51,7 +52,7 @@ def _answer(sampler: Sampler, messages, seed: int, hold_back: int):
                 case Token(text):
                     shown += text
                 case Retract(draft):
-                    withdrawn += _struck(draft)
+                    withdrawn += struck(draft) if draft else RESET_MARK
                     shown = ""
                 case Done(reply):
                     shown = reply.text
@@ -61,6 +62,7 @@ def _answer(sampler: Sampler, messages, seed: int, hold_back: int):
     return reply
 
 
-def _struck(draft: str) -> Text:
-    marked = draft if console.is_terminal or not draft else f"~~{draft}~~"
-    return Text(marked, style="strike red") + Text(" [RESET] ", style="bold yellow")
+def struck(draft: str) -> Text:
+    """A draft struck through, `~~so~~` in a file, and [RESET] behind it."""
+    marked = draft if console.is_terminal else f"~~{draft}~~"
+    return Text(marked, style="strike red") + RESET_MARK

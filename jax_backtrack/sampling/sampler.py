@@ -164,8 +164,8 @@ class Sampler:
         if hold_back < 0:
             raise InputError(f"hold_back is {hold_back}; it must be at least 0")
         request = Request(0, *self._encode(prompt, prefix), seed=seed)
-        rows = row_parts(self.model.compute.mesh) if self.model.compute.mesh else 1
-        return events(self._batch([request], rows), request, self._writing(request), hold_back)
+        batch = self._batch([request], row_parts(self.model.compute.mesh))
+        return events(batch, request, self._writing(request), hold_back)
 
     def _batch(self, requests: Sequence[Request], rows: int) -> Batch:
         return Batch(self._engine, rows, max(request.length for request in requests), self._new_tokens)
