@@ -137,7 +137,7 @@ def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stage
         tokens = _like(jnp.int32, (row_parts(mesh), config.train.row_length), rows_sharding(mesh))
         number = _like(jnp.int32, tokens.shape[:1], rows_sharding(mesh))
         row = Row(number, number, number, number, _like(jnp.uint32, number.shape, number.sharding))
-        return admit.lower(graph, _in_places(params, model, mesh), state, tokens, row, number, plan)
+        return admit.lower(graph, _in_places(params, model, mesh), None, state, None, tokens, row, number, plan)
 
     all = {"training step": train_step, "sampler": sampler, "sampler's prompts": prompts}
     return all | ({"reference pass": reference_pass} if config.objective == "dpo" else {})

@@ -21,9 +21,11 @@ def engine(model, plan: Plan, knobs: Knobs, layers_apart: bool = True, dtype: st
     return Engine(model, *nnx.split(model), apart(model) if layers_apart else None, plan, knobs, dtype)
 
 
-def sample(engine: Engine, requests: list[Request], rows: int, ring: int, prompt: int = 8, steps=None) -> list[list]:
+def sample(
+    engine: Engine, requests: list[Request], rows: int, ring: int, prompt: int = 8, steps=None, beginning=()
+) -> list[list]:
     """Ids that each request's row wrote, drafts and resets included."""
-    batch, written = Batch(engine, rows, prompt, ring), {request.number: [] for request in requests}
+    batch, written = Batch(engine, rows, prompt, ring, beginning), {request.number: [] for request in requests}
     for updates in batch.run(requests, steps):
         for update in updates:
             written[update.number] += update.ids.tolist()

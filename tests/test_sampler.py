@@ -6,14 +6,17 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_backtrack import Done, Retract, Sampler
 from jax_backtrack.errors import InputError
+from jax_backtrack.models.transformer import Compute
 from jax_backtrack.sampling import loop
-from jax_backtrack.sampling.batch import Batch, Request, bucket, pools
+from jax_backtrack.sampling.batch import Batch, Request, bucket, common_beginning, pools
 from jax_backtrack.sampling.loop import Plan
 from jax_backtrack.sampling.reply import Writing
 from jax_backtrack.sampling.stream import _whole
+from jax_backtrack.sharding import make_mesh
 from tests import tiny
 from tests.sampling import engine, knobs, naive, sample
 
@@ -132,6 +135,33 @@ def test_many_prompts_through_few_rows_equal_each_alone(context, count):
     assert any(R in row for row in alone)
 
 
+@every_family
+@pytest.mark.parametrize("layers_apart", [True, False], ids=["apart", "scanned"])
+def test_a_beginning_that_is_read_once_changes_nothing(family, layers_apart):
+    """With every cut, so that what the penalty sees of the beginning counts; Gemma-2's window ends inside of it."""
+    planned, turned = CUTS["every cut"]
+    plan = dataclasses.replace(SAMPLED, context="resample", **planned)
+    made = engine(MODELS[family], plan, knobs(bias=3.0, temperature=1.7, **turned), layers_apart)
+    begun = np.random.default_rng(3).integers(5, tiny.VOCAB, 8, dtype=np.int32)
+    asked = [
+        dataclasses.replace(one, prompt_ids=np.concatenate([begun, one.prompt_ids])) for one in requests(9, seed=2)
+    ]
+    assert common_beginning(asked).tolist() == begun.tolist()
+    alone = [sample(made, [one], 2, NEW, prompt=16)[0] for one in asked]
+    assert sample(made, asked, 2, NEW, prompt=16, beginning=begun) == alone
+
+
+def test_a_common_beginning_leaves_every_prompt_a_token():
+    def found(*prompts):
+        nothing = np.zeros(0, np.int32)
+        return len(common_beginning([Request(i, np.asarray(ids), nothing, i) for i, ids in enumerate(prompts)]))
+
+    ids = list(range(5, 60))
+    assert found(ids[:20], [*ids[:20], 1], [*ids[:20], 2]) == 16
+    assert found(ids[:16], [*ids[:16], 1], [*ids[:16], 2]) == 8
+    assert found(ids, ids, [*ids, 1]) == 0 == found(ids[:9], ids[1:9], ids)
+
+
 def test_samples_of_one_prompt_are_read_once():
     plan = dataclasses.replace(SAMPLED, context="rewind")
     one, other = requests(2, seed=3)
@@ -173,14 +203,19 @@ def test_log_probs_are_the_models_own():
         context = [*asked.prompt_ids.tolist(), R] if token == R else [*context, token]
 
 
-def test_one_compilation_for_any_number_of_resets_and_prompts():
-    plan = dataclasses.replace(GREEDY, context="rewind", steps=NEW - 1)
+@pytest.mark.parametrize("where", ["anywhere", "on a mesh of one device"])
+def test_one_compilation_for_any_number_of_resets_and_prompts(where):
+    plan, model = dataclasses.replace(GREEDY, context="rewind", steps=NEW - 1), tiny.model(seed=4)
+    if where != "anywhere":
+        mesh = make_mesh(devices=jax.devices()[:1])
+        model.compute = Compute(mesh=mesh)
+        nnx.update(model, jax.device_put(nnx.state(model), NamedSharding(mesh, PartitionSpec())))
     sizes = lambda: [each._cache_size() for each in (loop.decode, loop.admit, loop.admit_again)]  # noqa: E731
     before = sizes()
     for most in range(4):
         for bias in (0.0, 1e9):
             asked = requests(7, seed=most)
-            sample(engine(MODELS["llama"], plan, knobs(max_resets=most, bias=bias)), [*asked, asked[-1]], 3, NEW)
+            sample(engine(model, plan, knobs(max_resets=most, bias=bias)), [*asked, asked[-1]], 3, NEW)
     assert [after - earlier for after, earlier in zip(sizes(), before, strict=True)] == [1, 1, 1]
 
 

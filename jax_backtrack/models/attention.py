@@ -46,7 +46,9 @@ def attend_to_cache(
     """
     batch, queries, heads, dim = query_BxTxNxD.shape
     grouped_BxTxKxGxD = query_BxTxNxD.reshape(batch, queries, value_BxKxSxD.shape[1], -1, dim)
-    if slots_last:
+    if slots_last and queries > 1:
+        score_BxKxTxGxS = jnp.einsum("btkgd,bkds->bktgs", grouped_BxTxKxGxD, key, preferred_element_type=jnp.float32)
+    elif slots_last:
         score_BxKxTxGxS = _sum_over_features(grouped_BxTxKxGxD.swapaxes(1, 2), key)
     else:
         score_BxKxTxGxS = jnp.einsum("btkgd,bksd->bktgs", grouped_BxTxKxGxD, key, preferred_element_type=jnp.float32)
@@ -56,7 +58,7 @@ def attend_to_cache(
 
 
 def _sum_over_features(query_BxKxTxGxD: jax.Array, key_BxKxDxS: jax.Array) -> jax.Array:
-    """Scores as one element-wise sum, which XLA's CPU backend runs along the slots in vectors and on all threads.
+    """Scores of a single token as one element-wise sum, which XLA's CPU backend runs in vectors and on all threads.
 
     As a matrix product it would be a call for each row and head, several times slower in a batch.
     """

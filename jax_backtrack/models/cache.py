@@ -130,8 +130,27 @@ class Cache:
         kept = jnp.where(rows_B, position_B, self.kept)
         return dataclasses.replace(self, kept=kept, written=jnp.where(rows_B, 0, self.written))
 
+    def as_prompts(self, ring: int) -> "Cache":
+        """With all that was read into the ring, which is full, as the rows' prompts, and an empty ring behind them."""
+        slots_last = isinstance(self.keys, tuple)
+
+        def with_room(array: jax.Array, slots: int) -> jax.Array:
+            sizes = [(0, 0)] * array.ndim
+            sizes[slots] = (0, ring)
+            return jnp.pad(array, sizes)
+
+        return dataclasses.replace(
+            self,
+            keys=jax.tree.map(lambda one: with_room(one, -1 if slots_last else -2), self.keys),
+            values=jax.tree.map(lambda one: with_room(one, -2), self.values),
+            kept=self.written,
+            written=jnp.zeros_like(self.written),
+            cursor=jnp.zeros_like(self.cursor),
+            ring=ring,
+        )
+
     def put_prompts(self, row_N: jax.Array, read: "Cache") -> "Cache":
-        """Puts prompts that were read into the ring of another, stacked cache in place of rows' prompts.
+        """Puts prompts that were read into another cache of the same kind in place of rows' prompts.
 
         The rows lie in `N` parts, on a mesh one for each part of it. Prompt `n` goes to row `row_N[n]` of part `n`,
         and nowhere where that is -1: no prompt has to travel.
@@ -167,15 +186,13 @@ def _write(keys: Layers, values: Layers, key_BxKxTxD, value_BxKxTxD, layer, slot
     return (*keys[:layer], key, *keys[layer + 1 :]), (*values[:layer], value, *values[layer + 1 :])
 
 
-def _put(keys: Layers, values: Layers, row_1, read_keys_Lx1xKxPxD, read_values_Lx1xKxPxD):
-    row = row_1[0]
-    if not isinstance(keys, tuple):
-        return _replace_row(keys, read_keys_Lx1xKxPxD, row, 1), _replace_row(values, read_values_Lx1xKxPxD, row, 1)
-    read_keys_Lx1xKxDxP = read_keys_Lx1xKxPxD.swapaxes(3, 4)
-    return (
-        tuple(_replace_row(one, read_keys_Lx1xKxDxP[layer], row, 0) for layer, one in enumerate(keys)),
-        tuple(_replace_row(one, read_values_Lx1xKxPxD[layer], row, 0) for layer, one in enumerate(values)),
-    )
+def _put(keys: Layers, values: Layers, row_1, read_keys: Layers, read_values: Layers):
+    axis = 0 if isinstance(keys, tuple) else 1
+
+    def put(array, read):
+        return _replace_row(array, read, row_1[0], axis)
+
+    return jax.tree.map(put, keys, read_keys), jax.tree.map(put, values, read_values)
 
 
 def _copy(prompt: int, keys: Layers, values: Layers, source_1, target_1):

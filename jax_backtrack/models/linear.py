@@ -57,7 +57,7 @@ def linear_in_place(x: jax.Array, w: jax.Array, axes: str, mesh: Mesh | None = N
 
 
 def linear_outputs_first(x: jax.Array, w: jax.Array, axes: str = "", mesh=None, dtype=None) -> jax.Array:
-    """`linear` for few tokens on one CPU, by a weight whose axes of outputs come first; in `dtype`, by default x's.
+    """`linear` on one CPU, without its gradient, by a weight whose axes of outputs come first; in `dtype`, or x's own.
 
     With the weight on the left, the matrix library of XLA's CPU backend reads a weight that is much larger than `x` up
     to twice as fast. The barriers keep XLA from turning the product round.

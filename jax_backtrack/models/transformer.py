@@ -213,7 +213,7 @@ class Transformer(nnx.Module):
         """Feeds the next `T` tokens of every row into the cache; their final hidden states, and the cache with them.
 
         For single tokens weights stay where they are kept, and the tokens travel. `layers` are those that `apart`
-        gives, for single tokens and a cache whose layers are apart: then they are run one by one, without a scan.
+        gives, for a cache whose layers are apart: then they are run one by one, without a scan.
         """
         tokens = tokens_BxT.shape[1]
         windows = self._windows(cache.slots)
@@ -269,7 +269,7 @@ class Transformer(nnx.Module):
         graph, stacked = nnx.split(self.blocks)
         size = len(windows)
         decodes = cache is not None and tokens_BxT.shape[1] == 1
-        apply = linear if not decodes else linear_in_place if layers is None else linear_outputs_first
+        apply = linear_outputs_first if layers is not None else linear_in_place if decodes else linear
 
         def layer(window, params, index, x_BxTxM, cache):
             def attention_here(query, key, value):

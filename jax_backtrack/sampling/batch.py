@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jax_backtrack.models.cache import Cache
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sampling.loop import Knobs, Plan, Row, admit, admit_again, decode, start
+from jax_backtrack.sampling.loop import Knobs, Plan, Row, admit, admit_again, decode, read, start
 from jax_backtrack.sharding import row_parts
 
 # Prompts are padded to one of two lengths per doubling, and at least to a multiple of this: one compilation each.
@@ -70,16 +72,23 @@ class Engine:
 
 
 class Batch:
-    """`rows` rows for prompts of up to `prompt` tokens, and replies of up to `ring` tokens."""
+    """`rows` rows for prompts of up to `prompt` tokens, and replies of up to `ring` tokens.
 
-    def __init__(self, engine: Engine, rows: int, prompt: int, ring: int):
+    What all prompts begin with, if it is given, is read once; every prompt must have more tokens than that.
+    """
+
+    def __init__(self, engine: Engine, rows: int, prompt: int, ring: int, beginning: Sequence[int] = ()):
         self._engine, self._rows, self._ring = engine, rows, ring
-        self._prompt = bucket(prompt)
+        self._begun = len(beginning)
+        self._prompt = self._padded(prompt)
         self._parts = row_parts(engine.model.compute.mesh)
-        model, stacked = engine.model, engine.layers is None
-        self._state = start(
-            model.config, model.compute.mesh, engine.plan, rows, self._prompt, ring, engine.cache_dtype, stacked
-        )
+        config, mesh, stacked = engine.model.config, engine.model.compute.mesh, engine.layers is None
+        state = start(config, mesh, engine.plan, rows, self._prompt, ring, engine.cache_dtype, stacked)
+        if mesh is not None and mesh.size == 1:
+            # What comes back of the loop lies on this mesh, as parameters do; another place is another compilation.
+            state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        self._state = state
+        self._beginning = self._read_beginning(np.asarray(beginning, np.int32)) if self._begun else None
         self._requests: list[Request | None] = [None] * rows  # last given to each row
         self._is_open = np.zeros(rows, bool)
         self._count = np.zeros(rows, np.int32)
@@ -156,8 +165,16 @@ class Batch:
         self._note("copy prompts")
         self._state = admit_again(self._state, source_N, seed_N, index_N)
 
+    def _padded(self, length: int) -> int:
+        return self._begun + bucket(length - self._begun)
+
+    def _read_beginning(self, ids: np.ndarray) -> Cache:
+        engine, tokens_NxC = self._engine, np.tile(ids, (self._parts, 1))
+        self._note(f"read the {self._parts} x {self._begun} tokens that all prompts begin with")
+        return read(engine.graph, engine.params, engine.layers, None, tokens_NxC, engine.cache_dtype)
+
     def _read(self, read: dict[int, tuple[Request, int]]) -> None:
-        engine, padded = self._engine, max(bucket(request.length) for request, _ in read.values())
+        engine, padded = self._engine, max(self._padded(request.length) for request, _ in read.values())
         tokens_NxP = np.zeros((self._parts, padded), np.int32)
         index_N, one_N = np.full(self._parts, -1, np.int32), np.ones(self._parts, np.int32)
         row_N = Row(one_N.copy(), one_N.copy(), one_N.copy(), one_N.copy(), one_N.astype(np.uint32))
@@ -167,8 +184,18 @@ class Batch:
             row_N.start[part], row_N.length[part] = len(request.prompt_ids), len(ids)
             row_N.last[part], row_N.last_of_prompt[part] = ids[-1], request.prompt_ids[-1]
             row_N.seed[part] = request.seed
-        self._note(f"read {self._parts} x {padded} tokens of prompts")
-        self._state = admit(engine.graph, engine.params, self._state, tokens_NxP, row_N, index_N, engine.plan)
+        self._note(f"read {self._parts} x {padded - self._begun} tokens of prompts")
+        self._state = admit(
+            engine.graph,
+            engine.params,
+            engine.layers,
+            self._state,
+            self._beginning,
+            tokens_NxP,
+            row_N,
+            index_N,
+            engine.plan,
+        )
 
     def _note(self, what: str) -> None:
         self._engine.compiled[f"{what}, {self._rows} rows of {self._prompt} + {self._ring} slots"] = None
@@ -176,8 +203,28 @@ class Batch:
 
 def bucket(length: int) -> int:
     """What a prompt of so many tokens is padded to."""
-    step = max(_BUCKET, 2 ** (length - 1).bit_length() // 4)
+    step = _step(length)
     return -(-length // step) * step
+
+
+def common_beginning(requests: Sequence[Request]) -> np.ndarray:
+    """What the prompts of all requests begin with, such as the chat template's system message: ids.
+
+    Cut to the lengths of buckets, so that it is another compilation for few of them, and so that every prompt has a
+    token more. Empty where fewer than three prompts would save by it.
+    """
+    prompts = {request.ids.tobytes(): request.ids for request in requests}.values()
+    if len(prompts) < 3:
+        return np.zeros(0, np.int32)
+    shortest = min(map(len, prompts))
+    stacked = np.stack([ids[: shortest - 1] for ids in prompts])
+    common = int((stacked == stacked[0]).all(axis=0).cumprod().sum())
+    step = _step(max(common, 1))
+    return stacked[0, : common // step * step]
+
+
+def _step(length: int) -> int:
+    return max(_BUCKET, 2 ** (length - 1).bit_length() // 4)
 
 
 def pools(requests: Sequence[Request], rows: int) -> list[list[Request]]:

@@ -138,18 +138,43 @@ def start(config, mesh: Mesh | None, plan: Plan, rows: int, prompt: int, ring: i
     )
 
 
-@functools.partial(jax.jit, static_argnames=SETTINGS, donate_argnames="state")
-def admit(graph: nnx.GraphDef, params, state: State, tokens_NxP: jax.Array, row_N: Row, index_N, plan: Plan) -> State:
-    """Reads `N` prompts, padded on the right, and gives each to a row.
+@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
+def read(graph: nnx.GraphDef, params, layers, beginning: Cache | None, tokens_NxP: jax.Array, dtype: str) -> Cache:
+    """The keys and values, in `dtype`, of what `N` prompts begin with and of `P` tokens behind that.
 
-    The rows lie in `N` parts, on a mesh one for each part of it. Prompt `n` goes to the row at `index_N[n]` of part
-    `n`, and nowhere where that is -1.
+    beginning: as this gives it for tokens that none of the prompts has before them; None where there is none
+    layers:    the model's layers apart, where the caches have them so; else None
     """
     model = nnx.merge(graph, params)
     count, length = tokens_NxP.shape
-    read = Cache.empty(model.config, count, 0, length, state.cache.values[0].dtype, model.compute.mesh)
-    _, read = model.extend(tokens_NxP, read)
-    state = dataclasses.replace(state, cache=state.cache.put_prompts(index_N, read))
+    if beginning is None:
+        cache = Cache.empty(model.config, count, 0, length, dtype, model.compute.mesh, stacked=layers is None)
+    else:
+        cache = beginning.as_prompts(length)
+    return model.extend(tokens_NxP, cache, layers)[1]
+
+
+@functools.partial(jax.jit, static_argnames=SETTINGS, donate_argnames="state")
+def admit(
+    graph: nnx.GraphDef,
+    params,
+    layers,
+    state: State,
+    beginning: Cache | None,
+    tokens_NxP: jax.Array,
+    row_N: Row,
+    index_N,
+    plan: Plan,
+) -> State:
+    """Reads `N` prompts, padded on the right, from behind their common beginning, and gives each to a row.
+
+    The rows lie in `N` parts, on a mesh one for each part of it. Prompt `n` goes to the row at `index_N[n]` of part
+    `n`, and nowhere where that is -1. `tokens` has those of the beginning too.
+    """
+    count, length = tokens_NxP.shape
+    begun = 0 if beginning is None else beginning.slots
+    has_read = read(graph, params, layers, beginning, tokens_NxP[:, begun:], state.cache.values[0].dtype.name)
+    state = dataclasses.replace(state, cache=state.cache.put_prompts(index_N, has_read))
     if plan.penalty:
 
         def in_context(tokens_N):

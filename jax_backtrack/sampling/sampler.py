@@ -12,7 +12,7 @@ from jax_backtrack.hub.load import DTYPES
 from jax_backtrack.hub.tokenizer import ChatTokenizer, Message
 from jax_backtrack.models.apart import apart
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sampling.batch import Batch, Engine, Request, pools, steps_of
+from jax_backtrack.sampling.batch import Batch, Engine, Request, common_beginning, pools, steps_of
 from jax_backtrack.sampling.loop import Knobs, Plan
 from jax_backtrack.sampling.reply import Reply, Writing
 from jax_backtrack.sampling.stream import Event, events
@@ -168,7 +168,8 @@ class Sampler:
         return events(batch, request, self._writing(request), hold_back)
 
     def _batch(self, requests: Sequence[Request], rows: int) -> Batch:
-        return Batch(self._engine, rows, max(request.length for request in requests), self._new_tokens)
+        longest = max(request.length for request in requests)
+        return Batch(self._engine, rows, longest, self._new_tokens, common_beginning(requests))
 
     def _writing(self, request: Request) -> Writing:
         return Writing(self.tokenizer, request.prefix_ids, self._engine.plan.stop_ids, self._stop_strings)
