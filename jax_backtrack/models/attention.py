@@ -25,7 +25,9 @@ def attend(
     score_BxKxTxGxS = jnp.einsum(
         "btkgd,bskd->bktgs", grouped_BxTxKxGxD, key_BxSxKxD, preferred_element_type=jnp.float32
     )
-    weight_BxKxTxGxS = _weights(score_BxKxTxGxS, visible_BxTxS, scale, softcap).astype(value_BxSxKxD.dtype)
+    weight_BxKxTxGxS = _weights(score_BxKxTxGxS, visible_BxTxS[:, None, :, None], scale, softcap).astype(
+        value_BxSxKxD.dtype
+    )
     mixed_BxTxKxGxD = jnp.einsum("bktgs,bskd->btkgd", weight_BxKxTxGxS, value_BxSxKxD)
     return mixed_BxTxKxGxD.reshape(batch, queries, heads, dim)
 
@@ -45,36 +47,25 @@ def attend_to_cache(
     `key` is `[B, K, S, D]`, with `slots_last` `[B, K, D, S]`.
     """
     batch, queries, heads, dim = query_BxTxNxD.shape
-    grouped_BxTxKxGxD = query_BxTxNxD.reshape(batch, queries, value_BxKxSxD.shape[1], -1, dim)
-    if slots_last and queries > 1:
-        score_BxKxTxGxS = jnp.einsum("btkgd,bkds->bktgs", grouped_BxTxKxGxD, key, preferred_element_type=jnp.float32)
-    elif slots_last:
-        score_BxKxTxGxS = _sum_over_features(grouped_BxTxKxGxD.swapaxes(1, 2), key)
-    else:
-        score_BxKxTxGxS = jnp.einsum("btkgd,bksd->bktgs", grouped_BxTxKxGxD, key, preferred_element_type=jnp.float32)
-    weight_BxKxTxGxS = _weights(score_BxKxTxGxS, visible_BxTxS, scale, softcap).astype(value_BxKxSxD.dtype)
-    mixed_BxTxKxGxD = jnp.einsum("bktgs,bksd->btkgd", weight_BxKxTxGxS, value_BxKxSxD)
-    return mixed_BxTxKxGxD.reshape(batch, queries, heads, dim)
+    kv_heads = value_BxKxSxD.shape[1]
+    # Queries of a key-value head become one axis, Q, so that each product is a plain batch of matrices: XLA's CPU
+    # backend takes several times as long where an axis of length one stands between.
+    grouped_BxKxTxGxD = query_BxTxNxD.reshape(batch, queries, kv_heads, -1, dim).swapaxes(1, 2)
+    query_BxKxQxD = grouped_BxKxTxGxD.reshape(batch, kv_heads, -1, dim)
+    visible_BxQxS = jnp.repeat(visible_BxTxS, heads // kv_heads, axis=1)
+    form = "bkqd,bkds->bkqs" if slots_last else "bkqd,bksd->bkqs"
+    score_BxKxQxS = jnp.einsum(form, query_BxKxQxD, key, preferred_element_type=jnp.float32)
+    weight_BxKxQxS = _weights(score_BxKxQxS, visible_BxQxS[:, None], scale, softcap).astype(value_BxKxSxD.dtype)
+    mixed_BxKxQxD = jnp.einsum("bkqs,bksd->bkqd", weight_BxKxQxS, value_BxKxSxD)
+    return mixed_BxKxQxD.reshape(grouped_BxKxTxGxD.shape).swapaxes(1, 2).reshape(query_BxTxNxD.shape)
 
 
-def _sum_over_features(query_BxKxTxGxD: jax.Array, key_BxKxDxS: jax.Array) -> jax.Array:
-    """Scores of a single token as one element-wise sum, which XLA's CPU backend runs in vectors and on all threads.
-
-    As a matrix product it would be a call for each row and head, several times slower in a batch.
-    """
-    score_BxKxTxGxS = jnp.zeros((), jnp.float32)
-    for feature in range(key_BxKxDxS.shape[2]):
-        one_BxKxTxGx1 = query_BxKxTxGxD[..., feature, None].astype(jnp.float32)
-        score_BxKxTxGxS += one_BxKxTxGx1 * key_BxKxDxS[:, :, None, None, feature].astype(jnp.float32)
-    return score_BxKxTxGxS
-
-
-def _weights(score_BxKxTxGxS, visible_BxTxS, scale, softcap) -> jax.Array:
-    score_BxKxTxGxS *= scale
+def _weights(score, visible, scale, softcap) -> jax.Array:
+    """Softmax along the last axis of scores; `visible` has their shape, or length one where it is the same for all."""
+    score *= scale
     if softcap is not None:
-        score_BxKxTxGxS = soft_cap(score_BxKxTxGxS, softcap)
-    score_BxKxTxGxS = jnp.where(visible_BxTxS[:, None, :, None], score_BxKxTxGxS, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(score_BxKxTxGxS, axis=-1)
+        score = soft_cap(score, softcap)
+    return jax.nn.softmax(jnp.where(visible, score, jnp.finfo(jnp.float32).min), axis=-1)
 
 
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:
