@@ -35,29 +35,33 @@ def attend(
 def attend_to_cache(
     query_BxTxNxD: jax.Array,
     key: jax.Array,
-    value_BxKxSxD: jax.Array,
+    value: jax.Array,
     visible_BxTxS: jax.Array,
     *,
-    slots_last: bool,
+    apart: bool,
     scale: float,
     softcap: float | None = None,
 ) -> jax.Array:
     """`attend` to keys and values as a cache has them, `[B, T, N, D]`: read as they lie, never transposed.
 
-    `key` is `[B, K, S, D]`, with `slots_last` `[B, K, D, S]`.
+    `key` and `value` are `[B, K, S, D]`, where layers are apart `[B * K, D, S]` and `[B * K, S, D]`.
     """
     batch, queries, heads, dim = query_BxTxNxD.shape
-    kv_heads = value_BxKxSxD.shape[1]
+    kv_heads = len(value) // batch if apart else value.shape[1]
     # Queries of a key-value head become one axis, Q, so that each product is a plain batch of matrices: XLA's CPU
     # backend takes several times as long where an axis of length one stands between.
     grouped_BxKxTxGxD = query_BxTxNxD.reshape(batch, queries, kv_heads, -1, dim).swapaxes(1, 2)
-    query_BxKxQxD = grouped_BxKxTxGxD.reshape(batch, kv_heads, -1, dim)
     visible_BxQxS = jnp.repeat(visible_BxTxS, heads // kv_heads, axis=1)
-    form = "bkqd,bkds->bkqs" if slots_last else "bkqd,bksd->bkqs"
-    score_BxKxQxS = jnp.einsum(form, query_BxKxQxD, key, preferred_element_type=jnp.float32)
-    weight_BxKxQxS = _weights(score_BxKxQxS, visible_BxQxS[:, None], scale, softcap).astype(value_BxKxSxD.dtype)
-    mixed_BxKxQxD = jnp.einsum("bkqs,bksd->bkqd", weight_BxKxQxS, value_BxKxSxD)
-    return mixed_BxKxQxD.reshape(grouped_BxKxTxGxD.shape).swapaxes(1, 2).reshape(query_BxTxNxD.shape)
+    if apart:
+        query_RxQxD = grouped_BxKxTxGxD.reshape(batch * kv_heads, -1, dim)
+        score = jnp.einsum("rqd,rds->rqs", query_RxQxD, key, preferred_element_type=jnp.float32)
+    else:
+        query_BxKxQxD = grouped_BxKxTxGxD.reshape(batch, kv_heads, -1, dim)
+        score = jnp.einsum("bkqd,bksd->bkqs", query_BxKxQxD, key, preferred_element_type=jnp.float32)
+    score_BxKxQxS = score.reshape(batch, kv_heads, *score.shape[-2:])
+    weight_BxKxQxS = _weights(score_BxKxQxS, visible_BxQxS[:, None], scale, softcap).astype(value.dtype)
+    mixed = jnp.matmul(weight_BxKxQxS.reshape(score.shape), value)
+    return mixed.reshape(grouped_BxKxTxGxD.shape).swapaxes(1, 2).reshape(query_BxTxNxD.shape)
 
 
 def _weights(score, visible, scale, softcap) -> jax.Array:

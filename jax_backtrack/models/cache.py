@@ -37,8 +37,9 @@ Layers = jax.Array | tuple[jax.Array, ...]
 class Cache:
     """What a batch of rows has read and written.
 
-    keys, values: `[L, B, K, S, D]`, or where layers are apart one array for each of them, and its keys are
-             `[B, K, D, S]`: a CPU multiplies them by a query slot by slot, a TPU wants to write a slot in one piece
+    keys, values: `[L, B, K, S, D]`, or where layers are apart keys `[B * K, D, S]` and values `[B * K, S, D]` for each:
+             a CPU multiplies keys by a query slot by slot, a TPU wants to write a slot in one piece; and as matrices
+             in one row XLA's CPU backend multiplies them where they lie, otherwise it copies a layer at every write
     kept, written: int32 `[B]`, see above
     cursor:  int32 scalar, the slot of the ring that every row writes next
     ring:    slots of the ring, the last ones of `S`
@@ -64,7 +65,7 @@ class Cache:
         def make(axes: str, *shape: int) -> Layers:
             if stacked:
                 return place(jnp.zeros((layers, rows, *shape), dtype), f"LxBx{axes}", mesh)
-            return tuple(place(jnp.zeros((rows, *shape), dtype), f"Bx{axes}", mesh) for _ in range(layers))
+            return tuple(jnp.zeros((rows * shape[0], *shape[1:]), dtype) for _ in range(layers))
 
         nothing_B = place(jnp.zeros(rows, jnp.int32), "B", mesh)
         return cls(
@@ -117,7 +118,7 @@ class Cache:
         return self._in_parts(_write, (key_BxKxTxD, value_BxKxTxD, layer, slot))
 
     def layer(self, index: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys `[B, K, S, D]`, or where layers are apart `[B, K, D, S]`, and values `[B, K, S, D]` of one layer."""
+        """Keys and values of one layer, `[B, K, S, D]` or, where layers are apart, as said above."""
         return self.keys[index], self.values[index]
 
     def advance(self, tokens: int) -> "Cache":
@@ -155,12 +156,17 @@ class Cache:
         The rows lie in `N` parts, on a mesh one for each part of it. Prompt `n` goes to row `row_N[n]` of part `n`,
         and nowhere where that is -1: no prompt has to travel.
         """
-        return self._in_parts(_put, (row_N, read.keys, read.values))
+        return self._in_parts(functools.partial(_put, self._rows_apart), (row_N, read.keys, read.values))
 
     def copy_prompts(self, source_N: jax.Array, target_N: jax.Array) -> "Cache":
         """In each of `N` parts of the rows copies a prompt from row to row, and none where the target is -1."""
         prompt = self.slots - self.ring
-        return self._in_parts(functools.partial(_copy, prompt), (source_N, target_N))
+        return self._in_parts(functools.partial(_copy, self._rows_apart, prompt), (source_N, target_N))
+
+    @property
+    def _rows_apart(self) -> int:
+        """Rows of an array that one row of the batch has where layers are apart, one for each head."""
+        return len(self.keys[0]) // len(self.kept)
 
     def _in_parts(self, function, operands) -> "Cache":
         """Each device does `function(keys, values, *operands)` with its own rows and heads."""
@@ -181,28 +187,29 @@ def _write(keys: Layers, values: Layers, key_BxKxTxD, value_BxKxTxD, layer, slot
     if not isinstance(keys, tuple):
         at = (layer, 0, 0, slot, 0)
         return _as_it_lies(_update(keys, key_BxKxTxD[None], at)), _as_it_lies(_update(values, value_BxKxTxD[None], at))
-    key = _update(keys[layer], key_BxKxTxD.swapaxes(2, 3), (0, 0, 0, slot))
-    value = _update(values[layer], value_BxKxTxD, (0, 0, slot, 0))
+    key_RxTxD, value_RxTxD = (new.reshape(-1, *new.shape[2:]) for new in (key_BxKxTxD, value_BxKxTxD))
+    key = _update(keys[layer], key_RxTxD.swapaxes(1, 2), (0, 0, slot))
+    value = _update(values[layer], value_RxTxD, (0, slot, 0))
     return (*keys[:layer], key, *keys[layer + 1 :]), (*values[:layer], value, *values[layer + 1 :])
 
 
-def _put(keys: Layers, values: Layers, row_1, read_keys: Layers, read_values: Layers):
-    axis = 0 if isinstance(keys, tuple) else 1
-
+def _put(rows_apart: int, keys: Layers, values: Layers, row_1, read_keys: Layers, read_values: Layers):
     def put(array, read):
-        return _replace_row(array, read, row_1[0], axis)
+        return _replace_row(array, read, row_1[0], rows_apart)
 
     return jax.tree.map(put, keys, read_keys), jax.tree.map(put, values, read_values)
 
 
-def _copy(prompt: int, keys: Layers, values: Layers, source_1, target_1):
+def _copy(rows_apart: int, prompt: int, keys: Layers, values: Layers, source_1, target_1):
     apart = isinstance(keys, tuple)
 
     def copy(array, slots: int):
-        axis = 0 if apart else 1
-        taken = jax.lax.dynamic_slice_in_dim(array, source_1[0], 1, axis)
+        if apart:
+            taken = jax.lax.dynamic_slice_in_dim(array, rows_apart * source_1[0], rows_apart, 0)
+        else:
+            taken = jax.lax.dynamic_slice_in_dim(array, source_1[0], 1, 1)
         taken = jax.lax.slice_in_dim(taken, 0, prompt, axis=array.ndim + slots)
-        return _replace_row(array, taken, target_1[0], axis)
+        return _replace_row(array, taken, target_1[0], rows_apart)
 
     return (
         jax.tree.map(lambda one: copy(one, -1 if apart else -2), keys),
@@ -210,12 +217,12 @@ def _copy(prompt: int, keys: Layers, values: Layers, source_1, target_1):
     )
 
 
-def _replace_row(array, new, row, axis: int) -> jax.Array:
-    """Writes the beginning of a row; nothing where the row is -1."""
-    at = [0] * array.ndim
-    at[axis] = jnp.maximum(row, 0)
+def _replace_row(array, new, row, rows_apart: int) -> jax.Array:
+    """Writes the beginning of a row of the batch; nothing where the row is -1."""
+    wanted, row = row >= 0, jnp.maximum(row, 0)
+    at = (0, row, 0, 0, 0) if array.ndim == 5 else (rows_apart * row, 0, 0)
     old = jax.lax.dynamic_slice(array, at, new.shape)
-    return _update(array, jnp.where(row >= 0, new.astype(array.dtype), old), tuple(at))
+    return _update(array, jnp.where(wanted, new.astype(array.dtype), old), at)
 
 
 def _update(array, new, at: tuple) -> jax.Array:

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
 from jax_backtrack.sharding import place
@@ -60,14 +61,19 @@ def linear_outputs_first(x: jax.Array, w: jax.Array, axes: str = "", mesh=None, 
     """`linear` on one CPU, without its gradient, by a weight whose axes of outputs come first; in `dtype`, or x's own.
 
     With the weight on the left, the matrix library of XLA's CPU backend reads a weight that is much larger than `x` up
-    to twice as fast. The barriers keep XLA from turning the product round.
+    to twice as fast; XLA's own product of a single vector is fastest with the vector there. The barriers keep XLA from
+    turning products round.
     """
-    inputs = x.ndim - 2
+    inputs, hold = x.ndim - 2, jax.lax.optimization_barrier
     split = w.ndim - inputs
     w_OxI = w.reshape(math.prod(w.shape[:split]), -1).astype(x.dtype)
-    x_IxR = jax.lax.optimization_barrier(x.reshape(-1, w_OxI.shape[1]).T)
-    y_OxR = jax.lax.optimization_barrier(jnp.matmul(w_OxI, x_IxR, preferred_element_type=dtype))
-    return y_OxR.T.reshape(*x.shape[:2], *w.shape[:split])
+    x_RxI = x.reshape(-1, w_OxI.shape[1])
+    if len(x_RxI) == 1:
+        w_OxI = with_layout_constraint(w_OxI, Layout((0, 1)))
+        y_RxO = hold(jnp.einsum("ri,oi->ro", hold(x_RxI), w_OxI, preferred_element_type=dtype))
+    else:
+        y_RxO = hold(jnp.matmul(w_OxI, hold(x_RxI.T), preferred_element_type=dtype)).T
+    return y_RxO.reshape(*x.shape[:2], *w.shape[:split])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

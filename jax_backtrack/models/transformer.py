@@ -224,7 +224,7 @@ class Transformer(nnx.Module):
             grown = cache.write(index, key, value)
             query = place(query, "BxTxNxD", mesh)  # where the cache has its rows
             apart = layers is not None
-            mixed = attend_to_cache(query, *grown.layer(index), visible[window], slots_last=apart, **self._scores())
+            mixed = attend_to_cache(query, *grown.layer(index), visible[window], apart=apart, **self._scores())
             return mixed, grown
 
         position_BxT = cache.position[:, None] + jnp.arange(tokens)
