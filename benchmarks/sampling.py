@@ -7,7 +7,7 @@
 Every side takes turns, in a process of its own; a figure is the median over the rounds. The time of a step is that of
 writing 64 tokens less that of writing one, so that reading the prompts and starting do not count.
 
-"resets": the same with every row of 16 taking a draft back after 16 tokens, beside none doing so, per step.
+"resets": a step of 16 rows that each take a draft back after 16 tokens, beside one of rows that do not.
 
 "replies": prompts of HH-RLHF and whole replies to them, of up to 256 tokens: here by continuous batching, there in
 batches of 16 in order of length. Both write the likeliest token, so replies should be the same: it counts those that
@@ -133,15 +133,18 @@ def _weights(config) -> int:
 
 
 def _resets(ours: Worker, dtype: str, rounds: int) -> list[dict]:
-    """Each row writes a draft of DRAFT tokens, [RESET] and NEW tokens; beside as many tokens without a reset."""
+    """Each row writes a draft of DRAFT tokens, [RESET] and NEW tokens; beside NEW tokens, in the same cache."""
     prompts = np.random.default_rng(1).integers(100, 40000, (16, PROMPT)).tolist()
-    total = DRAFT + 1 + NEW
-    asked = {"none": dict(write=total), "every row": dict(write=NEW, reset_after=DRAFT)}
+    asked = {"none": (dict(write=NEW), NEW), "every row": (dict(write=NEW, reset_after=DRAFT), DRAFT + 1 + NEW)}
     taken = {name: [] for name in asked}
     for number in range(rounds + 1):
-        for name, how in asked.items():
+        one = _ask(ours, prompts=prompts, write=1)["seconds"]
+        for name, (how, steps) in asked.items():
             seconds = _ask(ours, prompts=prompts, **how)["seconds"]
-            taken[name] += [seconds / total] if number else []
+            taken[name] += [(seconds - one) / (steps - 1)] if number else []
+        if number:
+            said = ", ".join(f"{name} {1e3 * times[-1]:.1f} ms" for name, times in taken.items())
+            say(f"{dtype}, resets, round {number} of {rounds}: {said}")
     none, every = (statistics.median(taken[name]) for name in asked)
     return [
         dict(what=f"resets of {name}", side=OURS, dtype=dtype, milliseconds=1e3 * each, times=each / none)

@@ -37,7 +37,7 @@ from jax_backtrack.models.flops import forward_flops, step_flops
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console
 from jax_backtrack.sampling.batch import steps_of
-from jax_backtrack.sampling.loop import Knobs, Plan, Row, State, admit, decode, start
+from jax_backtrack.sampling.loop import Knobs, Plan, State, decode, read, start
 from jax_backtrack.sharding import check_rows, make_mesh, param_shardings, row_parts, rows_sharding
 from jax_backtrack.training.step import Batch, compile_step, margins, new_state, state_shardings
 from jax_backtrack.trees import Rows
@@ -133,11 +133,9 @@ def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stage
 
     def prompts():
         graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
-        state, _, plan = _sampler_arguments(config, mesh)
         tokens = _like(jnp.int32, (row_parts(mesh), config.train.row_length), rows_sharding(mesh))
-        number = _like(jnp.int32, tokens.shape[:1], rows_sharding(mesh))
-        row = Row(number, number, number, number, _like(jnp.uint32, number.shape, number.sharding))
-        return admit.lower(graph, _in_places(params, model, mesh), None, state, None, tokens, row, number, plan)
+        dtype = config.sample.cache_dtype or config.model.compute_dtype
+        return read.lower(graph, _in_places(params, model, mesh), None, None, tokens, dtype)
 
     all = {"training step": train_step, "sampler": sampler, "sampler's prompts": prompts}
     return all | ({"reference pass": reference_pass} if config.objective == "dpo" else {})

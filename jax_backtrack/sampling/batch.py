@@ -137,7 +137,7 @@ class Batch:
     def _admit(self, waiting: deque[Request]) -> None:
         """Gives every part of the rows that has room one of the waiting requests."""
         rows = self._rows // self._parts
-        read: dict[int, tuple[Request, int]] = {}  # by part of the rows: the request and its row of the part
+        fresh: dict[int, tuple[Request, int]] = {}  # by part of the rows: the request and its row of the part
         copied: dict[int, tuple[Request, int, int]] = {}  # and the row to copy from
         for part in range(self._parts):
             here = slice(part * rows, (part + 1) * rows)
@@ -148,14 +148,14 @@ class Batch:
             if alike and not self._engine.plan.penalty:
                 copied[part] = request, row, alike[0]
             else:
-                read[part] = request, row
+                fresh[part] = request, row
             place = part * rows + row
             self._requests[place], self._is_open[place] = request, True
             self._count[place], self._cancelled[place] = 0, False
         if copied:
             self._copy(copied)
-        if read:
-            self._read(read)
+        if fresh:
+            self._read(fresh)
 
     def _copy(self, copied: dict[int, tuple[Request, int, int]]) -> None:
         source_N, index_N = np.zeros(self._parts, np.int32), np.full(self._parts, -1, np.int32)
@@ -170,32 +170,25 @@ class Batch:
 
     def _read_beginning(self, ids: np.ndarray) -> Cache:
         engine, tokens_NxC = self._engine, np.tile(ids, (self._parts, 1))
-        self._note(f"read the {self._parts} x {self._begun} tokens that all prompts begin with")
+        self._engine.compiled[f"read the {self._parts} x {self._begun} tokens that all prompts begin with"] = None
         return read(engine.graph, engine.params, engine.layers, None, tokens_NxC, engine.cache_dtype)
 
-    def _read(self, read: dict[int, tuple[Request, int]]) -> None:
-        engine, padded = self._engine, max(self._padded(request.length) for request, _ in read.values())
+    def _read(self, wanted: dict[int, tuple[Request, int]]) -> None:
+        engine, padded = self._engine, max(self._padded(request.length) for request, _ in wanted.values())
         tokens_NxP = np.zeros((self._parts, padded), np.int32)
         index_N, one_N = np.full(self._parts, -1, np.int32), np.ones(self._parts, np.int32)
         row_N = Row(one_N.copy(), one_N.copy(), one_N.copy(), one_N.copy(), one_N.astype(np.uint32))
-        for part, (request, row) in read.items():
+        for part, (request, row) in wanted.items():
             ids, index_N[part] = request.ids, row
             tokens_NxP[part, : len(ids)] = ids
             row_N.start[part], row_N.length[part] = len(request.prompt_ids), len(ids)
             row_N.last[part], row_N.last_of_prompt[part] = ids[-1], request.prompt_ids[-1]
             row_N.seed[part] = request.seed
-        self._note(f"read {self._parts} x {padded - self._begun} tokens of prompts")
-        self._state = admit(
-            engine.graph,
-            engine.params,
-            engine.layers,
-            self._state,
-            self._beginning,
-            tokens_NxP,
-            row_N,
-            index_N,
-            engine.plan,
-        )
+        behind = f" behind {self._begun}" if self._begun else ""
+        self._engine.compiled[f"read {self._parts} x {padded - self._begun} tokens of prompts{behind}"] = None
+        new_NxP = tokens_NxP[:, self._begun :]
+        has_read = read(engine.graph, engine.params, engine.layers, self._beginning, new_NxP, engine.cache_dtype)
+        self._state = admit(self._state, has_read, tokens_NxP, row_N, index_N, engine.plan)
 
     def _note(self, what: str) -> None:
         self._engine.compiled[f"{what}, {self._rows} rows of {self._prompt} + {self._ring} slots"] = None
@@ -230,7 +223,7 @@ def _step(length: int) -> int:
 def pools(requests: Sequence[Request], rows: int) -> list[list[Request]]:
     """Requests by the length of their prompts, so that short ones do not attend over the slots of long ones.
 
-    A pool ends with rows that wait for each other, so one of less than `4 * rows` requests is not worth its own; it
+    A pool ends with rows that wait for each other, so one of less than `8 * rows` requests is not worth its own; it
     goes with the next longer ones. Order is kept within a pool.
     """
     by_doubling: dict[int, list[Request]] = {}
@@ -240,7 +233,7 @@ def pools(requests: Sequence[Request], rows: int) -> list[list[Request]]:
     small: list[Request] = []
     for doubling in sorted(by_doubling):
         small += by_doubling[doubling]
-        if len(small) >= 4 * rows:
+        if len(small) >= 8 * rows:
             found.append(small)
             small = []
     if small:

@@ -140,7 +140,7 @@ def start(config, mesh: Mesh | None, plan: Plan, rows: int, prompt: int, ring: i
 
 @functools.partial(jax.jit, static_argnames=("graph", "dtype"))
 def read(graph: nnx.GraphDef, params, layers, beginning: Cache | None, tokens_NxP: jax.Array, dtype: str) -> Cache:
-    """The keys and values, in `dtype`, of what `N` prompts begin with and of `P` tokens behind that.
+    """The keys and values, in `dtype`, of what `N` prompts begin with and of their `P` tokens behind that.
 
     beginning: as this gives it for tokens that none of the prompts has before them; None where there is none
     layers:    the model's layers apart, where the caches have them so; else None
@@ -154,26 +154,14 @@ def read(graph: nnx.GraphDef, params, layers, beginning: Cache | None, tokens_Nx
     return model.extend(tokens_NxP, cache, layers)[1]
 
 
-@functools.partial(jax.jit, static_argnames=SETTINGS, donate_argnames="state")
-def admit(
-    graph: nnx.GraphDef,
-    params,
-    layers,
-    state: State,
-    beginning: Cache | None,
-    tokens_NxP: jax.Array,
-    row_N: Row,
-    index_N,
-    plan: Plan,
-) -> State:
-    """Reads `N` prompts, padded on the right, from behind their common beginning, and gives each to a row.
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
+def admit(state: State, has_read: Cache, tokens_NxP: jax.Array, row_N: Row, index_N, plan: Plan) -> State:
+    """Gives each of `N` prompts that were read, padded on the right, to a row.
 
     The rows lie in `N` parts, on a mesh one for each part of it. Prompt `n` goes to the row at `index_N[n]` of part
-    `n`, and nowhere where that is -1. `tokens` has those of the beginning too.
+    `n`, and nowhere where that is -1. It has its own compilation for every size of batch, which `read` has not.
     """
     count, length = tokens_NxP.shape
-    begun = 0 if beginning is None else beginning.slots
-    has_read = read(graph, params, layers, beginning, tokens_NxP[:, begun:], state.cache.values[0].dtype.name)
     state = dataclasses.replace(state, cache=state.cache.put_prompts(index_N, has_read))
     if plan.penalty:
 
