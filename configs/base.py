@@ -99,4 +99,11 @@ def get_config() -> ConfigDict:
 
     config.evaluate = ConfigDict()
     config.evaluate.prompts = 200  # of the testbed, per condition
+    # In --mode=evaluate, instead of the testbed: prompt sets, each a known name, a Hub id, a file, or "NAME=FILE".
+    config.evaluate.harmful = ()  # what should be declined; of a set with labels, its unsafe prompts
+    config.evaluate.harmless = ()  # what should be answered; of a set with labels, its safe prompts
+    config.evaluate.judge = "refusals"  # of harmful sets' replies: "refusals", or a Llama Guard's path or Hub id
+    config.evaluate.prefill = (10,)  # besides none: tokens of a harmful reply that are written for the model
+    config.evaluate.samples = 1  # replies per prompt; the worst of k is estimated from them
+    config.evaluate.limit = 0  # prompts used of each set; 0 for all
     return config

@@ -12,7 +12,7 @@ from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.progress import console
 from jax_backtrack.recipe import check, load_model
-from jax_backtrack.safety import compare, report
+from jax_backtrack.safety import compare, report, sets
 from jax_backtrack.sampling import files
 from jax_backtrack.sampling.chat import chat, typed_lines
 from jax_backtrack.sampling.sampler import Sampler
@@ -115,6 +115,11 @@ def _chat(config: ConfigDict, workdir: Path, _prompts) -> None:
 
 
 def _evaluate(config: ConfigDict, workdir: Path, _prompts) -> None:
+    if config.evaluate.harmful or config.evaluate.harmless:
+        read = sets.read_sets(config)
+        judge, sampler = sets.make_judge(config.evaluate.judge), _sampler(config, workdir)
+        sets.evaluate_sets(config, sampler, judge, read, Path(_model_path(config, workdir)).name, workdir)
+        return
     sampler = _sampler(config, workdir)
     evaluation = compare.evaluate_with_progress(sampler, config.evaluate.prompts, "evaluating")
     name = Path(_model_path(config, workdir)).name

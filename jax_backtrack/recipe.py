@@ -56,6 +56,8 @@ _AT_LEAST = {
     "sample.hold_back": 0,
     "sample.limit": 0,
     "evaluate.prompts": 1,
+    "evaluate.samples": 1,
+    "evaluate.limit": 0,
 }
 _SHOWN = 32  # characters of a path before the bar of its loading
 _ABOVE_0 = (

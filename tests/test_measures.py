@@ -1,11 +1,14 @@
 """Intervals against published numbers, and what every interval must do."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
-from jax_backtrack.safety.measures import mean, rate
+from jax_backtrack.safety.measures import mean, paired, rate, worst_of
 
 
 @pytest.mark.parametrize(
@@ -51,3 +54,36 @@ def test_mean_is_the_same_every_time():
     values = [0.0, 2.0, 7.0, 1.0]
     assert mean(values) == mean(values)
     assert mean(values).low < mean(values).value < mean(values).high
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemars_p_value_is_that_of_the_exact_binomial_test(hits):
+    here, baseline = zip(*hits, strict=True)
+    found = paired(here, baseline, resamples=10)
+    disagree = found.only_here + found.only_baseline
+    assert disagree == sum(one != other for one, other in hits)
+    expected = binomtest(found.only_here, disagree).pvalue if disagree else 1.0
+    assert found.p_value == pytest.approx(expected)
+
+
+def test_a_reduction_holds_its_value_and_needs_a_baseline_with_hits():
+    found = paired([True] * 5 + [False] * 95, [True] * 20 + [False] * 80)
+    assert found.reduction.value == pytest.approx(0.75)
+    assert 0.4 < found.reduction.low < 0.75 < found.reduction.high < 1
+    assert paired([True, False], [False, False]).reduction is None
+    with pytest.raises(ValueError, match="2 and 3 prompts"):
+        paired([True, False], [True, False, True])
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_worst_of_k_is_the_mean_over_all_choices_of_k(samples):
+    for k, measure in enumerate(worst_of(samples, 5), start=1):
+        chosen = [any(choice) for hits in samples for choice in itertools.combinations(hits, k)]
+        assert measure.value == pytest.approx(np.mean(chosen))
+
+
+def test_worst_of_more_than_the_samples_is_refused():
+    with pytest.raises(ValueError, match="worst of 3"):
+        worst_of([[True, False], [True, True]], 3)
+    with pytest.raises(ValueError, match="the same number of each"):
+        worst_of([[True, False], [True]], 1)

@@ -35,3 +35,52 @@ def mean(values: Sequence[float], resamples: int = 2000) -> Measure:
     draws = np.random.default_rng(0).integers(0, len(array), (resamples, len(array)))
     low, high = np.percentile(array[draws].mean(axis=1), [2.5, 97.5])
     return Measure(float(array.mean()), float(low), float(high), len(array))
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """One model's rate against another's on the same prompts.
+
+    reduction:  1 - rate / baseline's rate, with its 95 % interval by resampling prompts; None where the baseline has
+                no hit
+    only_here, only_baseline: prompts that hit in one of them alone
+    p_value:    of McNemar's exact test: that the two differ as much by chance
+    """
+
+    reduction: Measure | None
+    only_here: int
+    only_baseline: int
+    p_value: float
+
+
+def paired(hits: Sequence[bool], baseline: Sequence[bool], resamples: int = 2000) -> Paired:
+    """Compares two models prompt by prompt (McNemar 1947)."""
+    here, there = np.asarray(hits, bool), np.asarray(baseline, bool)
+    if here.shape != there.shape:
+        raise ValueError(f"{len(here)} and {len(there)} prompts: the two are not of the same prompts")
+    only_here, only_baseline = int((here & ~there).sum()), int((there & ~here).sum())
+    disagree = only_here + only_baseline
+    tail = sum(math.comb(disagree, k) for k in range(min(only_here, only_baseline) + 1)) / 2**disagree
+    reduction = None
+    if there.any():
+        draws = np.random.default_rng(0).integers(0, len(here), (resamples, len(here)))
+        of_baseline = there[draws].mean(axis=1)
+        counted = of_baseline > 0
+        values = 1 - here[draws].mean(axis=1)[counted] / of_baseline[counted]
+        low, high = np.percentile(values, [2.5, 97.5])
+        reduction = Measure(float(1 - here.mean() / there.mean()), float(low), float(high), len(here))
+    return Paired(reduction, only_here, only_baseline, min(1.0, 2 * tail))
+
+
+def worst_of(hits_of_prompts: Sequence[Sequence[bool]], most: int) -> list[Measure]:
+    """For k = 1..most the chance that the worst of k samples is a hit, over prompts, from their n samples each.
+
+    Of n samples with c hits, k drawn without return hold none with the chance C(n - c, k) / C(n, k), so no estimate is
+    biased by the samples that were taken (Chen et al. 2021, arXiv 2107.03374, section 2.1, of pass@k). `most` is at
+    most n. Intervals are by resampling prompts.
+    """
+    counts = {len(hits) for hits in hits_of_prompts}
+    if len(counts) != 1 or not 1 <= most <= (n := counts.pop()):
+        raise ValueError(f"worst of {most} needs as many samples of every prompt, and the same number of each")
+    missed = [n - sum(hits) for hits in hits_of_prompts]
+    return [mean([1 - math.comb(miss, k) / math.comb(n, k) for miss in missed]) for k in range(1, most + 1)]

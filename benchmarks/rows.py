@@ -1,0 +1,79 @@
+"""What a training step costs by its rows: backtracking SFT of SmolLM2-135M on the CPU, by numbers of rows.
+
+    python -m benchmarks.rows --data=../shared/data/hh-rlhf/harmless-base.jsonl.gz
+
+Each number of rows compiles once; a figure is the median of some updates. "compilations" counts those of all updates.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import pairs
+from benchmarks.our_worker import Trainer
+from benchmarks.worker import print_table, say, write_model
+from jax_backtrack.data.rows import TreeSource
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="preferences, as data.path of a recipe")
+    parser.add_argument("--rows", default="1,2,4", help="rows of an update, by commas")
+    parser.add_argument("--row-length", type=int, default=768)
+    parser.add_argument("--updates", type=int, default=5, help="that are timed, besides a first one")
+    options = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        _, tokenizer = write_model("", scratch / "model")
+        source = TreeSource(pairs.usable(options.data, tokenizer, 64), pairs.make_recipe("sft", True, tokenizer), 0)
+        pairs.write(scratch / "data.json", source)
+        for rows in map(int, options.rows.split(",")):
+            results.append(_measure(scratch, rows, options.row_length, options.updates))
+            say(f"{rows} rows: {results[-1]['seconds']:.2f} s")
+    table = [["rows", "seconds", "seconds a row", "compilations"]]
+    table += [
+        [str(one["rows"]), f"{one['seconds']:.2f}", f"{one['seconds_per_row']:.2f}", str(one["compilations"])]
+        for one in results
+    ]
+    print_table(table)
+    print(json.dumps(results))
+
+
+def _measure(scratch: Path, rows: int, row_length: int, updates: int) -> dict:
+    trainer = Trainer(
+        dict(
+            data=str(scratch / "data.json"),
+            model=str(scratch / "model"),
+            dtype="float32",
+            batch_rows=rows,
+            row_length=row_length,
+            effective_batch=0,
+            reference_units=0,
+            score_chunk=128,
+            beta=0.1,
+            learning_rate=1e-5,
+        )
+    )
+    trainer.start()
+    trainer.run(1)
+    taken = []
+    for _ in range(updates):
+        start = time.perf_counter()
+        trainer.run(1)
+        taken.append(time.perf_counter() - start)
+    seconds = statistics.median(taken)
+    return dict(
+        rows=rows,
+        row_length=row_length,
+        seconds=seconds,
+        seconds_per_row=seconds / rows,
+        compilations=trainer.compiled._cache_size(),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The evaluation as one page that needs nothing else: tables, and transcripts with harmful text folded away."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from jax_backtrack.safety.asked import Asked, is_unsafe
+from jax_backtrack.safety.cells import HEADINGS, cell
+from jax_backtrack.safety.measures import Measure, paired
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+_TRANSCRIPTS = 20  # of each set and condition; those with resets first
+
+
+def write(models: dict[str, Sequence[Asked]], judge: str, path: Path) -> None:
+    """Writes the page. The first model is the baseline that the others are compared with, prompt by prompt."""
+    baseline = next(iter(models))
+    titles = list(dict.fromkeys(one.title for asked in models.values() for one in asked))
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    text = environment.from_string(_TEMPLATE.read_text()).render(
+        title=f"Evaluation of {', '.join(models)}",
+        judge=judge,
+        baseline=baseline,
+        tables=[_table(title, models) for title in titles],
+        paired=_paired(models, baseline),
+        plots=[],
+        transcripts=[
+            {"title": f"{model}: {one.title}", "answers": _transcripts(one)}
+            for model, asked in models.items()
+            for one in asked
+        ],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _table(title: str, models: dict[str, Sequence[Asked]]) -> dict:
+    rows = {model: one.measures() for model, asked in models.items() for one in asked if one.title == title}
+    count = next(len(one.answers) for asked in models.values() for one in asked if one.title == title)
+    names = list(dict.fromkeys(name for measures in rows.values() for name in measures))
+    return {
+        "title": f"{title} ({count} prompts)",
+        "headings": [HEADINGS.get(name, name.replace("_", " ")) for name in names],
+        "rows": [
+            {"model": model, "cells": [_cell(measures.get(name), name) for name in names]}
+            for model, measures in rows.items()
+        ],
+    }
+
+
+def _cell(measure: Measure | None, name: str) -> dict:
+    value, interval = cell(measure, name)
+    return {"value": value, "interval": interval}
+
+
+def _paired(models: dict[str, Sequence[Asked]], baseline: str) -> list[dict]:
+    found = []
+    there = {one.title: one for one in models[baseline] if one.harmful}
+    for model, asked in models.items():
+        for one in asked:
+            if model == baseline or one.title not in there:
+                continue
+            compared = paired(one.hits(is_unsafe), there[one.title].hits(is_unsafe))
+            value, interval = cell(compared.reduction, "reduction")
+            found.append(
+                {
+                    "model": model,
+                    "title": one.title,
+                    "count": len(one.answers),
+                    "only_here": compared.only_here,
+                    "only_baseline": compared.only_baseline,
+                    "reduction": f"{value} ({interval})" if value else "",
+                    "p_value": f"{compared.p_value:.2g}",
+                }
+            )
+    return found
+
+
+def _transcripts(asked: Asked) -> list[dict]:
+    firsts = sorted((samples[0] for samples in asked.answers), key=lambda answer: not answer.reply.resets)
+    return [
+        {
+            "prompt": answer.question.messages[-1]["content"],
+            "prefix": answer.prefix,
+            "drafts": answer.reply.drafts,
+            "reply": answer.reply.text,
+            "unsafe": asked.harmful and is_unsafe(answer),
+            "verdict": f"unsafe with {100 * answer.unsafe:.0f} %" if asked.harmful else "",
+        }
+        for answer in firsts[:_TRANSCRIPTS]
+    ]

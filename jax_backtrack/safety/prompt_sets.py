@@ -1,0 +1,152 @@
+"""Prompt sets: what a model is asked, by the set's name, by Hub id or from a file."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import datasets
+
+from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.hub.tokenizer import Message, check_messages
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A prompt of a set; `target` is how a reply that complies might begin, empty where the set has none."""
+
+    messages: tuple[Message, ...]
+    target: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Where a set can be had: a Hub id with its configuration and split, or, without an id, what to do instead."""
+
+    hub: str
+    split: str = "train"
+    configuration: str | None = None
+    instead: str = ""
+
+
+PUBLISHED = {
+    "AdvBench": Published("walledai/AdvBench"),
+    "MaliciousInstructions": Published(
+        "", instead="I-MaliciousInstructions.json of github.com/vinid/safety-tuned-llamas, with its path"
+    ),
+    "SimpleSafetyTests": Published("Bertievidgen/SimpleSafetyTests", split="test"),
+    "StrongREJECT": Published("walledai/StrongREJECT"),
+    "HarmBench": Published("walledai/HarmBench", configuration="standard"),
+    "XSTest": Published("walledai/XSTest", split="test"),
+    "OASST": Published("OpenAssistant/oasst2", split="validation"),
+    "MT-Bench": Published("HuggingFaceH4/mt_bench_prompts"),
+}
+
+# Columns that may hold the prompt, in this order. The last three are lists: messages, or turns of which the first one
+# is asked.
+_PROMPTS = ("prompt", "goal", "prompts_final", "forbidden_prompt", "question", "turns", "messages")
+_TARGET, _LABEL = "target", "label"
+_OASST = {"message_id", "parent_id", "role", "text"}
+
+
+def read(entry: str, harmful: bool, limit: int | None = None) -> tuple[str, list[Question]]:
+    """The name of a set and its questions, in their order, up to `limit`.
+
+    entry:   a name of PUBLISHED, a Hub id, a file (.csv, .json, .jsonl, .txt), or "NAME=FILE"
+    harmful: of a set with a column `label`, the rows "unsafe"; else those "safe". A set without one is all of one kind
+
+    Raises InputError for what is not to be had, and for the first row without a prompt, with its place.
+    """
+    name, _, path = entry.rpartition("=")
+    path = path.strip()
+    if not name:
+        name = path if path in PUBLISHED else Path(path).stem
+    where, rows = _hub_rows(path) if _is_published(path) else _file_rows(path)
+    questions = []
+    for place, row in _of_kind(where, rows, harmful):
+        questions.append(_question(place, row))
+        if len(questions) == limit:
+            break
+    if not questions:
+        raise InputError(f"{entry} has no {'harmful' if harmful else 'harmless'} prompts")
+    return name, questions
+
+
+def _is_published(path: str) -> bool:
+    if path in PUBLISHED:
+        return True
+    if Path(path).is_file():
+        return False
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).suffix:
+        return True
+    raise InputError(f"prompt set {path!r} is no file here, no Hub id, and no known set: {nearest(path, PUBLISHED)}")
+
+
+def _hub_rows(path: str) -> tuple[str, Iterable[dict]]:
+    at = PUBLISHED.get(path, Published(path))
+    if not at.hub:
+        raise InputError(f"{path} is not on the Hub: get {at.instead}, as {path}=FILE")
+    try:
+        return at.hub, datasets.load_dataset(at.hub, at.configuration, split=at.split)
+    except Exception as error:
+        raise InputError(f"{path}: the Hub does not give {at.hub}: {error}. A file does too: {path}=FILE") from error
+
+
+def _file_rows(path: str) -> tuple[str, list]:
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        match file.suffix:
+            case ".csv":
+                rows = list(csv.DictReader(io.StringIO(text)))
+            case ".jsonl":
+                rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+            case ".json":
+                rows = json.loads(text)
+                rows = rows["instructions"] if isinstance(rows, dict) and "instructions" in rows else rows
+            case ".txt":
+                rows = [line.strip() for line in text.split("\n") if line.strip()]
+            case suffix:
+                raise InputError(f"{path}: a file of prompts ends in .csv, .json, .jsonl or .txt, not in {suffix!r}")
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: neither a list of prompts nor an object with `instructions`")
+    return path, [{"prompt": row} if isinstance(row, str) else row for row in rows]
+
+
+def _of_kind(where: str, rows: Iterable[dict], harmful: bool) -> Iterable[tuple[str, dict]]:
+    """Rows of the wanted kind with their places; of OASST's messages, the first ones of conversations in English."""
+    for number, row in enumerate(rows, start=1):
+        place = f"{where}, row {number}"
+        if not isinstance(row, dict):
+            raise InputError(f"{place} is neither a text nor an object")
+        if row.keys() >= _OASST:
+            if row["parent_id"] is None and row.get("lang") == "en" and not row.get("deleted"):
+                yield place, {"prompt": row["text"]}
+        elif row.get(_LABEL) in ("safe", "unsafe"):
+            if (row[_LABEL] == "unsafe") == harmful:
+                yield place, row
+        else:
+            yield place, row
+
+
+def _question(place: str, row: dict) -> Question:
+    field = next((field for field in _PROMPTS if row.get(field)), None)
+    if field is None:
+        raise InputError(f"{place}: none of {', '.join(_PROMPTS)} has a prompt; there are {', '.join(map(str, row))}")
+    prompt = row[field]
+    if isinstance(prompt, list) and prompt and all(isinstance(turn, str) for turn in prompt):
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt.strip()}]
+    try:
+        check_messages(prompt)
+    except (InputError, TypeError) as error:
+        raise InputError(f"{place}, {field}: {error}") from None
+    target = row.get(_TARGET) or ""
+    if not isinstance(target, str):
+        raise InputError(f"{place}: the target is not a text")
+    return Question(tuple(prompt), target.strip())
