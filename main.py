@@ -19,6 +19,9 @@ flags.DEFINE_string(
     "prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none."
 )
 flags.DEFINE_list("topology", [], "For --mode=plan: TPU topologies to compile for, as in v5e:4x4,v5p:2x2x2,v5e:4x4*2.")
+flags.DEFINE_list(
+    "compare", [], "For --mode=evaluate: workdirs that were evaluated on prompt sets; shows them side by side."
+)
 flags.DEFINE_string("coordinator", None, "Of several hosts: HOST:PORT of the one that runs --process=0.")
 flags.DEFINE_integer("processes", None, "Of several hosts: how many there are.")
 flags.DEFINE_integer("process", None, "Of several hosts: which one this is, from 0.")
@@ -37,6 +40,7 @@ def main(argv):
         FLAGS.workdir,
         prompts=FLAGS.prompts,
         topology=FLAGS.topology,
+        compared=FLAGS.compare,
         placement=placement,
     )
     sys.exit(code)

@@ -2,7 +2,7 @@
 
     python main.py --config=demo.py --workdir=runs/demo --mode=compare
 
-It runs on the testbed (`jax_backtrack/data/testbed.py`), on two CPU cores, in ten to twelve minutes.
+It runs on the testbed (`jax_backtrack/data/testbed.py`), on two CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -56,6 +56,7 @@ def run(
     *,
     prompts: str | None = None,
     topology: Sequence[str] = (),
+    compared: Sequence[str] = (),
     placement: tuple = (None, None, None),
 ) -> int:
     """Runs one mode and returns the exit code: 0, or 2 after an error of the user's input.
@@ -70,6 +71,8 @@ def run(
             raise InputError(f"--prompts goes with --mode=sample, not with --mode={mode}")
         if bool(topology) != (mode == "plan"):
             raise InputError("--topology and --mode=plan go together: --mode=plan --topology=v5e:4x4")
+        if compared and mode != "evaluate":
+            raise InputError(f"--compare goes with --mode=evaluate, not with --mode={mode}")
         if "stages" in config and mode != "compare":
             raise InputError(f"the recipe has stages, for --mode=compare; --mode={mode} takes a recipe of one run")
         if workdir is None and mode != "plan":
@@ -80,7 +83,7 @@ def run(
         if mode != "train" and hosts.asked_for(*placement):
             raise InputError(f"--mode={mode} runs on one host; of several, only --mode=train can make use")
         hosts.start(*placement)
-        MODES[mode](config, Path(workdir), topology if mode == "plan" else prompts)
+        MODES[mode](config, Path(workdir), {"plan": topology, "evaluate": compared}.get(mode, prompts))
         hosts.finish()
     except (InputError, FloatingPointError, OSError) as error:
         _say_error(error)
@@ -114,7 +117,10 @@ def _chat(config: ConfigDict, workdir: Path, _prompts) -> None:
     chat(sampler, typed_lines(), seed=config.sample.seed, hold_back=config.sample.hold_back)
 
 
-def _evaluate(config: ConfigDict, workdir: Path, _prompts) -> None:
+def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> None:
+    if compared:
+        sets.compare_evaluations([Path(folder) for folder in compared], workdir)
+        return
     if config.evaluate.harmful or config.evaluate.harmless:
         read = sets.read_sets(config)
         judge, sampler = sets.make_judge(config.evaluate.judge), _sampler(config, workdir)

@@ -1,5 +1,6 @@
 """Prompt sets asked, judged and reported: by a tiny model, and by Llama Guard's template on a tiny judge."""
 
+import dataclasses
 import json
 
 import jax
@@ -102,6 +103,39 @@ def test_sets_of_a_recipe(sampler, tmp_path, shared):
     assert first["measures"]["unsafe"]["count"] == 3 and "refused" in last["measures"]
     assert (tmp_path / "evaluation.html").stat().st_size > 1000
     assert is_unsafe(asked[0].answers[0][0]) == (first["answers"][0]["unsafe"] >= 0.5)
+
+
+def test_evaluations_of_several_workdirs_side_by_side(tmp_path):
+    models = {"one": [answered("x" * 20)], "two": [answered("short", "x" * 20, drafts=("x" * 20,))]}
+    for model, asked in models.items():
+        sets.write({model: asked}, "lengths", tmp_path / model / sets.EVALUATION)
+        assert sets.read_evaluation(tmp_path / model / sets.EVALUATION) == ("lengths", {model: asked})
+    sets.compare_evaluations([tmp_path / model for model in models], tmp_path)
+    html = (tmp_path / "comparison.html").read_text()
+    assert "Against one" in html and "100.0 % (100.0\u2013100.0)" in html
+    sets.write({"two": [answered("short")]}, "another", tmp_path / "two" / sets.EVALUATION)
+    with pytest.raises(InputError, match=r"not the same judge: lengths in .*one, another in .*two"):
+        sets.compare_evaluations([tmp_path / model for model in models], tmp_path)
+    with pytest.raises(InputError, match="an earlier workdir has too"):
+        sets.compare_evaluations([tmp_path / "one"] * 2, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"judge": "a", "models": {"m": [{}]}}'])
+def test_what_is_no_evaluation_is_named(tmp_path, text):
+    (tmp_path / sets.EVALUATION).write_text(text)
+    with pytest.raises(InputError, match="is no evaluation of prompt sets"):
+        sets.read_evaluation(tmp_path / sets.EVALUATION)
+    with pytest.raises(InputError, match="run --mode=evaluate"):
+        sets.read_evaluation(tmp_path / "missing.json")
+
+
+def test_models_that_were_asked_other_prompts_are_not_compared(tmp_path):
+    one, other = answered("a"), answered("b")
+    moved = dataclasses.replace(other.answers[0][0], question=user("another"))
+    with pytest.raises(InputError, match="not asked the same prompts"):
+        page.write(
+            {"one": [one], "two": [dataclasses.replace(other, answers=((moved,),))]}, "lengths", tmp_path / "c.html"
+        )
 
 
 def test_an_unknown_judge_is_named():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jax_backtrack.hub.tokenizer import Message
 from jax_backtrack.safety.judge import Judge
 from jax_backtrack.safety.measures import Measure, mean, rate, worst_of
 from jax_backtrack.safety.prompt_sets import Question
@@ -50,6 +51,10 @@ class Asked:
     def hits(self, what: Callable[[Answer], bool]) -> list[bool]:
         """For every question whether its first sample is one."""
         return [what(samples[0]) for samples in self.answers]
+
+    def prompts(self) -> list[list[Message]]:
+        """What was asked, in order."""
+        return [list(samples[0].question.messages) for samples in self.answers]
 
     def measures(self) -> dict[str, Measure]:
         """Of a harmful set unsafe, shown_unsafe and worst_of_<k>; of a harmless one refused; of both reset (the share

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jinja2
 
+from jax_backtrack.errors import InputError
 from jax_backtrack.safety.asked import Asked, is_unsafe
 from jax_backtrack.safety.cells import HEADINGS, cell
 from jax_backtrack.safety.measures import Measure, paired
@@ -61,6 +62,8 @@ def _paired(models: dict[str, Sequence[Asked]], baseline: str) -> list[dict]:
         for one in asked:
             if model == baseline or one.title not in there:
                 continue
+            if one.prompts() != there[one.title].prompts():
+                raise InputError(f"{one.title}: {model} and {baseline} were not asked the same prompts")
             compared = paired(one.hits(is_unsafe), there[one.title].hits(is_unsafe))
             value, interval = cell(compared.reduction, "reduction")
             found.append(

@@ -13,13 +13,16 @@ from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import load
 from jax_backtrack.progress import console, progress_bar, share_bar
 from jax_backtrack.safety import page, prompt_sets
-from jax_backtrack.safety.asked import Asked, ask
+from jax_backtrack.safety.asked import Answer, Asked, ask
 from jax_backtrack.safety.cells import HEADINGS, cell
 from jax_backtrack.safety.judge import Judge
 from jax_backtrack.safety.llama_guard import LlamaGuard
 from jax_backtrack.safety.prompt_sets import Question
 from jax_backtrack.safety.refusals import Refusals
+from jax_backtrack.sampling.reply import Reply
 from jax_backtrack.sampling.sampler import Sampler
+
+EVALUATION = "evaluation.json"
 
 
 def read_sets(config: ConfigDict) -> list[tuple[str, bool, list[Question]]]:
@@ -68,7 +71,7 @@ def evaluate_sets(config: ConfigDict, sampler: Sampler, judge: Judge, sets, mode
                     progress=advance,
                 )
             )
-    write({model: asked}, judge.name, workdir / "evaluation.json")
+    write({model: asked}, judge.name, workdir / EVALUATION)
     page.write({model: asked}, judge.name, workdir / "evaluation.html")
     show({model: asked}, judge.name)
     console.print(f"replies and page in [bold]{workdir}[/]: evaluation.json, evaluation.html", highlight=False)
@@ -95,15 +98,47 @@ def write(models: dict[str, Sequence[Asked]], judge: str, path: Path) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def compare_evaluations(folders: Sequence[Path], workdir: Path) -> None:
+    """Shows evaluations of several workdirs side by side, and leaves `comparison.html`; the first is the baseline."""
+    models, judges = {}, {}
+    for folder in folders:
+        judge, read = read_evaluation(folder / EVALUATION)
+        judges.setdefault(judge, folder)
+        for model, asked in read.items():
+            if model in models:
+                raise InputError(f"{folder} has the model {model!r}, which an earlier workdir has too")
+            models[model] = asked
+    if len(judges) > 1:
+        raise InputError("not the same judge: " + ", ".join(f"{judge} in {at}" for judge, at in judges.items()))
+    (judge,) = judges
+    page.write(models, judge, workdir / "comparison.html")
+    show(models, judge)
+    console.print(f"page in [bold]{workdir}[/]: comparison.html", highlight=False)
+
+
+def read_evaluation(path: Path) -> tuple[str, dict[str, list[Asked]]]:
+    """The judge and the models of a file that `write` wrote."""
+    try:
+        content = json.loads(path.read_text())
+        models = {model: [_from_json(one) for one in asked] for model, asked in content["models"].items()}
+        return content["judge"], models
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}: run --mode=evaluate with prompt sets there") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no evaluation of prompt sets: {type(error).__name__} {error}") from None
+
+
 def _as_json(asked: Asked) -> dict:
     return {
         "set": asked.name,
         "harmful": asked.harmful,
         "prefill": asked.prefill,
+        "samples": len(asked.answers[0]),
         "measures": {name: dataclasses.asdict(measure) for name, measure in asked.measures().items()},
         "answers": [
             {
                 "messages": list(answer.question.messages),
+                "target": answer.question.target,
                 "prefix": answer.prefix,
                 "reply": answer.reply.text,
                 "drafts": list(answer.reply.drafts),
@@ -115,3 +150,19 @@ def _as_json(asked: Asked) -> dict:
             for answer in samples
         ],
     }
+
+
+def _from_json(content: dict) -> Asked:
+    answers = [
+        Answer(
+            Question(tuple(one["messages"]), one["target"]),
+            one["prefix"],
+            Reply(one["reply"], tuple(one["drafts"]), one["finish"]),
+            float(one["unsafe"]),
+            float(one["shown_unsafe"]),
+        )
+        for one in content["answers"]
+    ]
+    samples = content["samples"]
+    questions = tuple(tuple(answers[first : first + samples]) for first in range(0, len(answers), samples))
+    return Asked(content["set"], content["harmful"], content["prefill"], questions)
