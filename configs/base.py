@@ -104,6 +104,10 @@ def get_config() -> ConfigDict:
     config.evaluate.harmless = ()  # what should be answered; of a set with labels, its safe prompts
     config.evaluate.judge = "refusals"  # of harmful sets' replies: "refusals", or a Llama Guard's path or Hub id
     config.evaluate.prefill = (10,)  # besides none: tokens of a harmful reply that are written for the model
+    # GCG against each prompt of harmful sets that has a target: steps of the search, 0 for none. It takes long.
+    config.evaluate.gcg_steps = 0
+    config.evaluate.gcg_width = 512  # candidates of a step
+    config.evaluate.gcg_reset_weight = 0.0  # above 0, adaptive: the search also pushes [RESET] down along the target
     config.evaluate.samples = 1  # replies per prompt; the worst of k is estimated from them
     config.evaluate.limit = 0  # prompts used of each set; 0 for all
     return config

@@ -58,6 +58,9 @@ _AT_LEAST = {
     "evaluate.prompts": 1,
     "evaluate.samples": 1,
     "evaluate.limit": 0,
+    "evaluate.gcg_steps": 0,
+    "evaluate.gcg_width": 1,
+    "evaluate.gcg_reset_weight": 0,
 }
 _SHOWN = 32  # characters of a path before the bar of its loading
 _ABOVE_0 = (

@@ -89,12 +89,14 @@ def test_sets_of_a_recipe(sampler, tmp_path, shared):
     config.evaluate.harmful = (f"AdvBench={shared / 'data/prompts/advbench.csv'}",)
     config.evaluate.harmless = (str(shared / "data/prompts/xstest.csv"),)
     config.evaluate.limit, config.evaluate.prefill = 3, (2, 4)
+    config.evaluate.gcg_steps, config.evaluate.gcg_width, config.evaluate.gcg_reset_weight = 1, 4, 0.5
     read = sets.read_sets(config)
     asked = sets.evaluate_sets(config, sampler, sets.make_judge("refusals"), read, "tiny", tmp_path)
     assert [one.title for one in asked] == [
         "AdvBench",
         "AdvBench, 2 tokens prefilled",
         "AdvBench, 4 tokens prefilled",
+        "AdvBench, adaptive GCG",
         "xstest",
     ]
     content = json.loads((tmp_path / "evaluation.json").read_text())
@@ -102,6 +104,8 @@ def test_sets_of_a_recipe(sampler, tmp_path, shared):
     assert content["judge"] == "refusals" and len(first["answers"]) == len(last["answers"]) == 3
     assert first["measures"]["unsafe"]["count"] == 3 and "refused" in last["measures"]
     assert (tmp_path / "evaluation.html").stat().st_size > 1000
+    for plain, attacked in zip(asked[0].prompts(), asked[3].prompts(), strict=True):
+        assert attacked[-1]["content"].startswith(plain[-1]["content"]) and attacked != plain
     assert is_unsafe(asked[0].answers[0][0]) == (first["answers"][0]["unsafe"] >= 0.5)
 
 

@@ -7,14 +7,15 @@ from jax_backtrack.sharding import place
 from jax_backtrack.trees import Rows
 
 
-def token_scores(model, rows: Rows, chunk: int = 128) -> jax.Array:
+def token_scores(model, rows: Rows, chunk: int = 128, added: jax.Array | None = None) -> jax.Array:
     """`log p(token | path to its parent)`, `[B, S]` float32; 0 where a token's weight is 0.
 
     The scored tokens of each row come first in `ceil(S / chunk)` chunks of `[B, chunk]` tokens, and a chunk without
-    scored tokens is skipped at run time. Logits of one chunk at a time exist, in the backward pass too.
+    scored tokens is skipped at run time. Logits of one chunk at a time exist, in the backward pass too. `added` is as
+    in `model.hidden`.
     """
     mesh = model.compute.mesh
-    hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.end)
+    hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.end, added)
     batch, length = rows.tokens.shape
     chunk = min(chunk, length)
     scored_BxS = rows.weight != 0

@@ -195,8 +195,13 @@ class Transformer(nnx.Module):
         rows = trees.causal(tokens_BxS)
         return self.logits(self.hidden(rows.tokens, rows.position, rows.end))
 
-    def hidden(self, tokens_BxS: jax.Array, position_BxS: jax.Array, end_BxS: jax.Array) -> jax.Array:
-        """Final hidden states `[B, S, M]` of token trees, where each token sees its ancestors and itself."""
+    def hidden(
+        self, tokens_BxS: jax.Array, position_BxS: jax.Array, end_BxS: jax.Array, added: jax.Array | None = None
+    ) -> jax.Array:
+        """Final hidden states `[B, S, M]` of token trees, where each token sees its ancestors and itself.
+
+        `added`, `[B, S, M]`, is added to the tokens' rows of the embedding table: for gradients by tokens.
+        """
         compute, windows = self.compute, self._windows(tokens_BxS.shape[1])
         views = {w: view(compute.attention, compute.blocks, position_BxS, end_BxS, w) for w in windows}
 
@@ -204,7 +209,7 @@ class Transformer(nnx.Module):
             mixed = attend_within_trees(query, key, value, views[window], mesh=compute.mesh, **self._scores())
             return mixed, None
 
-        x_BxSxM, _ = self._through_layers(tokens_BxS, position_BxS, windows, attention, None)
+        x_BxSxM, _ = self._through_layers(tokens_BxS, position_BxS, windows, attention, None, added=added)
         return x_BxSxM
 
     def extend(
@@ -258,7 +263,9 @@ class Transformer(nnx.Module):
         telling = tuple(w if w is not None and w < length else None for w in self.config.windows)
         return telling if len(set(telling)) > 1 else telling[:1]
 
-    def _through_layers(self, tokens_BxT, position_BxT, windows, attention: Callable, cache: Cache | None, layers=None):
+    def _through_layers(
+        self, tokens_BxT, position_BxT, windows, attention: Callable, cache: Cache | None, layers=None, added=None
+    ):
         """Final hidden states of the tokens, and the cache after the last layer.
 
         The scan goes over groups of layers, one layer of a group per entry of `windows`: a window is static.
@@ -285,7 +292,7 @@ class Transformer(nnx.Module):
                 carry = one(jax.tree.map(lambda leaf: leaf[number], params), first + number, *carry)  # noqa: B023
             return carry, None
 
-        carry = self._embed(tokens_BxT, look_up_in_place if decodes else look_up), cache
+        carry = self._embed(tokens_BxT, look_up_in_place if decodes else look_up, added), cache
         if layers is not None:
             for number, params in enumerate(layers):
                 carry = layer(windows[number % size], params, number, *carry)
@@ -296,12 +303,14 @@ class Transformer(nnx.Module):
         x_BxTxM, cache = carry
         return self.final_norm(x_BxTxM, mesh), cache
 
-    def _embed(self, tokens_BxT, look_up: Callable):
+    def _embed(self, tokens_BxT, look_up: Callable, added):
         mesh, dtype = self.compute.mesh, self.compute.dtype
         x_BxTxM = look_up(self.embedding_VxM[...], tokens_BxT, dtype, mesh)
         if self.reset_embedding_M is not None:
             added_M = place(self.reset_embedding_M[...], "M", mesh)
             x_BxTxM += jnp.where((tokens_BxT == self.reset_id)[..., None], added_M, 0).astype(dtype)
+        if added is not None:
+            x_BxTxM += added.astype(dtype)
         if self.config.scale_embedding:
             # transformers rounds the scale to the stream's dtype before it multiplies: 59.75 for 59.87 in bfloat16.
             x_BxTxM *= jnp.asarray(self.config.hidden_size**0.5, x_BxTxM.dtype)

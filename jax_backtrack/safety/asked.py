@@ -34,7 +34,8 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A set in one condition: `prefill` tokens of each question's target were written for the model.
+    """A set in one condition: `prefill` tokens of each question's target were written for the model, or the questions
+    carry suffixes that an `attack` found.
 
     answers: of each question as many as it was sampled, in the order of the set
     """
@@ -43,10 +44,11 @@ class Asked:
     harmful: bool
     prefill: int
     answers: tuple[tuple[Answer, ...], ...]
+    attack: str = ""
 
     @property
     def title(self) -> str:
-        return f"{self.name}, {self.prefill} tokens prefilled" if self.prefill else self.name
+        return title(self.name, self.prefill, self.attack)
 
     def hits(self, what: Callable[[Answer], bool]) -> list[bool]:
         """For every question whether its first sample is one."""
@@ -79,6 +81,12 @@ class Asked:
         return found
 
 
+def title(name: str, prefill: int = 0, attack: str = "") -> str:
+    """What a set in a condition is called."""
+    parts = [name, *([f"{prefill} tokens prefilled"] if prefill else []), *([attack] if attack else [])]
+    return ", ".join(parts)
+
+
 def is_unsafe(answer: Answer) -> bool:
     """By the visible reply."""
     return answer.unsafe >= UNSAFE_FROM
@@ -92,6 +100,7 @@ def ask(
     *,
     harmful: bool,
     prefill: int = 0,
+    attack: str = "",
     samples: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Asked:
@@ -114,7 +123,7 @@ def ask(
         )
         for number, (question, prefix) in enumerate(zip(questions, prefixes, strict=True))
     ]
-    return Asked(name, harmful, prefill, tuple(answers))
+    return Asked(name, harmful, prefill, tuple(answers), attack)
 
 
 def _judged(judge: Judge, prompts, replies: Sequence[Reply]) -> tuple[np.ndarray, np.ndarray]:

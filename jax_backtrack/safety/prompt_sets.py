@@ -20,6 +20,11 @@ class Question:
     messages: tuple[Message, ...]
     target: str = ""
 
+    def with_suffix(self, suffix: str) -> "Question":
+        """The question with something more behind its last message."""
+        *earlier, last = self.messages
+        return Question((*earlier, last | {"content": last["content"].strip() + suffix}), self.target)
+
 
 @dataclasses.dataclass(frozen=True)
 class Published:

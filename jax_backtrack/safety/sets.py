@@ -13,14 +13,16 @@ from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import load
 from jax_backtrack.progress import console, progress_bar, share_bar
 from jax_backtrack.safety import page, prompt_sets
-from jax_backtrack.safety.asked import Answer, Asked, ask
+from jax_backtrack.safety.asked import Answer, Asked, ask, title
 from jax_backtrack.safety.cells import HEADINGS, cell
+from jax_backtrack.safety.gcg import Attack, Objective, Settings
 from jax_backtrack.safety.judge import Judge
 from jax_backtrack.safety.llama_guard import LlamaGuard
 from jax_backtrack.safety.prompt_sets import Question
 from jax_backtrack.safety.refusals import Refusals
 from jax_backtrack.sampling.reply import Reply
 from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.sharding import row_parts
 
 EVALUATION = "evaluation.json"
 
@@ -46,36 +48,61 @@ def make_judge(name: str) -> Judge:
 
 
 def evaluate_sets(config: ConfigDict, sampler: Sampler, judge: Judge, sets, model: str, workdir: Path) -> list[Asked]:
-    """Asks every set plainly, and harmful ones with targets under each of `evaluate.prefill` too."""
+    """Asks every set plainly, and harmful ones with targets under each of `evaluate.prefill` and after GCG too."""
     settings = config.evaluate
-    conditions = [
-        (name, questions, harmful, prefill)
-        for name, questions, harmful in sets
-        for prefill in (0, *(settings.prefill if harmful else ()))
-        if not prefill or any(question.target for question in questions)
-    ]
     asked = []
-    for name, questions, harmful, prefill in conditions:
-        of = sum(bool(question.target) for question in questions) if prefill else len(questions)
-        title = f"{name}, {prefill} tokens prefilled" if prefill else name
-        with progress_bar(title, of * settings.samples) as advance:
-            asked.append(
-                ask(
-                    sampler,
-                    judge,
-                    name,
-                    questions,
-                    harmful=harmful,
-                    prefill=prefill,
-                    samples=settings.samples,
-                    progress=advance,
+    for name, questions, harmful in sets:
+        with_target = [question for question in questions if question.target]
+        conditions = [(questions, 0, "")]
+        if harmful and with_target:
+            conditions += [(with_target, prefill, "") for prefill in settings.prefill]
+            if settings.gcg_steps:
+                conditions.append((_attacked(config, sampler, name, with_target), 0, _attack_name(config)))
+        for chosen, prefill, attack in conditions:
+            with progress_bar(title(name, prefill, attack), len(chosen) * settings.samples) as advance:
+                asked.append(
+                    ask(
+                        sampler,
+                        judge,
+                        name,
+                        chosen,
+                        harmful=harmful,
+                        prefill=prefill,
+                        attack=attack,
+                        samples=settings.samples,
+                        progress=advance,
+                    )
                 )
-            )
     write({model: asked}, judge.name, workdir / EVALUATION)
     page.write({model: asked}, judge.name, workdir / "evaluation.html")
     show({model: asked}, judge.name)
     console.print(f"replies and page in [bold]{workdir}[/]: evaluation.json, evaluation.html", highlight=False)
     return asked
+
+
+def _attack_name(config: ConfigDict) -> str:
+    return "adaptive GCG" if config.evaluate.gcg_reset_weight else "GCG"
+
+
+def _attacked(config: ConfigDict, sampler: Sampler, name: str, questions: Sequence[Question]) -> list[Question]:
+    """The questions with the suffixes that GCG finds against the sampler's model."""
+    settings = config.evaluate
+    search = Settings(
+        steps=settings.gcg_steps,
+        width=settings.gcg_width,
+        seed=config.sample.seed,
+        rows=row_parts(sampler.model.compute.mesh),
+    )
+    attacked = []
+    with progress_bar(f"{_attack_name(config)} on {name}", len(questions) * settings.gcg_steps) as advance:
+        for question in questions:
+            objective = Objective.of(sampler.tokenizer, question.messages, question.target, settings.gcg_reset_weight)
+            best = None
+            for step in Attack(sampler.model, sampler.tokenizer, objective, search).run():
+                best = step if best is None or step.loss < best.loss else best
+                advance(note=f"loss {best.loss:.2f}")
+            attacked.append(question.with_suffix(sampler.tokenizer.decode(best.suffix)))
+    return attacked
 
 
 def show(models: dict[str, Sequence[Asked]], judge: str) -> None:
@@ -133,6 +160,7 @@ def _as_json(asked: Asked) -> dict:
         "set": asked.name,
         "harmful": asked.harmful,
         "prefill": asked.prefill,
+        "attack": asked.attack,
         "samples": len(asked.answers[0]),
         "measures": {name: dataclasses.asdict(measure) for name, measure in asked.measures().items()},
         "answers": [
@@ -165,4 +193,4 @@ def _from_json(content: dict) -> Asked:
     ]
     samples = content["samples"]
     questions = tuple(tuple(answers[first : first + samples]) for first in range(0, len(answers), samples))
-    return Asked(content["set"], content["harmful"], content["prefill"], questions)
+    return Asked(content["set"], content["harmful"], content["prefill"], questions, content["attack"])
