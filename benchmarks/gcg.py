@@ -1,10 +1,11 @@
 """GCG beside nanogcg on SmolLM2-135M and the CPU.
 
-    python -m benchmarks.gcg --prompts=../shared/data/prompts/advbench.csv
+    python -m benchmarks.gcg --prompts=../shared/data/prompts/advbench.csv --nanogcg-python=NANOGCG/bin/python
 
 Both search a suffix of 20 tokens to the same prompt for the same target, with 512 candidates a step among the 256 best
 tokens of each place, in processes of their own that take turns. The time is that of whole steps after a first one.
 nanogcg's suffixes are scored by ours too, and both losses must be the same. nanogcg tries ASCII tokens only, ours all.
+It asks for transformers before 5, so it needs an environment of its own.
 """
 
 import argparse
@@ -12,22 +13,18 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from benchmarks.channel import Channel
 from benchmarks.worker import Worker, print_table, say, write_model
 from jax_backtrack.safety import prompt_sets
 
 SIDES = ("ours", "nanogcg")
-WIDTH, TOP_K = 512, 256
 
 
 def main():
-    if len(sys.argv) > 1 and sys.argv[1] in SIDES:
-        return work(*sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", required=True, help="a prompt set with targets, as AdvBench")
+    parser.add_argument("--nanogcg-python", required=True, help="the Python of an environment with nanogcg")
     parser.add_argument("--number", type=int, default=0, help="of the prompt")
     parser.add_argument("--steps", type=int, default=2, help="of a turn")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
@@ -38,9 +35,12 @@ def main():
         scratch = Path(folder)
         write_model("", scratch / "model")
         asked = json.dumps(dict(messages=question.messages, target=question.target))
+        pythons = dict(zip(SIDES, (sys.executable, options.nanogcg_python), strict=True))
         workers = {
-            side: Worker("benchmarks.gcg", side, str(scratch / "model"), asked, log=scratch / f"{side}.log")
-            for side in SIDES
+            side: Worker(
+                "benchmarks.gcg_worker", side, str(scratch / "model"), asked, log=scratch / f"{side}.log", python=python
+            )
+            for side, python in pythons.items()
         }
         try:
             results = _measure(workers, options.rounds, options.steps)
@@ -77,55 +77,6 @@ def _measure(workers: dict[str, Worker], rounds: int, steps: int) -> dict:
     ]
     times = statistics.median(theirs / ours for ours, theirs in zip(*taken.values(), strict=True))
     return dict(sides=sides, times=times, differs=differs)
-
-
-def work(side: str, model: str, asked: str) -> None:
-    channel = Channel()
-    search = {"ours": ours, "nanogcg": nanogcg}[side](model, **json.loads(asked))
-    channel.send(ready=side)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        answer = search(json.loads(line))
-        channel.send(seconds=time.perf_counter() - start, **answer)
-
-
-def ours(model: str, messages, target: str):
-    import jax_backtrack
-    from jax_backtrack.models.transformer import Compute
-    from jax_backtrack.safety.gcg import Attack, Objective, Settings
-
-    model, tokenizer = jax_backtrack.load(model, compute=Compute(attention="blocks"))
-    objective = Objective.of(tokenizer, messages, target)
-    attack = Attack(model, tokenizer, objective, Settings(steps=10**6, width=WIDTH, top_k=TOP_K))
-    run = attack.run()
-
-    def search(asked: dict) -> dict:
-        if "score" in asked:
-            return dict(loss=float(attack.losses(tokenizer.encode(asked["score"])[None])[0]))
-        return dict(losses=[next(run).loss for _ in range(asked["steps"])])
-
-    return search
-
-
-def nanogcg(model: str, messages, target: str):
-    import nanogcg as library
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.set_num_threads(2)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    suffix = [library.GCGConfig().optim_str_init]
-
-    def search(asked: dict) -> dict:
-        config = library.GCGConfig(
-            num_steps=asked["steps"], optim_str_init=suffix[0], search_width=WIDTH, topk=TOP_K, verbosity="ERROR"
-        )
-        found = library.run(model, tokenizer, list(messages), target, config)
-        suffix[0] = found.strings[-1]
-        return dict(losses=found.losses, suffix=found.strings[-1])
-
-    return search
 
 
 if __name__ == "__main__":

@@ -110,5 +110,7 @@ def test_what_cannot_be_attacked_is_said(attacked):
         Objective((1,), (2,), (3,), reset_weight=1.0)
     with pytest.raises(InputError, match="raise row_length = 16"):
         attack(attacked, row_length=16)
+    with pytest.raises(InputError, match="top_k is 100000"):
+        attack(attacked, top_k=100000)
     with pytest.raises(InputError, match="starts from is empty"):
         attack(attacked, suffix="")

@@ -60,8 +60,8 @@ class Asked:
 
     def measures(self) -> dict[str, Measure]:
         """Of a harmful set unsafe, shown_unsafe and worst_of_<k>; of a harmless one refused; of both reset (the share
-        of replies with a reset, false ones where the set is harmless and nothing is prefilled), draft_tokens (mean
-        length of drafts, in words) and words (of a reply)."""
+        of replies with a reset, which are false ones where the set is harmless), draft_words and reply_words (mean
+        lengths)."""
         first = [samples[0] for samples in self.answers]
         drafts = [len(draft.split()) for answer in first for draft in answer.reply.drafts]
         found = {}

@@ -92,7 +92,7 @@ class Objective:
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """suffix: where the search starts; width: candidates of a step; top_k: tokens of each place that they are drawn
-    among; rows, row_length: of a batch of candidates, a row as long as the longest of them needs where it is 0."""
+    among; rows, row_length: of a batch of candidates, rows as many as the mesh has parts for, or a multiple."""
 
     suffix: str = "x x x x x x x x x x x x x x x x x x x x"
     steps: int = 250
@@ -124,6 +124,10 @@ class Attack:
         if not len(self.suffix):
             raise InputError("the suffix that the search starts from is empty")
         whole = len(objective.before) + 2 * len(self.suffix) + objective.length
+        if settings.top_k >= model.config.vocab_size:
+            raise InputError(
+                f"top_k is {settings.top_k}; it must be below the {model.config.vocab_size} tokens there are"
+            )
         if whole > settings.row_length:
             raise InputError(f"one candidate takes {whole} tokens: raise row_length = {settings.row_length}")
         self._forbidden = np.zeros(model.config.vocab_size, bool)
@@ -146,7 +150,7 @@ class Attack:
         objective, suffix = self._objective, self.suffix
         tree = flatten(Branch(objective.before, children=(objective.branch(suffix, pair=0),)))
         length = -(-len(tree) // _ROW_LENGTH_STEP) * _ROW_LENGTH_STEP
-        rows = stack([pack([tree], length)])
+        rows = stack([pack([tree], length)] * self._settings.rows)
         place = len(objective.before) + np.arange(len(suffix))
         return np.asarray(_gradients(self._graph, self._params, rows, place))
 
@@ -213,8 +217,8 @@ class Attack:
 
 @functools.partial(jax.jit, static_argnames="graph")
 def _gradients(graph, params, rows: Rows, place_T: jax.Array) -> jax.Array:
-    """`[T, V]`: a token's embedding is its one-hot choice times the table, so the gradient is that by the embedding
-    times the table."""
+    """`[T, V]` of the first row's loss: a token's embedding is its one-hot choice times the table, so the gradient is
+    that by the embedding times the table."""
     model = nnx.merge(graph, params)
 
     def loss(added_TxM):
