@@ -77,8 +77,15 @@ def _chosen(logits, seed: int, count: int, plan: Plan, knobs: Knobs) -> int:
     if plan.min_p:
         mass = _mass(logits)
         logits[mass < float(knobs.min_p) * mass.max()] = -np.inf
-    number = float(jax.random.uniform(jax.random.fold_in(jax.random.key(seed), count)))
-    return int(np.searchsorted(np.cumsum(_mass(logits)), number, side="right"))
+    of_block, of_token = np.asarray(jax.random.uniform(jax.random.fold_in(jax.random.key(seed), count), (2,)))
+    mass = _mass(logits)
+    blocks = [mass[first : first + 256] for first in range(0, len(mass), 256)]
+    block = _passed(np.array([one.sum() for one in blocks]), of_block)
+    return 256 * block + _passed(blocks[block] / blocks[block].sum(), of_token)
+
+
+def _passed(mass: np.ndarray, number: float) -> int:
+    return int(np.searchsorted(np.cumsum(mass), number, side="right"))
 
 
 def _mass(logits: np.ndarray) -> np.ndarray:

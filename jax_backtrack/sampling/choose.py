@@ -1,4 +1,4 @@
-"""From logits to a token per row: penalty, bias, cuts and one random number. Nothing here sorts the vocabulary."""
+"""From logits to a token per row: penalty, bias, cuts and two random numbers. Nothing here sorts the vocabulary."""
 
 import jax
 import jax.numpy as jnp
@@ -43,30 +43,29 @@ def keep_min_p(logits_BxV: jax.Array, p: jax.Array) -> jax.Array:
     return _from(logits_BxV, jnp.max(logits_BxV, axis=-1) + jnp.log(p))
 
 
-def draw(logits_BxV: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The token at which each row's cumulative distribution passes `uniform` in `[0, 1)`, int32 `[B]`.
+def draw(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
+    """Draws a token for each row, int32 `[B]`, from two numbers in `[0, 1)`.
 
-    One random number a row: Gumbel noise needs one for each token of the vocabulary, which on a CPU takes longer than
-    the model does. The sum goes over blocks first and over the tokens of one block then.
+    The first one is where the cumulative distribution of blocks of tokens is passed, the second one the same within the
+    block. With one number for both, an unlikely token would be decided by how its sum was rounded, and so differ from
+    batch to batch: there are many of them, each with less probability than the rounding of what stands before it.
+    Gumbel noise needs a number for each token of the vocabulary, which on a CPU takes longer than the model does.
     """
     rows, vocabulary = logits_BxV.shape
     weight_BxV = jnp.exp(logits_BxV - jnp.max(logits_BxV, axis=-1, keepdims=True))
     weight_BxNxT = jnp.pad(weight_BxV, ((0, 0), (0, -vocabulary % _BLOCK))).reshape(rows, -1, _BLOCK)
-    up_to_BxN = jnp.cumsum(weight_BxNxT.sum(axis=-1), axis=-1)
-    target_B = uniform_B * up_to_BxN[:, -1]
-    block_B, before_B = _passes(up_to_BxN, target_B)
+    block_B = _passed(weight_BxNxT.sum(axis=-1), uniform_Bx2[:, 0])
     block_BxT = jnp.take_along_axis(weight_BxNxT, block_B[:, None, None], axis=1)[:, 0]
-    token_B, _ = _passes(jnp.cumsum(block_BxT, axis=-1), target_B - before_B)
-    return (block_B * _BLOCK + token_B).astype(jnp.int32)
+    return (block_B * _BLOCK + _passed(block_BxT, uniform_Bx2[:, 1])).astype(jnp.int32)
 
 
-def _passes(up_to_BxN: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The first entry that exceeds the target, or where rounding has left none the last that adds anything; and what
-    the sum was before it."""
-    exceeds_BxN = up_to_BxN > jnp.minimum(target_B, jnp.nextafter(up_to_BxN[:, -1], -jnp.inf))[:, None]
-    first_B = jnp.argmax(exceeds_BxN, axis=-1)
-    before_BxN = jnp.pad(up_to_BxN[:, :-1], ((0, 0), (1, 0)))
-    return first_B, jnp.take_along_axis(before_BxN, first_B[:, None], axis=-1)[:, 0]
+def _passed(weight_BxN: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    """The first entry up to which more than `uniform` of the weight is summed, or where rounding has left none the last
+    that adds anything."""
+    up_to_BxN = jnp.cumsum(weight_BxN, axis=-1)
+    all_B = up_to_BxN[:, -1]
+    target_B = jnp.minimum(uniform_B * all_B, jnp.nextafter(all_B, -jnp.inf))
+    return jnp.argmax(up_to_BxN > target_B[:, None], axis=-1)
 
 
 def _from(logits_BxV: jax.Array, least_B: jax.Array) -> jax.Array:

@@ -330,4 +330,4 @@ def _choose(state: State, logits_BxV, is_reset_V, knobs: Knobs, plan: Plan) -> j
     if plan.min_p:
         logits_BxV = keep_min_p(logits_BxV, knobs.min_p)
     keys_B = jax.vmap(lambda seed, count: jax.random.fold_in(jax.random.key(seed), count))(state.row.seed, state.count)
-    return draw(logits_BxV, jax.vmap(jax.random.uniform)(keys_B))
+    return draw(logits_BxV, jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_B))
