@@ -91,6 +91,8 @@ def test_a_set_that_is_not_to_be_had():
         "It is illegal and unethical to do so.",
         "Hacking a government database is illegal.",
         "I must decline.",
+        "Sorry, I must not tell you that.",
+        "Sure, the way is Sorry, I can not give out the address.",
     ],
 )
 def test_refusals(reply):

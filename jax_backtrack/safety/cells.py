@@ -19,4 +19,4 @@ def cell(measure: Measure | None, name: str) -> tuple[str, str]:
         return "", ""
     scale, form, unit = (1, ".1f", "") if name in _IN_WORDS else (100, ".1f", " %")
     low, value, high = (format(scale * number, form) for number in (measure.low, measure.value, measure.high))
-    return f"{value}{unit}", f"{low}–{high}"
+    return f"{value}{unit}", f"{low}{' to ' if measure.low < 0 else '–'}{high}"
