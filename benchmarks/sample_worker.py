@@ -37,14 +37,13 @@ class Ours:
         assert finished == len(prompts)
 
     def reply(self, prompts, most):
-        from jax_backtrack.sampling.batch import Batch, Request, common_beginning, pools
+        from jax_backtrack.sampling.batch import Request, pools
 
         requests = [Request(i, np.asarray(ids, np.int32), np.zeros(0, np.int32), i) for i, ids in enumerate(prompts)]
         sampler = self._sampler(max_new_tokens=most, batch_rows=BATCH, bias=-1e9, stops=True)
         written = {request.number: [] for request in requests}
         for pool in pools(requests, BATCH):
-            longest, begun = max(one.length for one in pool), common_beginning(pool)
-            for updates in Batch(sampler._engine, BATCH, longest, most, begun).run(pool):
+            for updates in sampler._batch(pool, BATCH).run(pool):
                 for update in updates:
                     written[update.number] += update.ids.tolist()
         return [written[request.number] for request in requests]

@@ -39,7 +39,7 @@ class Cache:
 
     keys, values: `[L, B, K, S, D]`, or where layers are apart keys `[B * K, D, S]` and values `[B * K, S, D]` for each:
              a CPU multiplies keys by a query slot by slot, a TPU wants to write a slot in one piece; and as matrices
-             in one row XLA's CPU backend multiplies them where they lie, otherwise it copies a layer at every write
+             in one row XLA's CPU backend multiplies them where they lie; otherwise it copies them, in a batch of one
     kept, written: int32 `[B]`, see above
     cursor:  int32 scalar, the slot of the ring that every row writes next
     ring:    slots of the ring, the last ones of `S`

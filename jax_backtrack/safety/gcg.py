@@ -117,7 +117,7 @@ class Attack:
     again are tried: an attack is something that can be typed."""
 
     def __init__(self, model: Transformer, tokenizer: ChatTokenizer, objective: Objective, settings: Settings):
-        self._model, self._tokenizer, self._objective, self._settings = model, tokenizer, objective, settings
+        self._tokenizer, self._objective, self._settings = tokenizer, objective, settings
         self._graph, self._params = nnx.split(model)
         self._rng = np.random.default_rng(settings.seed)
         self.suffix = tokenizer.encode(settings.suffix)

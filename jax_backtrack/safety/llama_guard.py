@@ -1,9 +1,10 @@
 """Llama Guard 2 and 3 as judges (Inan et al. 2023, arXiv 2312.06674): one pass over a conversation, no generation."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -34,12 +35,7 @@ class LlamaGuard:
             raise InputError(f"the judge's tokenizer begins {' and '.join(_WORDS)} alike: it is no Llama Guard")
         self._verdict_ids = np.array([ids[0] for ids in verdicts])
 
-    def __call__(
-        self,
-        prompts: Sequence[Sequence[Message]],
-        replies: Sequence[str],
-        progress: Callable[[int], None] = lambda done: None,
-    ) -> np.ndarray:
+    def __call__(self, prompts: Sequence[Sequence[Message]], replies: Sequence[str]) -> np.ndarray:
         chances = np.zeros(len(replies))
         asked = {i: self._ids(prompts[i], reply) for i, reply in enumerate(replies) if reply.strip()}
         order = sorted(asked, key=lambda i: len(asked[i]))
@@ -52,7 +48,6 @@ class LlamaGuard:
                 last_B[row] = len(asked[i]) - 1
             logits_Bx2 = _next_logits(self._graph, self._params, tokens_BxS, last_B, self._verdict_ids)
             chances[chosen] = np.asarray(jax.nn.softmax(logits_Bx2)[: len(chosen), 1])
-            progress(len(chosen))
         return chances
 
     def _ids(self, prompt: Sequence[Message], reply: str) -> np.ndarray:
@@ -70,5 +65,5 @@ def _next_logits(graph, params, tokens_BxS, last_B, ids_C) -> jax.Array:
     """Logits `[B, C]` of some tokens behind each row's `last` one."""
     model, rows = nnx.merge(graph, params), trees.causal(tokens_BxS)
     hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.end)
-    hidden_Bx1xM = jax.numpy.take_along_axis(hidden_BxSxM, last_B[:, None, None], axis=1)
+    hidden_Bx1xM = jnp.take_along_axis(hidden_BxSxM, last_B[:, None, None], axis=1)
     return model.logits(hidden_Bx1xM)[:, 0, ids_C]

@@ -25,7 +25,6 @@ def write(models: dict[str, Sequence[Asked]], judge: str, path: Path) -> None:
         baseline=baseline,
         tables=[_table(title, models) for title in titles],
         paired=_paired(models, baseline),
-        plots=[],
         transcripts=[
             {"title": f"{model}: {one.title}", "answers": _transcripts(one)}
             for model, asked in models.items()
