@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.worker import Worker, print_table, say, write_model
-from jax_backtrack.safety import prompt_sets
+from jax_backtrack.data import prompt_sets
 
 SIDES = ("ours", "nanogcg")
 

@@ -41,6 +41,12 @@ def get_config() -> ConfigDict:
     config.data.format = ""  # "preference", "hh" or "oasst"; "" reads it off the columns
     config.data.limit = 0  # rows used of each path; 0 for all (of the testbed: 1000)
     config.data.backtrack = True  # False trains the baseline: plain SFT or plain DPO, without drafts and resets
+    # Tokens of a reply that are used, its end of turn among them; 0 for all. No end of turn follows where it was cut.
+    config.data.reply_tokens = 0
+    config.data.exclude = ()  # prompt sets, as of `evaluate.harmful`: what they ask is never trained on
+    # Share of the prompts, drawn by a hash of their text, that are never trained on. --mode=evaluate of prompt sets
+    # measures the perplexity of the replies that are preferred there.
+    config.data.held_out = 0.0
     config.data.seed = 0  # of shuffling and of the lengths of drafts
 
     config.reset = ConfigDict()
@@ -97,17 +103,31 @@ def get_config() -> ConfigDict:
     config.sample.hold_back = 0  # in --mode=chat, tokens that stay unseen: a reset within so many shows nothing
     config.sample.limit = 0  # prompts used; 0 for all
 
+    config.judge = ConfigDict()  # of --mode=fit-judge, which reads replies with the first layers of the recipe's model
+    # Labelled replies: a .jsonl or .jsonl.gz file or a Hub id with the columns prompt, response and unsafe.
+    config.judge.data = ""
+    config.judge.layers = 18  # of the model, that replies are read with
+    config.judge.tokens = 256  # of a reply that are read
+    config.judge.folds = 5  # of cross-validation, by prompt
+
     config.evaluate = ConfigDict()
     config.evaluate.prompts = 200  # of the testbed, per condition
+    config.evaluate.mt_bench = ""  # MT-Bench's question.jsonl: both turns are answered, in FastChat's format of answers
     # In --mode=evaluate, instead of the testbed: prompt sets, each a known name, a Hub id, a file, or "NAME=FILE".
     config.evaluate.harmful = ()  # what should be declined; of a set with labels, its unsafe prompts
     config.evaluate.harmless = ()  # what should be answered; of a set with labels, its safe prompts
-    config.evaluate.judge = "refusals"  # of harmful sets' replies: "refusals", or a Llama Guard's path or Hub id
+    # Of harmful sets' replies: "refusals", a Llama Guard's path or Hub id, or the workdir of --mode=fit-judge.
+    config.evaluate.judge = "refusals"
     config.evaluate.prefill = (10,)  # besides none: tokens of a harmful reply that are written for the model
     # GCG against each prompt of harmful sets that has a target: steps of the search, 0 for none. It takes long.
     config.evaluate.gcg_steps = 0
     config.evaluate.gcg_width = 512  # candidates of a step
     config.evaluate.gcg_reset_weight = 0.0  # above 0, adaptive: the search also pushes [RESET] down along the target
+    config.evaluate.system_attack = ""  # a system prompt that harmful sets are asked under, once more
+    config.evaluate.without_resets = False  # harmful sets once more with [RESET] masked out
+    # For the trade-off: biases of [RESET] that the sets are asked with again, instead of reset.logit_bias.
+    config.evaluate.reset_biases = ()
+    config.evaluate.false_resets = 0.02  # the share that a bias may give, to be chosen
     config.evaluate.samples = 1  # replies per prompt; the worst of k is estimated from them
     config.evaluate.limit = 0  # prompts used of each set; 0 for all
     return config

@@ -12,7 +12,7 @@ from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.progress import console
 from jax_backtrack.recipe import check, load_model
-from jax_backtrack.safety import compare, report, sets
+from jax_backtrack.safety import compare, fit_judge, mt_bench, replication, report, sets
 from jax_backtrack.sampling import files
 from jax_backtrack.sampling.chat import chat, typed_lines
 from jax_backtrack.sampling.sampler import Sampler
@@ -32,7 +32,11 @@ def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
         at = index if equals else index + 1
         name = value if equals else (argv[at] if at < len(argv) else "")
         if name and not Path(name).is_file():
-            known = {path.name: path for path in folder.glob("*.py") if path.stem not in ("__init__", "base")}
+            known = {
+                path.relative_to(folder).as_posix(): path
+                for path in folder.rglob("*.py")
+                if path.stem not in ("__init__", "base")
+            }
             if name not in known:
                 _say_error(f"--config={name}: no such file, and no such recipe: {nearest(name, known)}")
                 raise SystemExit(2)
@@ -121,14 +125,19 @@ def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> Non
     if compared:
         sets.compare_evaluations([Path(folder) for folder in compared], workdir)
         return
-    if config.evaluate.harmful or config.evaluate.harmless:
+    settings, name = config.evaluate, Path(_model_path(config, workdir)).name
+    questions = mt_bench.read(settings.mt_bench) if settings.mt_bench else []
+    if settings.harmful or settings.harmless:
         read = sets.read_sets(config)
-        judge, sampler = sets.make_judge(config.evaluate.judge), _sampler(config, workdir)
-        sets.evaluate_sets(config, sampler, judge, read, Path(_model_path(config, workdir)).name, workdir)
+        judge, sampler = sets.make_judge(settings.judge), _sampler(config, workdir)
+        sets.evaluate_sets(config, sampler, judge, read, name, workdir)
+    else:
+        sampler = _sampler(config, workdir)
+    if questions:
+        mt_bench.write_answers(sampler, questions, name, workdir / "mt_bench.jsonl")
+    if questions or settings.harmful or settings.harmless:
         return
-    sampler = _sampler(config, workdir)
-    evaluation = compare.evaluate_with_progress(sampler, config.evaluate.prompts, "evaluating")
-    name = Path(_model_path(config, workdir)).name
+    evaluation = compare.evaluate_with_progress(sampler, settings.prompts, "evaluating")
     report.write({name: evaluation}, workdir / "evaluation.json")
     report.show({name: evaluation})
 
@@ -136,14 +145,30 @@ def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> Non
 def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
     if "stages" not in config:
         raise InputError("--mode=compare takes a recipe with stages, as demo.py; this one has no stages")
-    compare.compare(config, workdir)
+    if "seeds" in config:
+        replication.replicate(config, workdir)
+    else:
+        compare.compare(config, workdir)
+
+
+def _fit_judge(config: ConfigDict, workdir: Path, _prompts) -> None:
+    check(config)
+    fit_judge.fit(config, workdir)
 
 
 def _plan(config: ConfigDict, workdir: Path, topology: Sequence[str]) -> None:
     plan.plan(config, topology, workdir)
 
 
-MODES = {"plan": _plan, "train": _train, "sample": _sample, "chat": _chat, "evaluate": _evaluate, "compare": _compare}
+MODES = {
+    "plan": _plan,
+    "train": _train,
+    "sample": _sample,
+    "chat": _chat,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "fit-judge": _fit_judge,
+}
 
 
 def _sampler(config: ConfigDict, workdir: Path) -> Sampler:

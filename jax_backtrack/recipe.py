@@ -31,6 +31,8 @@ _NAMES = {
 _AT_LEAST = {
     "data.limit": 0,
     "data.seed": 0,
+    "data.reply_tokens": 0,
+    "data.held_out": 0,
     "reset.max_resets": 0,
     "train.batch_rows": 1,
     "train.row_length": 2,
@@ -55,9 +57,13 @@ _AT_LEAST = {
     "sample.samples": 1,
     "sample.hold_back": 0,
     "sample.limit": 0,
+    "judge.layers": 1,
+    "judge.tokens": 1,
+    "judge.folds": 2,
     "evaluate.prompts": 1,
     "evaluate.samples": 1,
     "evaluate.limit": 0,
+    "evaluate.false_resets": 0,
     "evaluate.gcg_steps": 0,
     "evaluate.gcg_width": 1,
     "evaluate.gcg_reset_weight": 0,
@@ -82,6 +88,10 @@ def check(config: ConfigDict) -> None:
     for field, least in _AT_LEAST.items():
         if fields[field] < least:
             raise InputError(f"{field} is {fields[field]}; it must be at least {least}")
+    if fields["data.reply_tokens"] == 1:
+        raise InputError("data.reply_tokens is 1; a reply has at least a token and its end: 0 for all, or 2 and more")
+    if fields["data.held_out"] >= 1:
+        raise InputError(f"data.held_out is {fields['data.held_out']}; it is a share, below 1")
     for field in _ABOVE_0:
         if not fields[field] > 0:
             raise InputError(f"{field} is {fields[field]}; it must be above 0")

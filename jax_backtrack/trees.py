@@ -64,7 +64,8 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One conversation in token ids. Replies stand without their end-of-turn token.
+    """One conversation in token ids. Replies stand without their last token, which is the end of turn unless
+    `chosen_end` or `rejected_end` says another: that of a reply which was cut.
 
     `backtracks` is True where `rejected` is unsafe, so that drafts of it are to be taken back; False for utility data.
     `origin` names the row that it came from.
@@ -75,6 +76,8 @@ class Example:
     rejected: np.ndarray | None = None
     backtracks: bool = False
     origin: str = ""
+    chosen_end: int | None = None
+    rejected_end: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,9 +198,13 @@ def tree_length(example: Example, recipe: Recipe, cuts: Cuts) -> int:
     return prompt + first + guarded
 
 
+def _chosen(example: Example, recipe: Recipe) -> list[int]:
+    return [*example.chosen, recipe.eot_id if example.chosen_end is None else example.chosen_end]
+
+
 def _sft_branches(example: Example, recipe: Recipe, draft: int) -> tuple[Branch, ...]:
     """Loss on `y+` after the prompt, and on `[RESET]` and `y+` after a draft of `y-`; the draft itself is context."""
-    chosen = [*example.chosen, recipe.eot_id]
+    chosen = _chosen(example, recipe)
     plain = Branch(chosen, pair=0, weight=1.0)
     if not (recipe.backtrack and example.backtracks):
         return (plain,)
@@ -212,8 +219,8 @@ def _sft_branches(example: Example, recipe: Recipe, draft: int) -> tuple[Branch,
 
 def _dpo_branches(example: Example, recipe: Recipe, cuts: Cuts) -> tuple[Branch, ...]:
     """A backtrack pair, or a plain pair for utility data and the baseline; then a guard pair. Drawn atop this file."""
-    chosen = [*example.chosen, recipe.eot_id]
-    rejected = [*example.rejected, recipe.eot_id]
+    chosen = _chosen(example, recipe)
+    rejected = [*example.rejected, recipe.eot_id if example.rejected_end is None else example.rejected_end]
     plain = Branch(chosen, pair=0, weight=1.0), Branch(rejected, pair=0, weight=-1.0)
     if not recipe.backtrack:
         return plain

@@ -113,6 +113,24 @@ def test_all_that_is_kept_can_be_packed(reset_tokenizer, recipe, backtracks):
     assert all(rows[number]["rows"].tokens.shape == (128,) for number in range(6))
 
 
+@every_recipe
+def test_of_a_cut_reply_nothing_but_its_beginning_is_seen(reset_tokenizer, recipe):
+    """As if the reply ended there, with the token at the cut in the place of the end of turn."""
+    recipe, report = of(recipe, reset_tokenizer), Report()
+    cut = preference("Paris is in the north of France.", "Why would I tell you that?")
+    (example,) = encode([cut, preference()][:1], reset_tokenizer, recipe, 256, report, reply_tokens=4)
+    ids = {name: reset_tokenizer.encode(getattr(cut, name)) for name in ("chosen", "rejected")}
+    assert report.cut == 2 and "2 replies cut to data.reply_tokens" in report.lines()
+    assert [*example.chosen, example.chosen_end] == ids["chosen"][:4].tolist()
+    assert [*example.rejected, example.rejected_end] == ids["rejected"][:4].tolist()
+    tree = TreeSource([example], recipe, seed=0).tree(0, 0)
+    assert reset_tokenizer.eot_id not in tree.tokens[len(example.prompt) :]
+    assert set(tree.tokens[len(example.prompt) :]) <= {*ids["chosen"][:4], *ids["rejected"][:4], recipe.reset_id}
+    (whole,) = encode([cut], reset_tokenizer, recipe, 256, Report(), reply_tokens=len(ids["chosen"]) + 1)
+    assert whole.chosen_end is None and whole.chosen.tolist() == ids["chosen"].tolist()
+    assert content_hash([example]) != content_hash([dataclasses.replace(example, chosen_end=None)])
+
+
 # ----------------------------------------------------------------------------------------------- content hash
 
 

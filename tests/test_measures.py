@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from jax_backtrack.safety.measures import mean, paired, rate, worst_of
+from jax_backtrack.safety.measures import mean, over_seeds, paired, perplexity, rate, reduction_over_seeds, worst_of
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,33 @@ def test_a_reduction_holds_its_value_and_needs_a_baseline_with_hits():
 
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_worst_of_k_is_the_mean_over_all_choices_of_k(samples):
-    for k, measure in enumerate(worst_of(samples, 5), start=1):
+    for k in range(1, 6):
         chosen = [any(choice) for hits in samples for choice in itertools.combinations(hits, k)]
-        assert measure.value == pytest.approx(np.mean(chosen))
+        assert worst_of(samples, k).value == pytest.approx(np.mean(chosen))
+
+
+def test_over_seeds_is_the_mean_with_what_prompts_and_seeds_do_to_it():
+    same = np.tile(np.arange(40) % 4 == 0, (3, 1))
+    found, of_one_seed = over_seeds(same), over_seeds(same[:1])
+    assert found.value == of_one_seed.value == 0.25 and found.count == 40
+    assert (found.low, found.high) == (of_one_seed.low, of_one_seed.high)  # seeds that agree tell no more than one
+    apart = over_seeds(np.array([[False] * 40, [True] * 40]))
+    assert (apart.low, apart.value, apart.high) == (0, 0.5, 1)
+
+
+def test_a_reduction_over_seeds_draws_a_seeds_two_models_together():
+    baseline = np.array([[True] * 20 + [False] * 20, [True] * 40])
+    found = reduction_over_seeds(baseline & (np.arange(40) % 2 == 0), baseline)
+    assert found.value == pytest.approx(0.5) and 0.3 < found.low < 0.5 < found.high < 0.7
+    assert reduction_over_seeds(baseline, baseline & False) is None
+    with pytest.raises(ValueError, match="not the same ones"):
+        reduction_over_seeds(baseline, baseline[:1])
+
+
+def test_perplexity_is_of_tokens_and_not_of_replies():
+    found = perplexity([-1.0, -9.0], [1, 3])
+    assert found.value == pytest.approx(np.exp(10 / 4))
+    assert found.low == pytest.approx(np.exp(1)) and found.high == pytest.approx(np.exp(3))
 
 
 def test_worst_of_more_than_the_samples_is_refused():

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from jax_backtrack.data import prompt_sets
 from jax_backtrack.errors import InputError
-from jax_backtrack.safety import prompt_sets
 from jax_backtrack.safety.refusals import Refusals, is_refusal
 
 

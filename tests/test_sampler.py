@@ -321,11 +321,22 @@ def test_stop_strings_end_a_reply_before_them(smollm_shaped, reset_tokenizer):
         assert after.finish == "stop"
 
 
+def test_other_resets_are_those_of_a_sampler_made_with_them(smollm_shaped, reset_tokenizer):
+    settings = dict(max_new_tokens=5, batch_rows=2)
+    sampler = Sampler(smollm_shaped, reset_tokenizer, max_resets=1, reset_bias=1e9, **settings)
+    masked, twice = sampler.with_resets(max_resets=0), sampler.with_resets(reset_bias=1e9, max_resets=2)
+    assert masked(["hello"]) == Sampler(smollm_shaped, reset_tokenizer, max_resets=0, **settings)(["hello"])
+    assert [each(["hello"])[0].resets for each in (sampler, masked, twice)] == [1, 0, 2]
+    for wrong in (dict(max_resets=-1), dict(reset_bias=float("nan"))):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            sampler.with_resets(**wrong)
+
+
 def test_a_trace_has_every_token_written(smollm_shaped, reset_tokenizer):
     settings = dict(max_resets=1, reset_bias=[-1e9, -1e9, 1e9], max_new_tokens=5, batch_rows=2)
     (reply,) = Sampler(smollm_shaped, reset_tokenizer, log_probs=True, **settings)(["hello"])
     trace = reply.trace
-    assert len(trace.token_ids) == len(trace.log_probs) == len(trace.reset_log_probs) == 3 + 5
+    assert len(trace.token_ids) == len(trace.log_probs) == len(trace.reset_log_probs) == reply.tokens == 3 + 5
     assert trace.token_ids[2] == reset_tokenizer.reset_id and trace.log_probs[2] == trace.reset_log_probs[2]
     assert reply.drafts == (reset_tokenizer.decode(trace.token_ids[:2]),)
     assert reply.text == reset_tokenizer.decode(trace.token_ids[3:])

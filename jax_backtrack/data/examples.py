@@ -12,16 +12,25 @@ from jax_backtrack.trees import Cuts, Example, Recipe, shortest_draft, tree_leng
 
 
 def encode(
-    preferences: Sequence[Preference], tokenizer: ChatTokenizer, recipe: Recipe, row_length: int, report: Report
+    preferences: Sequence[Preference],
+    tokenizer: ChatTokenizer,
+    recipe: Recipe,
+    row_length: int,
+    report: Report,
+    reply_tokens: int = 0,
 ) -> list[Example]:
-    """Renders and encodes preferences; drops, and counts in `report`, what the recipe cannot use or a row not hold."""
+    """Renders and encodes preferences; drops, and counts in `report`, what the recipe cannot use or a row not hold.
+
+    Of a reply the first `reply_tokens` tokens are used, its end of turn among them; all for 0. Those cut are counted.
+    """
     examples = []
     for preference in preferences:
-        reason, example = _encode_one(preference, tokenizer, recipe, row_length)
+        reason, example = _encode_one(preference, tokenizer, recipe, row_length, reply_tokens)
         if reason:
             report.drop(reason, preference.origin)
         else:
             examples.append(example)
+            report.cut += (example.chosen_end is not None) + (example.rejected_end is not None)
     report.used = len(examples)
     if not examples:
         raise InputError("no example is left to train on: " + "; ".join(report.lines()))
@@ -34,12 +43,12 @@ def content_hash(examples: Sequence[Example]) -> str:
     for example in examples:
         for ids in (example.prompt, example.chosen, example.rejected):
             digest.update(b"-" if ids is None else len(ids).to_bytes(4, "little") + ids.tobytes())
-        digest.update(bytes([example.backtracks]))
+        digest.update(f"{example.backtracks:d} {example.chosen_end} {example.rejected_end}".encode())
     return digest.hexdigest()
 
 
 def _encode_one(
-    preference: Preference, tokenizer: ChatTokenizer, recipe: Recipe, row_length: int
+    preference: Preference, tokenizer: ChatTokenizer, recipe: Recipe, row_length: int, reply_tokens: int
 ) -> tuple[str | None, Example | None]:
     """The reason to drop a preference, or its example."""
     if recipe.objective == "dpo" and preference.rejected is None:
@@ -50,7 +59,9 @@ def _encode_one(
         rejected = None if preference.rejected is None else tokenizer.encode(preference.rejected)
     except InputError as error:
         return str(error), None
-    example = Example(prompt, chosen, rejected, preference.backtracks, preference.origin)
+    chosen, chosen_end = _cut(chosen, reply_tokens)
+    rejected, rejected_end = (None, None) if rejected is None else _cut(rejected, reply_tokens)
+    example = Example(prompt, chosen, rejected, preference.backtracks, preference.origin, chosen_end, rejected_end)
     # Whatever the recipe: drafts are drawn for every pair.
     if rejected is not None and shortest_draft(chosen, rejected) > len(rejected):
         return "the rejected reply is a prefix of the chosen one", None
@@ -58,6 +69,11 @@ def _encode_one(
     if tree_length(example, recipe, longest) > row_length:
         return f"over-long: the tree has more than train.row_length = {row_length} tokens", None
     return None, example
+
+
+def _cut(ids: np.ndarray, tokens: int) -> tuple[np.ndarray, int | None]:
+    """A reply of at most `tokens` tokens without its last one, and that one; None where it is the end of turn."""
+    return (ids[: tokens - 1], int(ids[tokens - 1])) if 0 < tokens <= len(ids) else (ids, None)
 
 
 def cuts_generator(seed: int, epoch: int, index: int) -> np.random.Generator:

@@ -34,9 +34,13 @@ class Preference:
 
 @dataclasses.dataclass
 class Report:
-    """Counts the rows of a source: used, and dropped by reason with the first row that each reason hit."""
+    """Counts the rows of a source: used, and dropped by reason with the first row that each reason hit.
+
+    `cut` counts replies of which only the beginning is used.
+    """
 
     used: int = 0
+    cut: int = 0
     dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     first: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -50,4 +54,5 @@ class Report:
         dropped = [
             f"dropped {count}: {reason} (first: {self.first[reason]})" for reason, count in self.dropped.most_common()
         ]
-        return [f"{self.used} rows used, {self.dropped.total()} dropped", *dropped]
+        cut = [f"{self.cut} replies cut to data.reply_tokens"] if self.cut else []
+        return [f"{self.used} rows used, {self.dropped.total()} dropped", *cut, *dropped]

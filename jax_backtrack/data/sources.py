@@ -54,10 +54,8 @@ def read(
             preferences = [dataclasses.replace(preference, backtracks=False) for preference in preferences]
         return preferences, Report(used=len(preferences))
     report = Report()
-    file = _local_file(path)
-    rows = _local_rows(file, report) if file else _hub_rows(path, split)
     preferences = []
-    for origin, made in _preferences(rows, path, format, utility, report):
+    for origin, made in _preferences(rows(path, split, report), path, format, utility, report):
         try:
             preferences.append(made())
         except BadRow as reason:
@@ -68,6 +66,12 @@ def read(
     if not preferences:
         raise InputError(f"{path} gives no usable row: " + "; ".join(report.lines()))
     return preferences, report
+
+
+def rows(path: str, split: str, report: Report) -> Iterator[tuple[str, dict]]:
+    """Rows of a file or a Hub data set with their places; lines that are no JSON objects are counted in `report`."""
+    file = _local_file(path)
+    return _local_rows(file, report) if file else _hub_rows(path, split)
 
 
 def _preferences(rows, path: str, format: str | None, utility: bool, report: Report):

@@ -9,14 +9,21 @@ HEADINGS = {
     "reset": "reset",
     "draft_words": "words a draft",
     "reply_words": "words a reply",
+    "tokens": "tokens written",
 }
-_IN_WORDS = ("draft_words", "reply_words")
+_NOT_SHARES = ("draft_words", "reply_words", "tokens", "perplexity")
 
 
 def cell(measure: Measure | None, name: str) -> tuple[str, str]:
     """A measure's value and interval, as they are shown."""
     if measure is None:
         return "", ""
-    scale, form, unit = (1, ".1f", "") if name in _IN_WORDS else (100, ".1f", " %")
+    scale, form, unit = (1, ".1f", "") if name in _NOT_SHARES else (100, ".1f", " %")
     low, value, high = (format(scale * number, form) for number in (measure.low, measure.value, measure.high))
     return f"{value}{unit}", f"{low}{' to ' if measure.low < 0 else '–'}{high}"
+
+
+def in_line(measure: Measure | None, name: str) -> str:
+    """A measure's value with its interval in brackets."""
+    value, interval = cell(measure, name)
+    return f"{value} ({interval})" if value else ""

@@ -28,7 +28,7 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     one stage can start from another. Leaves `comparison.json` and prints the table and three transcripts.
     """
     evaluations, trained_now = {}, set()
-    load_once = _remembering_load()
+    load_once = remembering_load()
     for name in config.order:
         console.rule(name)
         stage = copy.deepcopy(config.stages[name])
@@ -54,7 +54,7 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     return evaluations
 
 
-def _remembering_load():
+def remembering_load():
     """`load` for stages that start from the same model: it is read once, and each stage gets a copy of its own."""
     remembered = {}
 

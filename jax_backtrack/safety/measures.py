@@ -72,15 +72,55 @@ def paired(hits: Sequence[bool], baseline: Sequence[bool], resamples: int = 2000
     return Paired(reduction, only_here, only_baseline, min(1.0, 2 * tail))
 
 
-def worst_of(hits_of_prompts: Sequence[Sequence[bool]], most: int) -> list[Measure]:
-    """For k = 1..most the chance that the worst of k samples is a hit, over prompts, from their n samples each.
+def worst_of(hits_of_prompts: Sequence[Sequence[bool]], k: int) -> Measure:
+    """The chance that the worst of k samples is a hit, over prompts, from their n samples each.
 
     Of n samples with c hits, k drawn without return hold none with the chance C(n - c, k) / C(n, k), so no estimate is
-    biased by the samples that were taken (Chen et al. 2021, arXiv 2107.03374, section 2.1, of pass@k). `most` is at
-    most n. Intervals are by resampling prompts.
+    biased by the samples that were taken (Chen et al. 2021, arXiv 2107.03374, section 2.1, of pass@k). k is at most n.
+    The interval is by resampling prompts.
     """
     counts = {len(hits) for hits in hits_of_prompts}
-    if len(counts) != 1 or not 1 <= most <= (n := counts.pop()):
-        raise ValueError(f"worst of {most} needs as many samples of every prompt, and the same number of each")
-    missed = [n - sum(hits) for hits in hits_of_prompts]
-    return [mean([1 - math.comb(miss, k) / math.comb(n, k) for miss in missed]) for k in range(1, most + 1)]
+    if len(counts) != 1 or not 1 <= k <= (n := counts.pop()):
+        raise ValueError(f"worst of {k} needs as many samples of every prompt, and the same number of each")
+    return mean([1 - math.comb(n - sum(hits), k) / math.comb(n, k) for hits in hits_of_prompts])
+
+
+def perplexity(log_probs_N: Sequence[float], tokens_N: Sequence[int], resamples: int = 2000) -> Measure:
+    """exp of the mean negative log-probability per token, from each reply's sum and its number of tokens; the interval
+    is by resampling replies."""
+    nats, counts = -np.asarray(log_probs_N, np.float64), np.asarray(tokens_N, np.float64)
+    draws = np.random.default_rng(0).integers(0, len(nats), (resamples, len(nats)))
+    low, high = np.percentile(np.exp(nats[draws].sum(axis=1) / counts[draws].sum(axis=1)), [2.5, 97.5])
+    return Measure(float(np.exp(nats.sum() / counts.sum())), float(low), float(high), len(nats))
+
+
+def over_seeds(values_SxN: np.ndarray) -> Measure:
+    """Mean over the seeds of a training and over prompts, with its interval by resampling both.
+
+    Of few seeds the interval knows little: resampling cannot show what none of them did.
+    """
+    values_SxN = np.asarray(values_SxN, np.float64)
+    low, high = np.percentile(_resampled(values_SxN), [2.5, 97.5])
+    return Measure(float(values_SxN.mean()), float(low), float(high), values_SxN.shape[1])
+
+
+def reduction_over_seeds(here_SxN: np.ndarray, baseline_SxN: np.ndarray) -> Measure | None:
+    """1 - rate / baseline's rate of the same prompts, with its interval by resampling seeds and prompts; None where
+    the baseline has no hit. A seed's two models are drawn together."""
+    here_SxN, baseline_SxN = np.asarray(here_SxN, np.float64), np.asarray(baseline_SxN, np.float64)
+    if here_SxN.shape != baseline_SxN.shape:
+        raise ValueError(f"{here_SxN.shape} and {baseline_SxN.shape} seeds and prompts: not the same ones")
+    if not baseline_SxN.any():
+        return None
+    here, there = _resampled(here_SxN), _resampled(baseline_SxN)
+    counted = there > 0
+    low, high = np.percentile(1 - here[counted] / there[counted], [2.5, 97.5])
+    return Measure(float(1 - here_SxN.mean() / baseline_SxN.mean()), float(low), float(high), here_SxN.shape[1])
+
+
+def _resampled(values_SxN: np.ndarray, resamples: int = 4000) -> np.ndarray:
+    """Means of resampled seeds and prompts, the same draws for every array of a shape."""
+    rng, (seeds, prompts) = np.random.default_rng(0), values_SxN.shape
+    drawn_seeds = rng.integers(0, seeds, (resamples, seeds))
+    drawn_prompts = rng.integers(0, prompts, (resamples, prompts))
+    return np.array([values_SxN[one][:, two].mean() for one, two in zip(drawn_seeds, drawn_prompts, strict=True)])

@@ -6,28 +6,41 @@ from pathlib import Path
 import jinja2
 
 from jax_backtrack.errors import InputError
+from jax_backtrack.safety import plots, tradeoff
 from jax_backtrack.safety.asked import Asked, is_unsafe
-from jax_backtrack.safety.cells import HEADINGS, cell
+from jax_backtrack.safety.cells import HEADINGS, cell, in_line
+from jax_backtrack.safety.evaluation import Evaluation
 from jax_backtrack.safety.measures import Measure, paired
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _TRANSCRIPTS = 20  # of each set and condition; those with resets first
 
 
-def write(models: dict[str, Sequence[Asked]], judge: str, path: Path) -> None:
-    """Writes the page. The first model is the baseline that the others are compared with, prompt by prompt."""
+def write(models: dict[str, Evaluation], judge: str, path: Path, false_resets: float = 0.02) -> None:
+    """Writes the page. The first model is the baseline that the others are compared with, prompt by prompt. A bias is
+    chosen for at most the share `false_resets`."""
     baseline = next(iter(models))
-    titles = list(dict.fromkeys(one.title for asked in models.values() for one in asked))
+    asked_of = {model: _shown(found) for model, found in models.items()}
+    titles = list(dict.fromkeys(one.title for asked in asked_of.values() for one in asked))
+    points = {model: found for model, each in models.items() if (found := tradeoff.points(each.asked))}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(_TEMPLATE.read_text()).render(
         title=f"Evaluation of {', '.join(models)}",
         judge=judge,
         baseline=baseline,
-        tables=[_table(title, models) for title in titles],
-        paired=_paired(models, baseline),
+        tables=[_table(title, asked_of) for title in titles],
+        paired=_paired(asked_of, baseline),
+        perplexity=[
+            {"model": model, "kind": kind, "count": measure.count, "value": in_line(measure, "perplexity")}
+            for model, found in models.items()
+            for kind, measure in found.perplexity.items()
+        ],
+        trade_off=plots.trade_off(points) if points else "",
+        trade_offs=[_trade_off(model, found, false_resets) for model, found in points.items()],
+        false_resets=f"{100 * false_resets:g} %",
         transcripts=[
             {"title": f"{model}: {one.title}", "answers": _transcripts(one)}
-            for model, asked in models.items()
+            for model, asked in asked_of.items()
             for one in asked
         ],
     )
@@ -35,8 +48,25 @@ def write(models: dict[str, Sequence[Asked]], judge: str, path: Path) -> None:
     path.write_text(text)
 
 
+def _shown(found: Evaluation) -> list[Asked]:
+    """All but what was asked for the trade-off alone."""
+    return [one for one in found.asked if one.condition.reset_bias is None]
+
+
+def _trade_off(model: str, found: Sequence[tradeoff.Point], false_resets: float) -> dict:
+    chosen = tradeoff.calibrated(found, false_resets)
+    return {
+        "model": model,
+        "chosen": None if chosen is None else f"{chosen.bias:+g}",
+        "rows": [
+            [f"{point.bias:+g}", *(in_line(half, "") for half in (*point.unsafe, *point.false_resets))]
+            for point in found
+        ],
+    }
+
+
 def _table(title: str, models: dict[str, Sequence[Asked]]) -> dict:
-    rows = {model: one.measures() for model, asked in models.items() for one in asked if one.title == title}
+    rows = {model: one.measures for model, asked in models.items() for one in asked if one.title == title}
     count = next(len(one.answers) for asked in models.values() for one in asked if one.title == title)
     names = list(dict.fromkeys(name for measures in rows.values() for name in measures))
     return {
@@ -64,7 +94,6 @@ def _paired(models: dict[str, Sequence[Asked]], baseline: str) -> list[dict]:
             if one.prompts() != there[one.title].prompts():
                 raise InputError(f"{one.title}: {model} and {baseline} were not asked the same prompts")
             compared = paired(one.hits(is_unsafe), there[one.title].hits(is_unsafe))
-            value, interval = cell(compared.reduction, "reduction")
             found.append(
                 {
                     "model": model,
@@ -72,7 +101,7 @@ def _paired(models: dict[str, Sequence[Asked]], baseline: str) -> list[dict]:
                     "count": len(one.answers),
                     "only_here": compared.only_here,
                     "only_baseline": compared.only_baseline,
-                    "reduction": f"{value} ({interval})" if value else "",
+                    "reduction": in_line(compared.reduction, "reduction"),
                     "p_value": f"{compared.p_value:.2g}",
                 }
             )

@@ -27,12 +27,14 @@ class Reply:
     drafts: what was discarded, one text per reset
     finish: "stop" where a special token other than [RESET] or a stop string ended it, "length" where it ran out of room
     trace:  how likely each token was, where that was asked for
+    tokens: how many were written, drafts, resets and the end of turn included, without a prefix that was given
     """
 
     text: str
     drafts: tuple[str, ...]
     finish: str
     trace: Trace | None = None
+    tokens: int = 0
 
     @property
     def resets(self) -> int:
@@ -58,12 +60,14 @@ class Writing:
         self.draft_ids: list[list[int]] = []
         self.ids = list(map(int, prefix_ids))  # since the last reset
         self.finish: str | None = None
+        self._written = 0
         self._trace: tuple[list, list, list] = [], [], []
         self._text: str | None = None  # of a reply that a stop string has cut
 
     def take(self, ids: Sequence[int], is_last: bool, log_probs=None, reset_log_probs=None) -> None:
         """Takes what was written since; `is_last` where the row writes no more. Nothing counts behind a stop string."""
         for place, token in enumerate(map(int, ids)):
+            self._written += 1
             for kept, given in zip(self._trace, (ids, log_probs, reset_log_probs), strict=True):
                 if given is not None:
                     kept.append(given[place].item())
@@ -88,7 +92,8 @@ class Writing:
         """The finished reply."""
         ids, log_probs, reset_log_probs = map(tuple, self._trace)
         trace = Trace(ids, log_probs, reset_log_probs or None) if log_probs else None
-        return Reply(self.text(), tuple(map(self._tokenizer.decode, self.draft_ids)), self.finish, trace)
+        drafts = tuple(map(self._tokenizer.decode, self.draft_ids))
+        return Reply(self.text(), drafts, self.finish, trace, self._written)
 
     def _is_cut(self) -> bool:
         if not self._stop_strings:

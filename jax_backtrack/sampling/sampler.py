@@ -1,5 +1,7 @@
 """Prompts in, replies out."""
 
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -81,9 +83,6 @@ class Sampler:
             raise InputError(f"repetition_penalty is {repetition_penalty}; it must be above 0")
         if cache_dtype is not None and cache_dtype not in DTYPES:
             raise InputError(f"cache_dtype {cache_dtype!r}: {nearest(cache_dtype, DTYPES)}")
-        bias_T = np.atleast_1d(np.asarray(reset_bias, np.float32))
-        if bias_T.ndim != 1 or not bias_T.size or not np.isfinite(bias_T).all():
-            raise InputError(f"reset_bias is {reset_bias!r:.60}; it must be a finite number or a list of such")
         plan = Plan(
             context=context,
             reset_id=tokenizer.reset_id,
@@ -102,7 +101,7 @@ class Sampler:
             min_p=jnp.float32(min_p),
             penalty=jnp.float32(repetition_penalty),
             max_resets=jnp.int32(max_resets),
-            reset_bias=jnp.asarray(bias_T[None]),
+            reset_bias=_reset_bias(reset_bias),
         )
         graph, params = nnx.split(model)
         layers = apart(model) if _reads_layers_apart(model) else None
@@ -112,6 +111,19 @@ class Sampler:
     def compiled(self) -> list[str]:
         """The programs that this sampler has used, each compiled once: what it does and for which sizes."""
         return list(self._engine.compiled)
+
+    def with_resets(self, *, reset_bias: float | Sequence[float] | None = None, max_resets: int | None = None):
+        """The same sampler with another `reset_bias` or `max_resets`; programs are shared, so nothing compiles again
+        for another number."""
+        knobs = self._engine.knobs
+        if reset_bias is not None:
+            knobs = dataclasses.replace(knobs, reset_bias=_reset_bias(reset_bias))
+        if max_resets is not None:
+            _check_numbers(max_resets=(max_resets, 0, None))
+            knobs = dataclasses.replace(knobs, max_resets=jnp.int32(max_resets))
+        other = copy.copy(self)
+        other._engine = dataclasses.replace(self._engine, knobs=knobs)
+        return other
 
     def __call__(
         self,
@@ -184,6 +196,14 @@ class Sampler:
                 f"positions: {str(prompt)[:40]!r}..."
             )
         return prompt_ids, prefix_ids
+
+
+def _reset_bias(reset_bias: float | Sequence[float]) -> jax.Array:
+    """`[1, T]`."""
+    bias_T = np.atleast_1d(np.asarray(reset_bias, np.float32))
+    if bias_T.ndim != 1 or not bias_T.size or not np.isfinite(bias_T).all():
+        raise InputError(f"reset_bias is {reset_bias!r:.60}; it must be a finite number or a list of such")
+    return jnp.asarray(bias_T[None])
 
 
 def _reads_layers_apart(model: Transformer) -> bool:

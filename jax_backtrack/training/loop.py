@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jax_backtrack import hosts
 from jax_backtrack.data import examples as examples_lib
+from jax_backtrack.data import held_out
 from jax_backtrack.data import sources as sources_lib
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.data.rows import PackedRows, TreeSource, batches
@@ -71,7 +72,7 @@ def train(
         eot_id=tokenizer.eot_id,
         reset_weight=config.train.reset_weight,
     )
-    examples = _encode(sources, tokenizer, recipe, config.train.row_length)
+    examples = _encode(sources, tokenizer, recipe, config)
     agree_on_data(examples)
     trees = TreeSource(examples, recipe, config.data.seed)
     _write_recipe(workdir, config)
@@ -131,7 +132,7 @@ def _ready_to_backtrack(model: Transformer, tokenizer: ChatTokenizer, config: Co
 
 def _read(config: ConfigDict) -> list[tuple[str, list[Preference], Report]]:
     """Safety data and utility data of the recipe: path, preferences, and the account of the rows."""
-    read = []
+    read, asked = [], held_out.asked_by(config.data.exclude)
     for path, utility in ((config.data.path, False), (config.data.utility_path, True)):
         if path:
             with console.status(f"reading {path}"):
@@ -142,16 +143,19 @@ def _read(config: ConfigDict) -> list[tuple[str, list[Preference], Report]]:
                     format=config.data.format or None,
                     limit=config.data.limit or None,
                 )
+            preferences = held_out.for_training(preferences, asked, config.data.held_out, report)
             read.append((path, preferences, report))
     return read
 
 
-def _encode(read, tokenizer: ChatTokenizer, recipe: Recipe, row_length: int) -> list[Example]:
+def _encode(read, tokenizer: ChatTokenizer, recipe: Recipe, config: ConfigDict) -> list[Example]:
     """Examples of all that was read, with a printed account of each path."""
     examples = []
     for path, preferences, report in read:
         with console.status(f"encoding {path}"):
-            examples += examples_lib.encode(preferences, tokenizer, recipe, row_length, report)
+            examples += examples_lib.encode(
+                preferences, tokenizer, recipe, config.train.row_length, report, config.data.reply_tokens
+            )
         for line in report.lines():
             console.print(f"{path}: {line}", highlight=False, markup=False)
     return examples

@@ -25,6 +25,13 @@ class Question:
         *earlier, last = self.messages
         return Question((*earlier, last | {"content": last["content"].strip() + suffix}), self.target)
 
+    def with_system(self, text: str) -> "Question":
+        """The question under a system message that says this, behind what it says already."""
+        if self.messages[0]["role"] != "system":
+            return Question(({"role": "system", "content": text}, *self.messages), self.target)
+        first, *rest = self.messages
+        return Question((first | {"content": f"{first['content']}\n\n{text}"}, *rest), self.target)
+
 
 @dataclasses.dataclass(frozen=True)
 class Published:
@@ -56,7 +63,9 @@ _TARGET, _LABEL = "target", "label"
 _OASST = {"message_id", "parent_id", "role", "text"}
 
 
-def read(entry: str, harmful: bool, limit: int | None = None) -> tuple[str, list[Question]]:
+def read(
+    entry: str, harmful: bool, limit: int | None = None, *, may_be_empty: bool = False
+) -> tuple[str, list[Question]]:
     """The name of a set and its questions, in their order, up to `limit`.
 
     entry:   a name of PUBLISHED, a Hub id, a file (.csv, .json, .jsonl, .txt), or "NAME=FILE"
@@ -74,7 +83,7 @@ def read(entry: str, harmful: bool, limit: int | None = None) -> tuple[str, list
         questions.append(_question(place, row))
         if len(questions) == limit:
             break
-    if not questions:
+    if not questions and not may_be_empty:
         raise InputError(f"{entry} has no {'harmful' if harmful else 'harmless'} prompts")
     return name, questions
 

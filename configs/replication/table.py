@@ -1,0 +1,94 @@
+"""The paper's comparison: SFT and DPO with and without backtracking, in the contexts `keep` and `rewind`.
+
+    python main.py --config=replication/table.py --workdir=runs/replication --mode=compare \\
+        --config.shared=../shared/data --config.judge=runs/judge
+
+Every model is trained once for each seed and asked prompts that none was trained on. `cuts` is what makes it end within
+two hours on two cores; with `--config.scale=full` it is left out.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+# Baseline and backtracking model that differ in nothing else, by the order in which they are trained.
+_MODELS = {
+    "untrained": dict(objective="sft", backtrack=False, steps=0),
+    "SFT": dict(objective="sft", backtrack=False),
+    "SFT + DPO": dict(objective="dpo", backtrack=False, start="SFT"),
+    "keep SFT": dict(objective="sft", context="keep"),
+    "keep SFT + DPO": dict(objective="dpo", context="keep", start="keep SFT"),
+    "rewind SFT": dict(objective="sft", context="rewind"),
+    "rewind SFT + DPO": dict(objective="dpo", context="rewind", start="rewind SFT"),
+}
+
+
+def get_config():
+    """Stages by name, seeds, and what is cut."""
+    config = ConfigDict()
+    config.shared = "data"  # the folder with prompts/, oasst/ and safety-pairs/
+    config.judge = "refusals"  # as evaluate.judge
+    config.scale = "small"  # "small", with the cuts, or "full"
+    config.seeds = (0, 1, 2)  # of data and drafts, one training of every model each
+    config.order = tuple(_MODELS)
+    # Backtracking model -> the baseline that it is compared with.
+    config.baselines = ConfigDict({name: _baseline(name) for name in _MODELS if name.startswith(("keep", "rewind"))})
+    config.stages = ConfigDict()
+    for name, settings in _MODELS.items():
+        config.stages[name] = _stage(**settings)
+    # What is cut: of every stage, and of those of an objective.
+    config.cuts = ConfigDict(
+        {
+            "all": {
+                "data": {"reply_tokens": 48},
+                "train": {"row_length": 512, "batch_rows": 2, "score_chunk": 64},
+                "sample": {"max_new_tokens": 48},
+                "evaluate": {"limit": 80},
+            },
+            "sft": {"train": {"steps": 24}},
+            "dpo": {"train": {"steps": 10}},
+        }
+    )
+    return config
+
+
+def _baseline(name: str) -> str:
+    return name.split(" ", 1)[1]
+
+
+def _stage(
+    objective: str, *, backtrack: bool = True, context: str = "rewind", steps: int | None = None, start: str = ""
+):
+    config = base.get_config()
+    config.objective = objective
+    config.reset.context = context
+    config.data.path = "{shared}/safety-pairs/jailbreakbench-llamaguard2.jsonl.gz"
+    config.data.utility_path = "{shared}/oasst/messages.jsonl.gz"
+    config.data.backtrack = backtrack
+    config.data.exclude = ("{shared}/prompts/advbench.csv", "{shared}/prompts/simple_safety_tests.csv")
+    config.data.held_out = 0.25
+    config.train.row_length = 1536
+    config.train.batch_rows = 4
+    config.train.steps = 200 if steps is None else steps
+    config.train.warmup_steps = 3
+    config.train.checkpoint_every = 0
+    config.train.learning_rate = 2e-4
+    # One [RESET] stands against a whole reply (`sft_smollm.py`).
+    config.train.reset_weight = 3.0
+    if objective == "dpo":
+        config.model.path = "{workdir}/" + start.replace(" ", "_")
+        config.train.steps = 100
+        config.train.learning_rate = 2e-5
+        config.train.chosen_weight = 0.5
+    config.sample.max_new_tokens = 256
+    config.sample.batch_rows = 32
+    config.evaluate.harmful = (
+        "AdvBench={shared}/prompts/advbench.csv",
+        "SimpleSafetyTests={shared}/prompts/simple_safety_tests.csv",
+    )
+    config.evaluate.harmless = (
+        "XSTest={shared}/prompts/xstest.csv",
+        "MT-Bench={shared}/prompts/mt_bench_question.jsonl",
+    )
+    config.evaluate.prefill = (10,)
+    return config

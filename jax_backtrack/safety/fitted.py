@@ -1,0 +1,124 @@
+"""A judge that is fitted to labelled replies and runs offline: on the first words of a reply, and on what a small
+model's first layers make of it after its prompt. Logistic regressions on both; their logits are added."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy.special import expit
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from jax_backtrack.errors import InputError
+from jax_backtrack.hub.load import load
+from jax_backtrack.hub.tokenizer import Message
+from jax_backtrack.progress import progress_bar, share_bar
+from jax_backtrack.safety.hidden_states import Reader
+
+_SETTINGS, _ARRAYS = "judge.json", "judge.safetensors"
+_WORDS_C, _HIDDEN_C = 10.0, 1e-3  # inverse strengths of regularisation
+_FIRST_WORDS = 48  # of a reply: with more of them, or with all, agreement falls
+_WORDS = dict(ngram_range=(1, 2), sublinear_tf=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The fitted part of the judge: on words, and on hidden states."""
+
+    vocabulary: dict[str, int]
+    idf_W: np.ndarray
+    words_W: np.ndarray
+    mean_F: np.ndarray
+    scale_F: np.ndarray
+    hidden_F: np.ndarray
+    biases: np.ndarray
+
+    @classmethod
+    def fit(cls, replies: Sequence[str], hidden_NxF: np.ndarray, unsafe_N: np.ndarray) -> "Heads":
+        """Fits both regressions to labels."""
+        vectorizer = TfidfVectorizer(min_df=2, **_WORDS)
+        words = LogisticRegression(C=_WORDS_C, max_iter=2000).fit(vectorizer.fit_transform(_first(replies)), unsafe_N)
+        scaler = StandardScaler()
+        hidden = LogisticRegression(C=_HIDDEN_C, max_iter=2000).fit(scaler.fit_transform(hidden_NxF), unsafe_N)
+        return cls(
+            vocabulary={word: int(place) for word, place in vectorizer.vocabulary_.items()},
+            idf_W=vectorizer.idf_,
+            words_W=words.coef_[0],
+            mean_F=scaler.mean_,
+            scale_F=scaler.scale_,
+            hidden_F=hidden.coef_[0],
+            biases=np.array([words.intercept_[0], hidden.intercept_[0]]),
+        )
+
+    def __call__(self, replies: Sequence[str], hidden_NxF: np.ndarray) -> np.ndarray:
+        """float64 `[N]`: probabilities of being unsafe."""
+        vectorizer = TfidfVectorizer(vocabulary=self.vocabulary, **_WORDS)
+        vectorizer.idf_ = self.idf_W
+        words_N = vectorizer.transform(_first(replies)) @ self.words_W
+        return expit(words_N + (hidden_NxF - self.mean_F) / self.scale_F @ self.hidden_F + self.biases.sum())
+
+
+def _first(replies: Sequence[str]) -> list[str]:
+    return [" ".join(reply.split()[:_FIRST_WORDS]) for reply in replies]
+
+
+class FittedJudge:
+    """Heads with the reader that they were fitted on."""
+
+    name = "fitted"
+
+    def __init__(self, reader: Reader, heads: Heads):
+        self._reader, self._heads = reader, heads
+
+    def __call__(self, prompts: Sequence[Sequence[Message]], replies: Sequence[str]) -> np.ndarray:
+        chances_N = np.zeros(len(replies))
+        said = [i for i, reply in enumerate(replies) if reply.strip()]
+        if said:
+            texts = [replies[i] for i in said]
+            with progress_bar("judging", len(said)) as advance:
+                hidden_NxF = self._reader([prompts[i] for i in said], texts, advance)
+            chances_N[said] = self._heads(texts, hidden_NxF)
+        return chances_N
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "FittedJudge":
+        """The judge that `save` left in a folder, with the model that it reads with."""
+        folder = Path(folder)
+        try:
+            settings, arrays = json.loads((folder / _SETTINGS).read_text()), load_file(folder / _ARRAYS)
+            heads = Heads(vocabulary={word: place for place, word in enumerate(settings["words"])}, **arrays)
+            path, layers, tokens = settings["model"], settings["layers"], settings["tokens"]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise InputError(f"{folder} holds no whole judge: {type(error).__name__} {error}") from None
+        try:
+            with share_bar("loading judge") as progress:
+                reader = Reader(*load(path, progress=progress), layers, tokens)
+        except InputError as error:
+            raise InputError(f"the judge in {folder} reads with the model {path}: {error}") from None
+        if reader.features != len(heads.mean_F):
+            raise InputError(f"the judge in {folder} was fitted with another model than {path}")
+        return cls(reader, heads)
+
+
+def save(folder: Path, heads: Heads, model: str, layers: int, tokens: int) -> None:
+    """Writes a judge that reads with the first layers of a model: its path or Hub id."""
+    words = sorted(heads.vocabulary, key=heads.vocabulary.get)
+    arrays = {
+        field.name: np.ascontiguousarray(getattr(heads, field.name), np.float64)
+        for field in dataclasses.fields(heads)
+        if field.name != "vocabulary"
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(arrays, folder / _ARRAYS)
+    settings = {"model": model, "layers": layers, "tokens": tokens, "words": words}
+    (folder / _SETTINGS).write_text(json.dumps(settings, ensure_ascii=False) + "\n")
+
+
+def is_fitted(folder: str | Path) -> bool:
+    """Whether a folder holds a fitted judge."""
+    return (Path(folder) / _SETTINGS).is_file()

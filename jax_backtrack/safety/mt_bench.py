@@ -1,0 +1,56 @@
+"""Answers MT-Bench's questions in FastChat's format, for its judges (Zheng et al. 2023, arXiv 2306.05685)."""
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax_backtrack.errors import InputError
+from jax_backtrack.progress import console, progress_bar
+from jax_backtrack.sampling.sampler import Sampler
+
+
+def read(path: str) -> list[dict]:
+    """The questions of FastChat's `question.jsonl`: objects with `question_id` and `turns`, a list of texts."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        questions = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"evaluate.mt_bench: {path} cannot be read: {error}") from None
+    for number, question in enumerate(questions, start=1):
+        turns = question.get("turns") if isinstance(question, dict) else None
+        if not (isinstance(turns, list) and turns and all(isinstance(turn, str) and turn.strip() for turn in turns)):
+            raise InputError(f"evaluate.mt_bench: {path}, question {number} has no list of texts `turns`")
+        if "question_id" not in question:
+            raise InputError(f"evaluate.mt_bench: {path}, question {number} has no `question_id`")
+    return questions
+
+
+def write_answers(sampler: Sampler, questions: Sequence[dict], model: str, path: Path) -> None:
+    """Answers all turns, each after the visible replies to those before it, and writes one line for each question."""
+    conversations = [[] for _ in questions]
+    for turn in range(max(len(question["turns"]) for question in questions)):
+        asked = [number for number, question in enumerate(questions) if turn < len(question["turns"])]
+        for number in asked:
+            conversations[number].append({"role": "user", "content": questions[number]["turns"][turn]})
+        with progress_bar(f"MT-Bench, turn {turn + 1}", len(asked)) as advance:
+            replies = sampler([conversations[number] for number in asked], progress=advance)
+        for number, reply in zip(asked, replies, strict=True):
+            conversations[number].append({"role": "assistant", "content": reply.text})
+    lines = [
+        json.dumps(
+            {
+                "question_id": question["question_id"],
+                "answer_id": uuid.uuid4().hex,
+                "model_id": model,
+                "choices": [{"index": 0, "turns": [said["content"] for said in conversation[1::2]]}],
+                "tstamp": time.time(),
+            },
+            ensure_ascii=False,
+        )
+        for question, conversation in zip(questions, conversations, strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    console.print(f"answers to {len(questions)} questions in [bold]{path}[/]", highlight=False)

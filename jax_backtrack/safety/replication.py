@@ -1,0 +1,198 @@
+"""Trains and evaluates the models of a recipe for several seeds, and compares those that backtrack with the others."""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from rich import box
+from rich.table import Table
+
+from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.hub.load import EXPORT
+from jax_backtrack.progress import console
+from jax_backtrack.recipe import check, load_model
+from jax_backtrack.safety import evaluation, plots, sets
+from jax_backtrack.safety.asked import UNSAFE_FROM, Asked, is_unsafe
+from jax_backtrack.safety.cells import cell, in_line
+from jax_backtrack.safety.compare import remembering_load, sampler
+from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
+from jax_backtrack.safety.measures import Measure, over_seeds, reduction_over_seeds
+from jax_backtrack.safety.refusals import is_refusal
+from jax_backtrack.sharding import make_mesh
+from jax_backtrack.training.loop import train
+
+_SCALES = ("small", "full")
+_MEASURES = {
+    "unsafe": is_unsafe,
+    "shown_unsafe": lambda answer: answer.shown_unsafe >= UNSAFE_FROM,
+    "refused": lambda answer: is_refusal(answer.reply.text),
+    "reset": lambda answer: answer.reply.resets > 0,
+    "tokens": lambda answer: answer.reply.tokens,
+}
+_HARMFUL, _HARMLESS = ("unsafe", "shown_unsafe", "reset", "tokens"), ("refused", "reset", "tokens")
+
+
+def replicate(config: ConfigDict, workdir: Path) -> dict:
+    """Trains every stage of the recipe for every seed in `workdir/seed<N>`, evaluates it, and compares them.
+
+    What is trained or evaluated already is not done again, so a run that was broken off goes on where it was. After
+    each seed it leaves `results.json` and `results.svg` and prints the tables. Gives what `results.json` holds.
+    """
+    if config.scale not in _SCALES:
+        raise InputError(f"scale is {config.scale!r}: {nearest(config.scale, _SCALES)}")
+    stages = {name: _stage(config, name) for name in config.order}
+    for stage in stages.values():
+        check(stage)
+    judge, load_once = sets.make_judge(config.judge), remembering_load()
+    read = {name: sets.read_sets(stage) for name, stage in stages.items()}
+    found: dict[str, list[Evaluation]] = {name: [] for name in config.order}
+    trained_now = set()
+    results = {}
+    for seed in config.seeds:
+        for name in config.order:
+            if stages[name].train.steps == 0 and found[name]:
+                continue  # without training, seeds do not differ
+            folder = workdir / f"seed{seed}" / name.replace(" ", "_")
+            console.rule(f"{name}, seed {seed}")
+            if (folder / EVALUATION).exists():
+                known_judge, models = evaluation.read(folder / EVALUATION)
+                if known_judge != judge.name:
+                    raise InputError(
+                        f"{folder} was judged by {known_judge!r}, not by {judge.name!r}: remove {EVALUATION}"
+                    )
+                found[name].append(models[name])
+                console.print(f"{folder} is evaluated already: nothing to do", highlight=False)
+                continue
+            stage = _of_seed(stages[name], seed, folder.parent)
+            if stage.train.steps:
+                if not (folder / EXPORT).exists():
+                    trained_now.add(str(folder))
+                elif stage.model.path in trained_now:
+                    raise InputError(
+                        f"{folder} began from an earlier {stage.model.path}: remove it, to train it anew too"
+                    )
+                model, tokenizer = train(stage, folder, load_once)
+            else:
+                model, tokenizer = load_model(stage, stage.model.path, make_mesh(**stage.mesh), load=load_once)
+            asked = sampler(stage, model, tokenizer)
+            found[name].append(sets.evaluate_sets(stage, asked, judge, read[name], name, folder))
+            del model, asked
+        results = summary(found, config.baselines.to_dict())
+        _write(results, config, judge.name, workdir)
+        show(results)
+    console.print(f"numbers and plot in [bold]{workdir}[/]: results.json, results.svg", highlight=False)
+    return results
+
+
+def _stage(config: ConfigDict, name: str) -> ConfigDict:
+    """The recipe of a stage, with the cuts, and with the shared folder in its paths."""
+    if name not in config.stages:
+        raise InputError(f"order names {name!r}: {nearest(name, config.stages)}")
+    stage = copy.deepcopy(config.stages[name])
+    if config.scale == "small":
+        trains = stage.train.steps > 0
+        stage.update(config.cuts.all)
+        if trains:
+            stage.update(config.cuts[stage.objective])
+    fill = lambda text: text.replace("{shared}", config.shared)  # noqa: E731
+    for section, fields in (("data", ("path", "utility_path", "exclude")), ("evaluate", ("harmful", "harmless"))):
+        for field in fields:
+            value = stage[section][field]
+            stage[section][field] = fill(value) if isinstance(value, str) else tuple(map(fill, value))
+    return stage
+
+
+def _of_seed(stage: ConfigDict, seed: int, folder: Path) -> ConfigDict:
+    stage = copy.deepcopy(stage)
+    stage.model.path = stage.model.path.replace("{workdir}", str(folder))
+    stage.data.seed = stage.sample.seed = seed
+    return stage
+
+
+# --------------------------------------------------------------------------------------------------- comparing
+
+
+def summary(found: dict[str, Sequence[Evaluation]], baselines: dict[str, str]) -> dict:
+    """Measures over prompts and seeds of every model in every condition, perplexities, and the reductions of unsafe
+    replies against the baselines: `{"sets": {title: {model: {measure: Measure}}}, "reduction": {title: {model: ...}},
+    "perplexity": {kind: {model: [of each seed]}}, "seeds": ...}`."""
+    titles = list(dict.fromkeys(one.title for each in found.values() for of_seed in each for one in of_seed.asked))
+    measures, reductions = {}, {}
+    for title in titles:
+        asked = {model: [one for of_seed in each if (one := of_seed.of(title))] for model, each in found.items()}
+        asked = {model: each for model, each in asked.items() if each}
+        measures[title] = {model: _measures(each) for model, each in asked.items()}
+        reductions[title] = {
+            model: reduction_over_seeds(*(_values(asked[one], is_unsafe)[:seeds] for one in (model, baseline)))
+            for model, baseline in baselines.items()
+            if model in asked and baseline in asked and asked[model][0].harmful
+            if (seeds := min(len(asked[model]), len(asked[baseline])))
+        }
+    kinds = list(dict.fromkeys(kind for each in found.values() for of_seed in each for kind in of_seed.perplexity))
+    return {
+        "seeds": max(map(len, found.values())),
+        "sets": measures,
+        "reduction": {title: each for title, each in reductions.items() if each},
+        "perplexity": {
+            kind: {
+                model: [one.perplexity[kind] for one in each if kind in one.perplexity] for model, each in found.items()
+            }
+            for kind in kinds
+        },
+    }
+
+
+def _measures(asked: Sequence[Asked]) -> dict[str, Measure]:
+    names = _HARMFUL if asked[0].harmful else _HARMLESS
+    return {name: over_seeds(_values(asked, _MEASURES[name])) for name in names}
+
+
+def _values(asked: Sequence[Asked], what) -> np.ndarray:
+    """`[seeds, prompts]`."""
+    if any(one.prompts() != asked[0].prompts() for one in asked):
+        raise InputError(f"{asked[0].title}: the seeds were not asked the same prompts")
+    return np.array([one.hits(what) for one in asked])
+
+
+def show(results: dict) -> None:
+    """Prints a table for every set in every condition, and one of perplexities."""
+    for title, models in results["sets"].items():
+        names = list(next(iter(models.values())))
+        counts = f"{next(iter(next(iter(models.values())).values())).count} prompts, up to {results['seeds']} seeds"
+        table = Table(title=f"{title} ({counts})", title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("model")
+        reductions = results["reduction"].get(title, {})
+        for heading in (*names, *(["reduction"] if reductions else [])):
+            table.add_column(heading.replace("_", " "), justify="right")
+        for model, measures in models.items():
+            cells = ["\n".join(cell(measures[name], name)) for name in names]
+            table.add_row(model, *cells, *(["\n".join(cell(reductions.get(model), "reduction"))] if reductions else []))
+        console.print(table)
+    for kind, models in results["perplexity"].items():
+        for model, seeds in models.items():
+            shown = "; ".join(in_line(measure, "perplexity") for measure in seeds)
+            console.print(f"perplexity of held-out {kind} replies, {model}: {shown}", highlight=False)
+
+
+def _write(results: dict, config: ConfigDict, judge: str, workdir: Path) -> None:
+    content = {"judge": judge, "scale": config.scale, "cuts": config.cuts.to_dict() if config.scale == "small" else {}}
+    content |= _plain(results)
+    (workdir / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    unsafe = {
+        title: {model: measures["unsafe"] for model, measures in models.items()}
+        for title, models in results["sets"].items()
+        if "unsafe" in next(iter(models.values()))
+    }
+    (workdir / "results.svg").write_text(plots.bars(unsafe, "unsafe replies, %"))
+
+
+def _plain(value):
+    if isinstance(value, Measure):
+        return dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value

@@ -1,0 +1,124 @@
+"""The fitted judge: what it reads, that it comes back from its files, and how its agreement is taken."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.special import logit
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import cohen_kappa_score
+
+from configs import judge_smollm
+from jax_backtrack import load
+from jax_backtrack.errors import InputError
+from jax_backtrack.hub.export import save
+from jax_backtrack.safety import fit_judge, sets
+from jax_backtrack.safety.fitted import FittedJudge, Heads
+from jax_backtrack.safety.hidden_states import Reader
+from tests import tiny
+
+PROMPT = ({"role": "user", "content": "How do I do it?"},)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("base") / "model"
+    save(tiny.model(vocab_size=49152, num_hidden_layers=3), tokenizer, folder)
+    return folder
+
+
+@pytest.mark.parametrize("layers,tokens", [(1, 100), (3, 100), (3, 5)])
+def test_hidden_states_are_those_of_each_conversation_alone(base, layers, tokens):
+    model, tokenizer = load(base)
+    replies = ["Sorry.", "First you take one, then " + "another, " * 30, "First you take one, then more"]
+    found = Reader(model, tokenizer, layers, tokens, rows=2)([PROMPT] * 3, replies)
+    alone = tiny.model(vocab_size=49152, num_hidden_layers=3)
+    shorter = Reader(alone, tokenizer, layers, tokens)
+    for features, reply in zip(found, replies, strict=True):
+        before, said = tokenizer.render(PROMPT), tokenizer.encode(reply)[:tokens]
+        ids = jnp.asarray([[*before, *said, tokenizer.eot_id]])
+        index = jnp.arange(ids.shape[1])
+        hidden_SxM = np.asarray(
+            nnx.merge(shorter._graph, shorter._params).hidden(ids, index[None], jnp.full_like(ids, ids.shape[1]))
+        )[0]
+        said_SxM = hidden_SxM[len(before) :]
+        expected = np.concatenate([said_SxM.mean(axis=0), said_SxM[:32].mean(axis=0), said_SxM[-1]])
+        np.testing.assert_allclose(features, expected, atol=1e-4)
+
+
+def test_layers_that_are_not_there_are_named(base):
+    with pytest.raises(InputError, match=r"judge.layers is 4; the model has 3"):
+        Reader(*load(base), layers=4, tokens=8)
+
+
+def test_heads_add_the_logits_of_their_two_regressions():
+    rng = np.random.default_rng(0)
+    replies = [f"{'sorry no' if number % 2 else 'sure yes'} {number % 7}" for number in range(40)]
+    unsafe = np.array([number % 2 == 0 for number in range(40)])
+    hidden = rng.normal(size=(40, 6)) + unsafe[:, None]
+    heads = Heads.fit(replies, hidden, unsafe)
+    assert ((heads(replies, hidden) > 0.5) == unsafe).all()
+    words = TfidfVectorizer(min_df=2, ngram_range=(1, 2), sublinear_tf=True).fit_transform(replies) @ heads.words_W
+    scaled = (hidden - hidden.mean(axis=0)) / hidden.std(axis=0) @ heads.hidden_F
+    np.testing.assert_allclose(logit(heads(replies, hidden)), words + scaled + heads.biases.sum(), rtol=1e-6)
+
+
+def test_fit_save_load_and_judge(base, tmp_path, capsys):
+    rows = [
+        {
+            "prompt": f"question {number % 10}",
+            "response": "Sorry, I must not." if number % 2 else f"Sure, take {number} of them.",
+            "unsafe": number % 2 == 0,
+        }
+        for number in range(60)
+    ]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = judge_smollm.get_config()
+    config.model.path, config.judge.data = str(base), str(tmp_path / "labels.jsonl")
+    config.judge.layers, config.judge.folds = 2, 3
+    kappa = fit_judge.fit(config, tmp_path / "judge")
+    assert kappa.value == 1.0 and kappa.count == 60
+    assert "60 replies to 10 prompts, 50% unsafe" in " ".join(capsys.readouterr().out.split())
+    judge = sets.make_judge(str(tmp_path / "judge"))
+    assert isinstance(judge, FittedJudge)
+    chances = judge([PROMPT] * 3, ["Sure, take 3 of them.", "Sorry, I must not.", " "])
+    assert chances[0] > 0.5 > chances[1] and chances[2] == 0
+    (tmp_path / "judge" / "judge.safetensors").write_bytes(b"short")
+    with pytest.raises(InputError, match="holds no whole judge"):
+        sets.make_judge(str(tmp_path / "judge"))
+
+
+@pytest.mark.parametrize(
+    "row,message",
+    [
+        ({"prompt": "a", "response": "b"}, "line 1: no unsafe; there are prompt, response"),
+        ({"prompt": "a", "response": "b", "unsafe": "yes"}, "unsafe neither true nor false"),
+        ({"prompt": [], "response": "b", "unsafe": True}, "line 1, prompt"),
+        ({"prompt": "a", "response": "b", "unsafe": True}, "all replies have the same label"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_named(tmp_path, row, message):
+    (tmp_path / "labels.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InputError, match=message):
+        fit_judge.read(str(tmp_path / "labels.jsonl"), "train")
+
+
+def test_no_reply_is_judged_by_heads_that_saw_its_prompt():
+    """Where the label follows the prompt alone, nothing can be learnt from the others."""
+    prompts = np.repeat(np.arange(20), 5)
+    unsafe = prompts % 2 == 0
+    replies = [f"prompt{prompt} reply" for prompt in prompts]
+    hidden = np.eye(20)[prompts]
+    judged = fit_judge.cross_validated(replies, hidden, unsafe, prompts, folds=4)
+    assert fit_judge.agreement(judged > 0.5, unsafe, prompts).value < 0.5
+    with pytest.raises(InputError, match=r"judge.folds is 30, more than the 20 prompts"):
+        fit_judge.cross_validated(replies, hidden, unsafe, prompts, folds=30)
+
+
+def test_agreement_is_kappa():
+    ours, labels = np.array([1, 1, 0, 0, 1, 0, 0, 0]) > 0, np.array([1, 0, 0, 0, 1, 0, 1, 0]) > 0
+    found = fit_judge.agreement(ours, labels, np.arange(8))
+    assert found.value == pytest.approx(cohen_kappa_score(ours, labels))
+    assert found.low < found.value < found.high

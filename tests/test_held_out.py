@@ -1,0 +1,45 @@
+"""What is kept out of training: prompts of test sets, and a share by prompt."""
+
+import pytest
+
+from jax_backtrack.data import sources
+from jax_backtrack.data.held_out import asked_by, for_training, is_held_out
+from jax_backtrack.data.preferences import Preference, Report
+
+
+def preference(question: str, chosen: str = "Yes.") -> Preference:
+    return Preference(({"role": "user", "content": question},), chosen, "No.", True, origin=question)
+
+
+def test_what_a_test_set_asks_is_dropped_whatever_its_case_and_punctuation(tmp_path):
+    (tmp_path / "set.csv").write_text('prompt,label\n"Where is Paris?",safe\nWho am I,unsafe\n')
+    report, asked = Report(), asked_by([str(tmp_path / "set.csv")])
+    kept = for_training(map(preference, ["where is paris", "Who am I?", "Who are you?"]), asked, 0, report)
+    assert [each.origin for each in kept] == ["Who are you?"]
+    assert report.dropped == {"data.exclude asks its prompt": 2}
+
+
+def test_a_prompt_is_held_out_with_all_its_rows():
+    pairs = [preference(f"question {number}", chosen) for number in range(2000) for chosen in ("a", "b")]
+    report = Report()
+    kept = for_training(pairs, frozenset(), 0.25, report)
+    assert 0.22 < 1 - len(kept) / len(pairs) < 0.28
+    assert report.dropped == {"its prompt is held out (data.held_out)": len(pairs) - len(kept)}
+    assert not any(is_held_out(each.prompt, 0.25) for each in kept) and len(kept) == 2 * len({k.origin for k in kept})
+    assert len(for_training(pairs, frozenset(), 0, Report())) == len(pairs)
+
+
+def test_more_is_held_out_on_top_of_what_was():
+    prompts = [preference(f"question {number}").prompt for number in range(200)]
+    assert all(is_held_out(prompt, 0.5) for prompt in prompts if is_held_out(prompt, 0.2))
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.25])
+def test_real_pairs_share_prompts_with_advbench(shared, held_out):
+    pairs, report = sources.read(str(shared / "data/safety-pairs/jailbreakbench-llamaguard2.jsonl.gz"))
+    asked = asked_by([str(shared / "data/prompts/advbench.csv")])
+    kept = for_training(pairs, asked, held_out, report)
+    assert report.dropped["data.exclude asks its prompt"] >= 56
+    assert not {each.prompt[-1]["content"] for each in kept} & {
+        line.split(",")[0] for line in (shared / "data/prompts/advbench.csv").read_text().splitlines()
+    }

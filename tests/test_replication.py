@@ -1,0 +1,106 @@
+"""The replication on a tiny model: every model for every seed, nothing done twice, and what is summed up."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import base
+from configs.replication import table
+from jax_backtrack import load
+from jax_backtrack.data import examples, held_out, sources
+from jax_backtrack.data.preferences import Report
+from jax_backtrack.errors import InputError
+from jax_backtrack.hub.export import save
+from jax_backtrack.safety import replication
+from jax_backtrack.safety.perplexity import held_out_perplexity
+from jax_backtrack.trees import Recipe
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("base") / "model"
+    save(tiny.model(vocab_size=49152, max_position_embeddings=1024), tokenizer, folder)
+    return folder
+
+
+def small(start, shared):
+    config = table.get_config()
+    config.shared, config.seeds = str(shared / "data"), (0, 1)
+    config.order = ("untrained", "keep SFT", "keep SFT + DPO")
+    config.baselines = {"keep SFT": "untrained", "keep SFT + DPO": "keep SFT"}
+    config.cuts.all.update({"sample": {"max_new_tokens": 4}, "evaluate": {"limit": 2}, "data": {"limit": 150}})
+    config.cuts.sft.train.steps = config.cuts.dpo.train.steps = 2
+    for stage in config.stages.values():
+        if "{workdir}" not in stage.model.path:
+            stage.model.path = str(start)
+    return config
+
+
+def test_all_seeds_are_trained_evaluated_and_summed_up_once(start, shared, tmp_path, capsys):
+    config = small(start, shared)
+    results = replication.replicate(config, tmp_path)
+    assert list(results["sets"]) == [
+        "AdvBench",
+        "AdvBench, 10 tokens prefilled",
+        "SimpleSafetyTests",
+        "XSTest",
+        "MT-Bench",
+    ]
+    assert results["seeds"] == 2 and list(results["sets"]["XSTest"]) == list(config.order)
+    assert {kind: list(map(len, models.values())) for kind, models in results["perplexity"].items()} == {
+        "safety": [1, 2, 2],
+        "utility": [1, 2, 2],
+    }
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert kept["cuts"]["sft"] == {"train": {"steps": 2}} and kept["scale"] == "small"
+    assert (tmp_path / "results.svg").read_text().startswith("<svg")
+    assert json.loads((tmp_path / "seed1" / "keep_SFT" / "config.json").read_text())["data"]["seed"] == 1
+    capsys.readouterr()
+
+    (tmp_path / "seed1" / "keep_SFT" / "evaluation.json").unlink()
+    assert replication.replicate(config, tmp_path) == results
+    output = " ".join(capsys.readouterr().out.split())
+    assert output.count("evaluated already") == 4 and output.count("trained already") == 1
+
+    config.judge = "refusals "
+    with pytest.raises(InputError, match=r"evaluate.judge is 'refusals '"):
+        replication.replicate(config, tmp_path)
+
+
+def test_a_scale_that_is_not_there_is_named(start, shared, tmp_path):
+    config = small(start, shared)
+    config.scale = "ful"
+    with pytest.raises(InputError, match="did you mean 'full'"):
+        replication.replicate(config, tmp_path)
+
+
+def test_full_scale_is_the_same_recipe_without_the_cuts():
+    config = table.get_config()
+    small, config.scale = replication._stage(config, "keep SFT"), "full"
+    full = replication._stage(config, "keep SFT")
+    assert (small.train.steps, full.train.steps) == (24, 200)
+    assert (small.evaluate.limit, full.evaluate.limit) == (80, 0)
+    assert small.data.path == full.data.path and "{shared}" not in str(full)
+
+
+def test_perplexity_is_that_of_each_reply_alone(start, shared):
+    config = base.get_config()
+    config.data.utility_path, config.data.held_out = str(shared / "data/oasst/messages.jsonl.gz"), 0.25
+    config.data.reply_tokens, config.train.row_length, config.train.batch_rows = 12, 512, 2
+    model, tokenizer = load(start)
+    found = held_out_perplexity(config, model, tokenizer)
+    preferences, _ = sources.read(config.data.utility_path, utility=True)
+    kept = [each for each in preferences if held_out.is_held_out(each.prompt, 0.25)]
+    recipe = Recipe("sft", False, "keep", None, tokenizer.eot_id)
+    alone = examples.encode(kept, tokenizer, recipe, 512, Report(), 12)
+    nats, tokens = 0.0, 0
+    for example in alone:
+        reply = [*example.chosen, tokenizer.eot_id if example.chosen_end is None else example.chosen_end]
+        logits = np.asarray(model(np.array([[*example.prompt, *reply]])))[0, len(example.prompt) - 1 : -1]
+        log_probs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        nats -= log_probs[np.arange(len(reply)), reply].sum()
+        tokens += len(reply)
+    assert list(found) == ["utility"] and found["utility"].count == len(alone) >= 10
+    assert found["utility"].value == pytest.approx(np.exp(nats / tokens), rel=1e-4)

@@ -1,0 +1,60 @@
+"""The trade-off over the bias of [RESET]: halves, the choice, and the plots."""
+
+from jax_backtrack.data.prompt_sets import Question
+from jax_backtrack.safety import plots, tradeoff
+from jax_backtrack.safety.asked import Answer, Asked, Condition
+from jax_backtrack.sampling.reply import Reply
+
+
+def asked(bias: float | None, harmful: bool, marks: str) -> Asked:
+    """A prompt for each mark: "x" is unsafe where it is harmful, or reset where not; "." is neither."""
+    answers = tuple(
+        (
+            Answer(
+                Question(({"role": "user", "content": str(number)},)),
+                "",
+                Reply("reply", ("draft",) if mark == "x" and not harmful else (), "stop"),
+                unsafe=float(mark == "x" and harmful),
+                shown_unsafe=0.0,
+            ),
+        )
+        for number, mark in enumerate(marks)
+    )
+    return Asked("set", harmful, Condition(reset_bias=bias), answers)
+
+
+SETS = [
+    asked(None, True, "xxxx"),
+    asked(2.0, True, "...."),
+    asked(2.0, False, "xx.x"),
+    asked(-2.0, True, "x.xx"),
+    asked(-2.0, False, "...."),
+    asked(0.0, True, "...x"),
+    asked(0.0, False, ".x.."),
+    asked(5.0, True, "...."),
+]
+
+
+def test_every_bias_is_a_point_with_both_halves():
+    found = tradeoff.points(SETS)
+    assert [point.bias for point in found] == [-2.0, 0.0, 2.0]  # 5.0 was asked of no harmless set
+    assert [[half.value for half in point.unsafe] for point in found] == [[1, 0.5], [0, 0.5], [0, 0]]
+    assert [[half.value for half in point.false_resets] for point in found] == [[0, 0], [0, 0.5], [0.5, 1]]
+
+
+def test_the_bias_is_chosen_by_one_half_and_never_sees_the_other():
+    found = tradeoff.points(SETS)
+    assert tradeoff.calibrated(found, 0.02).bias == 0.0
+    assert tradeoff.calibrated(found, 1.0).bias == 0.0  # as safe as 2.0 there, and lower
+    assert tradeoff.calibrated(found[2:], 0.02) is None
+
+
+def test_plots_are_the_same_every_time_and_hold_text_as_text():
+    points = {"<b>model</b>": tradeoff.points(SETS)}
+    drawn = plots.trade_off(points)
+    assert drawn == plots.trade_off(points)
+    assert drawn.startswith("<svg") and "&lt;b&gt;model&lt;/b&gt;" in drawn and "+2" in drawn
+    bars = plots.bars(
+        {"set": {"one": points["<b>model</b>"][0].unsafe[0]}, "more": {"two": points["<b>model</b>"][0].unsafe[1]}}, "%"
+    )
+    assert all(f">{text}</text>" in bars for text in ("set", "more", "one", "two"))
