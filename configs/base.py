@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     # owner/name:folder), or "testbed".
     config.data.path = ""
     config.data.utility_path = ""  # utility data, the same kinds of path; nothing of it is taken back
+    config.data.utility_passes = 1  # over utility data for each one over safety data, where there is less of it
     config.data.split = "train"  # of a Hub data set or of the testbed
     config.data.format = ""  # "preference", "hh" or "oasst"; "" reads it off the columns
     config.data.limit = 0  # rows used of each path; 0 for all (of the testbed: 1000)

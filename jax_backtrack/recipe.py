@@ -32,6 +32,7 @@ _AT_LEAST = {
     "data.limit": 0,
     "data.seed": 0,
     "data.reply_tokens": 0,
+    "data.utility_passes": 1,
     "data.held_out": 0,
     "reset.max_resets": 0,
     "train.batch_rows": 1,

@@ -2,9 +2,13 @@
 
 import pytest
 
+from configs import sft_smollm
 from jax_backtrack.data import sources
 from jax_backtrack.data.held_out import asked_by, for_training, is_held_out
 from jax_backtrack.data.preferences import Preference, Report
+from jax_backtrack.data.sources import TESTBED
+from jax_backtrack.training import loop
+from jax_backtrack.trees import Recipe
 
 
 def preference(question: str, chosen: str = "Yes.") -> Preference:
@@ -43,3 +47,14 @@ def test_real_pairs_share_prompts_with_advbench(shared, held_out):
     assert not {each.prompt[-1]["content"] for each in kept} & {
         line.split(",")[0] for line in (shared / "data/prompts/advbench.csv").read_text().splitlines()
     }
+
+
+def test_utility_data_is_passed_over_several_times(reset_tokenizer, shared):
+    config = sft_smollm.get_config()
+    config.data.path, config.data.utility_path = TESTBED, str(shared / "data/oasst/messages.jsonl.gz")
+    config.data.limit, config.data.utility_passes = 12, 3
+    recipe = Recipe("sft", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
+    examples = loop._encode(loop._read(config), reset_tokenizer, recipe, config)
+    utility = [example.origin for example in examples if "messages" in example.origin]
+    assert len(examples) - len(utility) == 12
+    assert utility == 3 * utility[: len(utility) // 3] and len(set(utility)) * 3 == len(utility)

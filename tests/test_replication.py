@@ -80,7 +80,7 @@ def test_full_scale_is_the_same_recipe_without_the_cuts():
     config = table.get_config()
     small, config.scale = replication._stage(config, "keep SFT"), "full"
     full = replication._stage(config, "keep SFT")
-    assert (small.train.steps, full.train.steps) == (24, 200)
+    assert (small.train.steps, full.train.steps) == (30, 200)
     assert (small.evaluate.limit, full.evaluate.limit) == (80, 0)
     assert small.data.path == full.data.path and "{shared}" not in str(full)
 

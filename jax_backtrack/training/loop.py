@@ -130,8 +130,8 @@ def _ready_to_backtrack(model: Transformer, tokenizer: ChatTokenizer, config: Co
     return tokenizer
 
 
-def _read(config: ConfigDict) -> list[tuple[str, list[Preference], Report]]:
-    """Safety data and utility data of the recipe: path, preferences, and the account of the rows."""
+def _read(config: ConfigDict) -> list[tuple[str, list[Preference], Report, int]]:
+    """Safety and utility data of the recipe: path, preferences, the account of the rows, and passes in each epoch."""
     read, asked = [], held_out.asked_by(config.data.exclude)
     for path, utility in ((config.data.path, False), (config.data.utility_path, True)):
         if path:
@@ -144,18 +144,19 @@ def _read(config: ConfigDict) -> list[tuple[str, list[Preference], Report]]:
                     limit=config.data.limit or None,
                 )
             preferences = held_out.for_training(preferences, asked, config.data.held_out, report)
-            read.append((path, preferences, report))
+            read.append((path, preferences, report, config.data.utility_passes if utility else 1))
     return read
 
 
 def _encode(read, tokenizer: ChatTokenizer, recipe: Recipe, config: ConfigDict) -> list[Example]:
     """Examples of all that was read, with a printed account of each path."""
     examples = []
-    for path, preferences, report in read:
+    for path, preferences, report, passes in read:
         with console.status(f"encoding {path}"):
-            examples += examples_lib.encode(
+            encoded = examples_lib.encode(
                 preferences, tokenizer, recipe, config.train.row_length, report, config.data.reply_tokens
             )
+        examples += passes * encoded
         for line in report.lines():
             console.print(f"{path}: {line}", highlight=False, markup=False)
     return examples
