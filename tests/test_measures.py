@@ -89,6 +89,8 @@ def test_over_seeds_is_the_mean_with_what_prompts_and_seeds_do_to_it():
     assert (found.low, found.high) == (of_one_seed.low, of_one_seed.high)  # seeds that agree tell no more than one
     apart = over_seeds(np.array([[False] * 40, [True] * 40]))
     assert (apart.low, apart.value, apart.high) == (0, 0.5, 1)
+    assert over_seeds(np.zeros((3, 40), bool)) == rate([False] * 40)
+    assert over_seeds(np.full((2, 40), 48.0)).high == 48
 
 
 def test_a_reduction_over_seeds_draws_a_seeds_two_models_together():

@@ -64,7 +64,7 @@ def _stage(
     config.reset.context = context
     config.data.path = "{shared}/safety-pairs/jailbreakbench-llamaguard2.jsonl.gz"
     config.data.utility_path = "{shared}/oasst/messages.jsonl.gz"
-    config.data.utility_passes = 10  # as many of its replies as safe ones: with fewer, everything is refused
+    config.data.utility_passes = 10  # there are 52 replies of it, and 300 pairs
     config.data.backtrack = backtrack
     config.data.exclude = ("{shared}/prompts/advbench.csv", "{shared}/prompts/simple_safety_tests.csv")
     config.data.held_out = 0.25
@@ -73,7 +73,7 @@ def _stage(
     config.train.steps = 200 if steps is None else steps
     config.train.warmup_steps = 3
     config.train.checkpoint_every = 0
-    config.train.learning_rate = 5e-5
+    config.train.learning_rate = 2e-4
     # One [RESET] stands against a whole reply (`sft_smollm.py`): at 3 it is never said.
     config.train.reset_weight = 20.0
     if objective == "dpo":

@@ -97,9 +97,12 @@ def perplexity(log_probs_N: Sequence[float], tokens_N: Sequence[int], resamples:
 def over_seeds(values_SxN: np.ndarray) -> Measure:
     """Mean over the seeds of a training and over prompts, with its interval by resampling both.
 
-    Of few seeds the interval knows little: resampling cannot show what none of them did.
+    Of few seeds the interval knows little: resampling cannot show what none of them did. Where all values are 0 or all
+    are 1 it would show nothing at all, so there it is Wilson's, of the prompts alone.
     """
     values_SxN = np.asarray(values_SxN, np.float64)
+    if (values_SxN == (first := values_SxN.flat[0])).all() and first in (0, 1):
+        return rate([bool(first)] * values_SxN.shape[1])
     low, high = np.percentile(_resampled(values_SxN), [2.5, 97.5])
     return Measure(float(values_SxN.mean()), float(low), float(high), values_SxN.shape[1])
 
