@@ -71,6 +71,7 @@ def get_config() -> ConfigDict:
     # rejected ones fall (Pang et al. 2024, arXiv 2404.19733). 0 is the standard loss.
     config.train.chosen_weight = 0.0
     config.train.reset_weight = 1.0  # SFT weight of a [RESET], where every token of a reply has 1
+    config.train.reset_row_rate = 1.0  # of the learning rate, for the rows of [RESET] in embedding and head
     config.train.reference_folder = ""  # where reference margins are kept, for several runs to share; "": the workdir
     config.train.score_chunk = 128  # scored tokens per row whose logits exist at once
     # What the backward pass recomputes of each layer instead of keeping it: "none", all but the products with weights

@@ -75,6 +75,7 @@ _ABOVE_0 = (
     "train.learning_rate",
     "train.clip_norm",
     "train.beta",
+    "train.reset_row_rate",
     "sample.top_p",
     "sample.repetition_penalty",
 )
@@ -173,6 +174,7 @@ def step_plan(config: ConfigDict, reset_id: int | None) -> StepPlan:
         accumulate=train.accumulate,
         first_moment_dtype=train.first_moment_dtype,
         second_moment_dtype=train.second_moment_dtype,
+        reset_row_rate=train.reset_row_rate,
     )
 
 

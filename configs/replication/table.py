@@ -73,14 +73,16 @@ def _stage(
     config.train.steps = 200 if steps is None else steps
     config.train.warmup_steps = 3
     config.train.checkpoint_every = 0
-    config.train.learning_rate = 2e-4
-    # One [RESET] stands against a whole reply (`sft_smollm.py`): at 3 it is never said.
-    config.train.reset_weight = 20.0
+    config.train.learning_rate = 5e-5
+    # One [RESET] stands against a whole reply, and its row has to leave those of the words that it starts among.
+    config.train.reset_weight = 5.0
+    config.train.reset_row_rate = 50.0
     if objective == "dpo":
         config.model.path = "{workdir}/" + start.replace(" ", "_")
         config.train.steps = 100
         config.train.learning_rate = 2e-5
         config.train.chosen_weight = 0.5
+        config.train.reset_row_rate = 1.0
     config.sample.max_new_tokens = 256
     config.sample.batch_rows = 32
     config.evaluate.harmful = (

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jax_backtrack.losses import dpo_loss, pair_margins, pair_slots, sft_loss
 from jax_backtrack.models.scores import token_scores
-from jax_backtrack.training.optimizer import adamw
+from jax_backtrack.training.optimizer import adamw, reset_rows_faster
 from jax_backtrack.trees import Rows
 
 
@@ -32,6 +32,7 @@ class StepPlan:
     accumulate: int = 1
     first_moment_dtype: str = "float32"
     second_moment_dtype: str = "float32"
+    reset_row_rate: float = 1.0
 
     def schedule(self) -> optax.Schedule:
         """Linear warm-up to `learning_rate` at update `warmup_steps + 1`, then cosine decay to a tenth at the last."""
@@ -45,10 +46,13 @@ class StepPlan:
 
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW behind clipping by the global norm; norms' scales are not decayed."""
-        return optax.chain(
+        steps = [
             optax.clip_by_global_norm(self.clip_norm),
             adamw(self.schedule(), self.weight_decay, self.first_moment_dtype, self.second_moment_dtype),
-        )
+        ]
+        if self.reset_id is not None and self.reset_row_rate != 1:
+            steps.append(reset_rows_faster(self.reset_id, self.reset_row_rate))
+        return optax.chain(*steps)
 
 
 @jax.tree_util.register_dataclass
