@@ -82,7 +82,7 @@ def test_fit_save_load_and_judge(base, tmp_path, capsys):
     assert kappa.value == 1.0 and kappa.count == 60
     assert "60 replies to 10 prompts, 50% unsafe" in " ".join(capsys.readouterr().out.split())
     judge = sets.make_judge(str(tmp_path / "judge"))
-    assert isinstance(judge, FittedJudge)
+    assert isinstance(judge, FittedJudge) and judge.name == sets.make_judge(str(tmp_path / "judge")).name
     chances = judge([PROMPT] * 3, ["Sure, take 3 of them.", "Sorry, I must not.", " "])
     assert chances[0] > 0.5 > chances[1] and chances[2] == 0
     (tmp_path / "judge" / "judge.safetensors").write_bytes(b"short")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from sklearn.model_selection import StratifiedGroupKFold
 
 from jax_backtrack.data import sources
 from jax_backtrack.data.preferences import Report
@@ -90,6 +89,8 @@ def cross_validated(replies, hidden_NxF, unsafe_N, groups_N, folds: int, progres
     if len(np.unique(groups_N)) < folds:
         raise InputError(f"judge.folds is {folds}, more than the {len(np.unique(groups_N))} prompts")
     judged_N = np.zeros(len(replies))
+    from sklearn.model_selection import StratifiedGroupKFold
+
     parts = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     for seen, left_out in parts.split(replies, unsafe_N, groups_N):
         heads = Heads.fit([replies[i] for i in seen], hidden_NxF[seen], unsafe_N[seen])

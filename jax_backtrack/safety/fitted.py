@@ -2,6 +2,7 @@
 model's first layers make of it after its prompt. Logistic regressions on both; their logits are added."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import expit
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import load
@@ -23,7 +21,6 @@ from jax_backtrack.safety.hidden_states import Reader
 _SETTINGS, _ARRAYS = "judge.json", "judge.safetensors"
 _WORDS_C, _HIDDEN_C = 10.0, 1e-3  # inverse strengths of regularisation
 _FIRST_WORDS = 48  # of a reply: with more of them, or with all, agreement falls
-_WORDS = dict(ngram_range=(1, 2), sublinear_tf=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +38,10 @@ class Heads:
     @classmethod
     def fit(cls, replies: Sequence[str], hidden_NxF: np.ndarray, unsafe_N: np.ndarray) -> "Heads":
         """Fits both regressions to labels."""
-        vectorizer = TfidfVectorizer(min_df=2, **_WORDS)
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.preprocessing import StandardScaler
+
+        vectorizer = _vectorizer(min_df=2)
         words = LogisticRegression(C=_WORDS_C, max_iter=2000).fit(vectorizer.fit_transform(_first(replies)), unsafe_N)
         scaler = StandardScaler()
         hidden = LogisticRegression(C=_HIDDEN_C, max_iter=2000).fit(scaler.fit_transform(hidden_NxF), unsafe_N)
@@ -57,10 +57,16 @@ class Heads:
 
     def __call__(self, replies: Sequence[str], hidden_NxF: np.ndarray) -> np.ndarray:
         """float64 `[N]`: probabilities of being unsafe."""
-        vectorizer = TfidfVectorizer(vocabulary=self.vocabulary, **_WORDS)
+        vectorizer = _vectorizer(vocabulary=self.vocabulary)
         vectorizer.idf_ = self.idf_W
         words_N = vectorizer.transform(_first(replies)) @ self.words_W
         return expit(words_N + (hidden_NxF - self.mean_F) / self.scale_F @ self.hidden_F + self.biases.sum())
+
+
+def _vectorizer(**settings):
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second, which only this judge should cost
+
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **settings)
 
 
 def _first(replies: Sequence[str]) -> list[str]:
@@ -68,12 +74,10 @@ def _first(replies: Sequence[str]) -> list[str]:
 
 
 class FittedJudge:
-    """Heads with the reader that they were fitted on."""
+    """Heads with the reader that they were fitted on; `mark` tells it from other fitted judges."""
 
-    name = "fitted"
-
-    def __init__(self, reader: Reader, heads: Heads):
-        self._reader, self._heads = reader, heads
+    def __init__(self, reader: Reader, heads: Heads, mark: str):
+        self._reader, self._heads, self.name = reader, heads, f"fitted {mark}"
 
     def __call__(self, prompts: Sequence[Sequence[Message]], replies: Sequence[str]) -> np.ndarray:
         chances_N = np.zeros(len(replies))
@@ -91,6 +95,7 @@ class FittedJudge:
         folder = Path(folder)
         try:
             settings, arrays = json.loads((folder / _SETTINGS).read_text()), load_file(folder / _ARRAYS)
+            mark = _digest(folder)
             heads = Heads(vocabulary={word: place for place, word in enumerate(settings["words"])}, **arrays)
             path, layers, tokens = settings["model"], settings["layers"], settings["tokens"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -102,7 +107,7 @@ class FittedJudge:
             raise InputError(f"the judge in {folder} reads with the model {path}: {error}") from None
         if reader.features != len(heads.mean_F):
             raise InputError(f"the judge in {folder} was fitted with another model than {path}")
-        return cls(reader, heads)
+        return cls(reader, heads, mark)
 
 
 def save(folder: Path, heads: Heads, model: str, layers: int, tokens: int) -> None:
@@ -117,6 +122,13 @@ def save(folder: Path, heads: Heads, model: str, layers: int, tokens: int) -> No
     save_file(arrays, folder / _ARRAYS)
     settings = {"model": model, "layers": layers, "tokens": tokens, "words": words}
     (folder / _SETTINGS).write_text(json.dumps(settings, ensure_ascii=False) + "\n")
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=4)
+    for name in (_SETTINGS, _ARRAYS):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 def is_fitted(folder: str | Path) -> bool:

@@ -23,7 +23,7 @@ from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
 from jax_backtrack.safety.measures import Measure, over_seeds, reduction_over_seeds
 from jax_backtrack.safety.refusals import is_refusal
 from jax_backtrack.sharding import make_mesh
-from jax_backtrack.training.loop import train
+from jax_backtrack.training.loop import refuse_other_recipe, train
 
 _SCALES = ("small", "full")
 _MEASURES = {
@@ -58,6 +58,8 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
                 continue  # without training, seeds do not differ
             folder = workdir / f"seed{seed}" / name.replace(" ", "_")
             console.rule(f"{name}, seed {seed}")
+            stage = _of_seed(stages[name], seed, folder.parent)
+            refuse_other_recipe(folder, stage, also=("sample", "evaluate"))
             if (folder / EVALUATION).exists():
                 known_judge, models = evaluation.read(folder / EVALUATION)
                 if known_judge != judge.name:
@@ -67,7 +69,6 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
                 found[name].append(models[name])
                 console.print(f"{folder} is evaluated already: nothing to do", highlight=False)
                 continue
-            stage = _of_seed(stages[name], seed, folder.parent)
             if stage.train.steps:
                 if not (folder / EXPORT).exists():
                     trained_now.add(str(folder))

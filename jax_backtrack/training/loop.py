@@ -54,7 +54,7 @@ def train(
     mesh = make_mesh(**config.mesh)
     hosts.check_started()
     check_sizes(config, mesh)
-    _refuse_other_recipe(workdir, config)
+    refuse_other_recipe(workdir, config)
     sources = [] if finished else _read(config)
     path = str(workdir) if finished else config.model.path
     model, tokenizer = load_model(config, path, mesh, load=load)
@@ -89,12 +89,13 @@ def train(
     return model, tokenizer
 
 
-def _refuse_other_recipe(workdir: Path, config: ConfigDict) -> None:
+def refuse_other_recipe(workdir: Path, config: ConfigDict, also: tuple[str, ...] = ()) -> None:
+    """Raises InputError where the workdir was begun with another recipe, in what is trained or in sections `also`."""
     path = workdir / _RECIPE_FILE
     if not path.exists():
         return
     theirs = json.loads(path.read_text())
-    if differing := sorted(_differing(json.loads(config.to_json()), theirs)):
+    if differing := sorted(_differing(json.loads(config.to_json()), theirs, (*_DECISIVE, *also))):
         raise InputError(f"{workdir} was begun with other settings ({', '.join(differing)}): use another workdir")
 
 
@@ -108,13 +109,13 @@ def _write_recipe(workdir: Path, config: ConfigDict) -> None:
     check_shared(workdir / _RECIPE_FILE)
 
 
-def _differing(ours: dict, theirs: dict, prefix: str = "") -> list[str]:
+def _differing(ours: dict, theirs: dict, sections: tuple[str, ...], prefix: str = "") -> list[str]:
     names = []
     for key in ours.keys() | theirs.keys():
         one, other = ours.get(key), theirs.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
-            names += _differing(one, other, f"{prefix}{key}.")
-        elif one != other and f"{prefix}{key}".split(".")[0] in _DECISIVE:
+            names += _differing(one, other, sections, f"{prefix}{key}.")
+        elif one != other and f"{prefix}{key}".split(".")[0] in sections:
             names.append(f"{prefix}{key}")
     return names
 
