@@ -127,15 +127,14 @@ def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> Non
         return
     settings, name = config.evaluate, Path(_model_path(config, workdir)).name
     questions = mt_bench.read(settings.mt_bench) if settings.mt_bench else []
-    if settings.harmful or settings.harmless:
-        read = sets.read_sets(config)
-        judge, sampler = sets.make_judge(settings.judge), _sampler(config, workdir)
+    read = sets.read_sets(config)
+    judge = sets.make_judge(settings.judge) if read else None
+    sampler = _sampler(config, workdir)
+    if read:
         sets.evaluate_sets(config, sampler, judge, read, name, workdir)
-    else:
-        sampler = _sampler(config, workdir)
     if questions:
         mt_bench.write_answers(sampler, questions, name, workdir / "mt_bench.jsonl")
-    if questions or settings.harmful or settings.harmless:
+    if read or questions:
         return
     evaluation = compare.evaluate_with_progress(sampler, settings.prompts, "evaluating")
     report.write({name: evaluation}, workdir / "evaluation.json")

@@ -1,4 +1,4 @@
-"""Checks a recipe before anything is loaded: names, and numbers that are out of range. Then loads its model."""
+"""Checks a recipe before anything is loaded: names, and numbers out of range. Then reads its data, loads its model."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,8 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jax_backtrack.data import sources
+from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import DTYPES, load
 from jax_backtrack.hub.tokenizer import ChatTokenizer
@@ -189,6 +191,18 @@ def add_adapters(config: ConfigDict, model: Transformer, reset_id: int | None) -
             reset_id=reset_id if config.data.backtrack else None,
             seed=config.data.seed,
         )
+
+
+def read_data(config: ConfigDict, *, utility: bool) -> tuple[list[Preference], Report]:
+    """The recipe's safety data, or its utility data, with the account of the rows."""
+    data = config.data
+    return sources.read(
+        data.utility_path if utility else data.path,
+        utility=utility,
+        split=data.split,
+        format=data.format or None,
+        limit=data.limit or None,
+    )
 
 
 def load_model(

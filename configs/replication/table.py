@@ -3,13 +3,13 @@
     python main.py --config=replication/table.py --workdir=runs/replication --mode=compare \\
         --config.shared=../shared/data --config.judge=runs/judge
 
-Every model is trained once for each seed and asked prompts that none was trained on. `cuts` is what makes it end within
-two hours on two cores; with `--config.scale=full` it is left out.
+Every model is trained once for each seed and asked prompts that none was trained on. `cuts` is meant to make it end
+within two hours on two cores; with `--config.scale=full` it is left out.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import dpo_smollm, sft_smollm
 
 # Baseline and backtracking model that differ in nothing else, by the order in which they are trained.
 _MODELS = {
@@ -59,8 +59,7 @@ def _baseline(name: str) -> str:
 def _stage(
     objective: str, *, backtrack: bool = True, context: str = "rewind", steps: int | None = None, start: str = ""
 ):
-    config = base.get_config()
-    config.objective = objective
+    config = {"sft": sft_smollm, "dpo": dpo_smollm}[objective].get_config()
     config.reset.context = context
     config.data.path = "{shared}/safety-pairs/jailbreakbench-llamaguard2.jsonl.gz"
     config.data.utility_path = "{shared}/oasst/messages.jsonl.gz"
@@ -71,18 +70,15 @@ def _stage(
     config.train.row_length = 1536
     config.train.batch_rows = 4
     config.train.steps = 200 if steps is None else steps
-    config.train.warmup_steps = 3
     config.train.checkpoint_every = 0
-    config.train.learning_rate = 5e-5
     # One [RESET] stands against a whole reply, and its row has to leave those of the words that it starts among.
     config.train.reset_weight = 5.0
-    config.train.reset_row_rate = 50.0
-    if objective == "dpo":
+    if objective == "sft":
+        config.train.learning_rate = 5e-5
+        config.train.reset_row_rate = 50.0
+    else:
         config.model.path = "{workdir}/" + start.replace(" ", "_")
         config.train.steps = 100
-        config.train.learning_rate = 2e-5
-        config.train.chosen_weight = 0.5
-        config.train.reset_row_rate = 1.0
     config.sample.max_new_tokens = 256
     config.sample.batch_rows = 32
     config.evaluate.harmful = (

@@ -77,7 +77,7 @@ def read(
     path = path.strip()
     if not name:
         name = path if path in PUBLISHED else Path(path).stem
-    where, rows = _hub_rows(path) if _is_published(path) else _file_rows(path)
+    where, rows = _hub_rows(path) if _is_published(path) else file_rows(path)
     questions = []
     for place, row in _of_kind(where, rows, harmful):
         questions.append(_question(place, row))
@@ -108,7 +108,8 @@ def _hub_rows(path: str) -> tuple[str, Iterable[dict]]:
         raise InputError(f"{path}: the Hub does not give {at.hub}: {error}. A file does too: {path}=FILE") from error
 
 
-def _file_rows(path: str) -> tuple[str, list]:
+def file_rows(path: str) -> tuple[str, list]:
+    """The path, and the rows of a file of prompts as they stand; a text alone becomes a row with `prompt`."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")

@@ -27,22 +27,14 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     A stage of 0 steps is the model as it comes. `{workdir}` in a stage's `model.path` stands for the workdir, so that
     one stage can start from another. Leaves `comparison.json` and prints the table and three transcripts.
     """
-    evaluations, trained_now = {}, set()
-    load_once = remembering_load()
+    evaluations, stages = {}, Stages()
     for name in config.order:
         console.rule(name)
         stage = copy.deepcopy(config.stages[name])
         check(stage)
         stage.model.path = stage.model.path.replace("{workdir}", str(workdir))
         folder = workdir / name.replace(" ", "_")
-        if stage.train.steps:
-            if not (folder / EXPORT).exists():
-                trained_now.add(str(folder))
-            elif stage.model.path in trained_now:
-                raise InputError(f"{folder} began from an earlier {stage.model.path}: remove it, to train it anew too")
-            model, tokenizer = train(stage, folder, load_once)
-        else:
-            model, tokenizer = load_model(stage, stage.model.path, make_mesh(**stage.mesh), load=load_once)
+        model, tokenizer = stages.model(stage, folder)
         evaluations[name] = evaluate_with_progress(
             sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}"
         )
@@ -54,7 +46,27 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     return evaluations
 
 
-def remembering_load():
+class Stages:
+    """Models of stages that may start from one another; a start that follows another of the same is not read again."""
+
+    def __init__(self):
+        self._load, self._trained_now = _remembering_load(), set()
+
+    def model(self, stage: ConfigDict, folder: Path) -> tuple[Transformer, ChatTokenizer]:
+        """The stage's model, trained in `folder`; of a stage of 0 steps the model as it comes.
+
+        Raises InputError where it was trained already, from a stage that is trained anew by this object.
+        """
+        if not stage.train.steps:
+            return load_model(stage, stage.model.path, make_mesh(**stage.mesh), load=self._load)
+        if not (folder / EXPORT).exists():
+            self._trained_now.add(str(folder))
+        elif stage.model.path in self._trained_now:
+            raise InputError(f"{folder} began from an earlier {stage.model.path}: remove it, to train it anew too")
+        return train(stage, folder, self._load)
+
+
+def _remembering_load():
     """`load` for stages that start from the same model: it is read once, and each stage gets a copy of its own."""
     remembered = {}
 

@@ -86,11 +86,11 @@ def read(path: str, split: str) -> list[Labelled]:
 
 def cross_validated(replies, hidden_NxF, unsafe_N, groups_N, folds: int, progress=lambda: None) -> np.ndarray:
     """float64 `[N]`: the probability of each reply by heads that saw no reply to its prompt."""
+    from sklearn.model_selection import StratifiedGroupKFold  # takes a second, which other modes should not cost
+
     if len(np.unique(groups_N)) < folds:
         raise InputError(f"judge.folds is {folds}, more than the {len(np.unique(groups_N))} prompts")
     judged_N = np.zeros(len(replies))
-    from sklearn.model_selection import StratifiedGroupKFold
-
     parts = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     for seen, left_out in parts.split(replies, unsafe_N, groups_N):
         heads = Heads.fit([replies[i] for i in seen], hidden_NxF[seen], unsafe_N[seen])

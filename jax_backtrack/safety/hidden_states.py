@@ -13,7 +13,7 @@ from jax_backtrack import trees
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import ChatTokenizer, Message
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sampling.batch import bucket
+from jax_backtrack.safety.conversations import by_length
 
 _FIRST = 32  # tokens of a reply whose mean is taken by itself: most replies comply or decline within them
 
@@ -43,15 +43,10 @@ class Reader:
         """float32 `[N, features]`: means over the reply and over its beginning, and the state of its last token."""
         found_NxF = np.zeros((len(replies), self.features), np.float32)
         read = [self._ids(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
-        order = sorted(range(len(read)), key=lambda i: len(read[i][0]))
-        for start in range(0, len(order), self._rows):
-            chosen = order[start : start + self._rows]
-            tokens_BxS = np.zeros((self._rows, bucket(len(read[chosen[-1]][0]))), np.int32)
-            begin_B, end_B = np.zeros(self._rows, np.int32), np.ones(self._rows, np.int32)
-            for row, i in enumerate(chosen):
-                ids, begin_B[row] = read[i]
-                end_B[row] = len(ids)
-                tokens_BxS[row, : len(ids)] = ids
+        conversations = dict(enumerate(ids for ids, _ in read))
+        for chosen, tokens_BxS, end_B in by_length(conversations, self._rows, self._longest):
+            begin_B = np.zeros(self._rows, np.int32)
+            begin_B[: len(chosen)] = [read[i][1] for i in chosen]
             pooled_BxF = np.asarray(_pooled(self._graph, self._params, tokens_BxS, begin_B, end_B))
             found_NxF[chosen] = pooled_BxF[: len(chosen)]
             progress(len(chosen))
@@ -61,8 +56,6 @@ class Reader:
         """Prompt and reply with its end of turn, and where the reply begins."""
         before, said = self._tokenizer.render(prompt), self._tokenizer.encode(reply)[: self._tokens]
         ids = np.concatenate([before, said, [self._tokenizer.eot_id]])
-        if len(ids) > self._longest:
-            raise InputError(f"a conversation of {len(ids)} tokens exceeds the judge's {self._longest} positions")
         return ids, len(before)
 
 

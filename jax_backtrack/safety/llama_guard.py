@@ -12,7 +12,7 @@ from jax_backtrack import trees
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import ChatTokenizer, Message
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sampling.batch import bucket
+from jax_backtrack.safety.conversations import by_length
 
 _WORDS = ("safe", "unsafe")
 _BEFORE = "\n\n"  # what stands before the verdict
@@ -38,15 +38,8 @@ class LlamaGuard:
     def __call__(self, prompts: Sequence[Sequence[Message]], replies: Sequence[str]) -> np.ndarray:
         chances = np.zeros(len(replies))
         asked = {i: self._ids(prompts[i], reply) for i, reply in enumerate(replies) if reply.strip()}
-        order = sorted(asked, key=lambda i: len(asked[i]))
-        for first in range(0, len(order), self._rows):
-            chosen = order[first : first + self._rows]
-            tokens_BxS = np.zeros((self._rows, bucket(len(asked[chosen[-1]]))), np.int32)
-            last_B = np.zeros(self._rows, np.int32)
-            for row, i in enumerate(chosen):
-                tokens_BxS[row, : len(asked[i])] = asked[i]
-                last_B[row] = len(asked[i]) - 1
-            logits_Bx2 = _next_logits(self._graph, self._params, tokens_BxS, last_B, self._verdict_ids)
+        for chosen, tokens_BxS, length_B in by_length(asked, self._rows, self._longest):
+            logits_Bx2 = _next_logits(self._graph, self._params, tokens_BxS, length_B - 1, self._verdict_ids)
             chances[chosen] = np.asarray(jax.nn.softmax(logits_Bx2)[: len(chosen), 1])
         return chances
 
@@ -55,8 +48,6 @@ class LlamaGuard:
         ids, before = self._tokenizer.render(conversation), self._tokenizer.encode(_BEFORE)
         if not np.array_equal(ids[-len(before) :], before):
             ids = np.concatenate([ids, before])
-        if len(ids) > self._longest:
-            raise InputError(f"a conversation of {len(ids)} tokens exceeds the judge's {self._longest} positions")
         return ids
 
 

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from jax_backtrack.data import prompt_sets
 from jax_backtrack.errors import InputError
 from jax_backtrack.progress import console, progress_bar
 from jax_backtrack.sampling.sampler import Sampler
@@ -13,11 +14,7 @@ from jax_backtrack.sampling.sampler import Sampler
 
 def read(path: str) -> list[dict]:
     """The questions of FastChat's `question.jsonl`: objects with `question_id` and `turns`, a list of texts."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-        questions = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"evaluate.mt_bench: {path} cannot be read: {error}") from None
+    _, questions = prompt_sets.file_rows(path)
     for number, question in enumerate(questions, start=1):
         turns = question.get("turns") if isinstance(question, dict) else None
         if not (isinstance(turns, list) and turns and all(isinstance(turn, str) and turn.strip() for turn in turns)):

@@ -4,9 +4,6 @@ import io
 import re
 from collections.abc import Sequence
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from jax_backtrack.safety.measures import Measure
 from jax_backtrack.safety.tradeoff import Point
 
@@ -15,8 +12,7 @@ _COLOURS = "#4269d0 #ff725c #3ca951 #a463f2 #efb118 #97bbf5".split()  # told apa
 
 def trade_off(points_of_models: dict[str, Sequence[Point]]) -> str:
     """Share of unsafe replies over share of false resets, a line for each model and a mark for each bias."""
-    figure = Figure(figsize=(6, 4))
-    axes = figure.subplots()
+    figure, axes = _empty(6, 4)
     for (model, found), colour in zip(points_of_models.items(), _repeated(len(points_of_models)), strict=True):
         x = [100 * point.false_resets[1].value for point in found]
         y = [100 * point.unsafe[1].value for point in found]
@@ -30,8 +26,7 @@ def trade_off(points_of_models: dict[str, Sequence[Point]]) -> str:
 
 def bars(groups: dict[str, dict[str, Measure]], unit: str) -> str:
     """Groups of bars with intervals: group -> model -> share."""
-    figure = Figure(figsize=(7.5, 0.6 + 0.3 * sum(map(len, groups.values())) + 0.3 * len(groups)))
-    axes = figure.subplots()
+    figure, axes = _empty(7.5, 0.6 + 0.3 * sum(map(len, groups.values())) + 0.3 * len(groups))
     models = list(dict.fromkeys(model for group in groups.values() for model in group))
     colours = dict(zip(models, _repeated(len(models)), strict=True))
     place, ticks, labelled = 0.0, [], set()
@@ -56,7 +51,16 @@ def _repeated(count: int) -> list[str]:
     return [_COLOURS[number % len(_COLOURS)] for number in range(count)]
 
 
-def _svg(figure: Figure) -> str:
+def _empty(width: float, height: float):
+    from matplotlib.figure import Figure  # takes a fifth of a second, which commands without plots should not cost
+
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots()
+
+
+def _svg(figure) -> str:
+    import matplotlib
+
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

@@ -12,25 +12,22 @@ from rich import box
 from rich.table import Table
 
 from jax_backtrack.errors import InputError, nearest
-from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.progress import console
-from jax_backtrack.recipe import check, load_model
+from jax_backtrack.recipe import check
 from jax_backtrack.safety import evaluation, plots, sets
-from jax_backtrack.safety.asked import UNSAFE_FROM, Asked, is_unsafe
+from jax_backtrack.safety.asked import Asked, has_reset, is_refused, is_shown_unsafe, is_unsafe
 from jax_backtrack.safety.cells import cell, in_line
-from jax_backtrack.safety.compare import remembering_load, sampler
+from jax_backtrack.safety.compare import Stages, sampler
 from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
 from jax_backtrack.safety.measures import Measure, over_seeds, reduction_over_seeds
-from jax_backtrack.safety.refusals import is_refusal
-from jax_backtrack.sharding import make_mesh
-from jax_backtrack.training.loop import refuse_other_recipe, train
+from jax_backtrack.training.loop import refuse_other_recipe
 
 _SCALES = ("small", "full")
 _MEASURES = {
     "unsafe": is_unsafe,
-    "shown_unsafe": lambda answer: answer.shown_unsafe >= UNSAFE_FROM,
-    "refused": lambda answer: is_refusal(answer.reply.text),
-    "reset": lambda answer: answer.reply.resets > 0,
+    "shown_unsafe": is_shown_unsafe,
+    "refused": is_refused,
+    "reset": has_reset,
     "tokens": lambda answer: answer.reply.tokens,
 }
 _HARMFUL, _HARMLESS = ("unsafe", "shown_unsafe", "reset", "tokens"), ("refused", "reset", "tokens")
@@ -47,10 +44,9 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
     stages = {name: _stage(config, name) for name in config.order}
     for stage in stages.values():
         check(stage)
-    judge, load_once = sets.make_judge(config.judge), remembering_load()
+    judge, models_of = sets.make_judge(config.judge), Stages()
     read = {name: sets.read_sets(stage) for name, stage in stages.items()}
     found: dict[str, list[Evaluation]] = {name: [] for name in config.order}
-    trained_now = set()
     results = {}
     for seed in config.seeds:
         for name in config.order:
@@ -69,19 +65,9 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
                 found[name].append(models[name])
                 console.print(f"{folder} is evaluated already: nothing to do", highlight=False)
                 continue
-            if stage.train.steps:
-                if not (folder / EXPORT).exists():
-                    trained_now.add(str(folder))
-                elif stage.model.path in trained_now:
-                    raise InputError(
-                        f"{folder} began from an earlier {stage.model.path}: remove it, to train it anew too"
-                    )
-                model, tokenizer = train(stage, folder, load_once)
-            else:
-                model, tokenizer = load_model(stage, stage.model.path, make_mesh(**stage.mesh), load=load_once)
-            asked = sampler(stage, model, tokenizer)
+            asked = sampler(stage, *models_of.model(stage, folder))
             found[name].append(sets.evaluate_sets(stage, asked, judge, read[name], name, folder))
-            del model, asked
+            del asked
         results = summary(found, config.baselines.to_dict())
         _write(results, config, judge.name, workdir)
         show(results)

@@ -14,7 +14,7 @@ from jax_backtrack.hub.load import load
 from jax_backtrack.progress import console, progress_bar, share_bar
 from jax_backtrack.safety import evaluation, fitted, page, perplexity
 from jax_backtrack.safety.asked import Condition, ask
-from jax_backtrack.safety.cells import HEADINGS, cell
+from jax_backtrack.safety.cells import HEADINGS, cell, in_line
 from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
 from jax_backtrack.safety.gcg import Attack, Objective, Settings
 from jax_backtrack.safety.judge import Judge
@@ -140,8 +140,8 @@ def show(models: dict[str, Evaluation], judge: str) -> None:
     console.print(table)
     for model, found in models.items():
         for kind, measure in found.perplexity.items():
-            value, interval = cell(measure, "perplexity")
-            console.print(f"{model}: perplexity of {measure.count} held-out {kind} replies {value} ({interval})")
+            shown = in_line(measure, "perplexity")
+            console.print(f"{model}: perplexity of {measure.count} held-out {kind} replies {shown}")
 
 
 def compare_evaluations(folders: Sequence[Path], workdir: Path) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from jax_backtrack.safety.asked import Asked, is_unsafe
+from jax_backtrack.safety.asked import Asked, has_reset, is_unsafe
 from jax_backtrack.safety.measures import Measure, rate
 
 
@@ -27,7 +27,7 @@ def points(asked: Sequence[Asked]) -> list[Point]:
         here = [one for one in asked if one.condition.reset_bias == bias]
         unsafe, resets = [[], []], [[], []]
         for one in here:
-            hits = one.hits(is_unsafe if one.harmful else lambda answer: answer.reply.resets > 0)
+            hits = one.hits(is_unsafe if one.harmful else has_reset)
             for half in (0, 1):
                 (unsafe if one.harmful else resets)[half].extend(hits[half::2])
         if all(map(len, (*unsafe, *resets))):

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from jax_backtrack import hosts
 from jax_backtrack.data import examples as examples_lib
 from jax_backtrack.data import held_out
-from jax_backtrack.data import sources as sources_lib
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.data.rows import PackedRows, TreeSource, batches
 from jax_backtrack.data.share import Share
@@ -25,7 +24,15 @@ from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models.adapters import merge_adapters, split
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console, progress_bar
-from jax_backtrack.recipe import add_adapters, check_length, check_sizes, check_training, load_model, step_plan
+from jax_backtrack.recipe import (
+    add_adapters,
+    check_length,
+    check_sizes,
+    check_training,
+    load_model,
+    read_data,
+    step_plan,
+)
 from jax_backtrack.sharding import make_mesh, rows_sharding
 from jax_backtrack.training.agreement import agree_on_data, agree_on_start, check_shared
 from jax_backtrack.training.checkpoints import Checkpoints, newest_step
@@ -137,13 +144,7 @@ def _read(config: ConfigDict) -> list[tuple[str, list[Preference], Report, int]]
     for path, utility in ((config.data.path, False), (config.data.utility_path, True)):
         if path:
             with console.status(f"reading {path}"):
-                preferences, report = sources_lib.read(
-                    path,
-                    utility=utility,
-                    split=config.data.split,
-                    format=config.data.format or None,
-                    limit=config.data.limit or None,
-                )
+                preferences, report = read_data(config, utility=utility)
             preferences = held_out.for_training(preferences, asked, config.data.held_out, report)
             read.append((path, preferences, report, config.data.utility_passes if utility else 1))
     return read

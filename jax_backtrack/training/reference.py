@@ -57,10 +57,33 @@ def reference_margins(
     progress(len(needed) - len(missing))
     if not missing:
         return result, 0
+    result[missing] = 0
+    result[missing, : source.recipe.pairs] = tree_margins(
+        model, source, missing, row_length=row_length, batch_rows=batch_rows, chunk=chunk, progress=progress
+    )
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        writing = file.with_suffix(".writing.npy")
+        np.save(writing, result)
+        writing.rename(file)
+    return result, len(missing)
+
+
+def tree_margins(
+    model: Transformer,
+    source: TreeSource,
+    indices: Sequence[int],
+    *,
+    row_length: int,
+    batch_rows: int,
+    chunk: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Margins of the pairs of these examples' trees in the first epoch, float32 `[len(indices), pairs]`. In SFT the one
+    pair of a tree is the weighted sum of its scores. Of several processes all must call this, and all get the same."""
     graph, params = nnx.split(model)
-    packed = [row.members for row in source.plan_rows(0, missing, row_length)]
-    pairs = source.recipe.pairs
-    mesh = model.compute.mesh
+    packed = [row.members for row in source.plan_rows(0, indices, row_length)]
+    pairs, mesh, found = source.recipe.pairs, model.compute.mesh, {}
     share = Share(rows_sharding(mesh), batch_rows) if mesh else None
     for start in range(0, len(packed), batch_rows):
         members = packed[start : start + batch_rows]
@@ -68,15 +91,9 @@ def reference_margins(
         batch = stack([pack([source.tree(0, index) for index in row], row_length) for row in held])
         margin_BxS = on_host(margins(graph, params, share.put(batch) if share else batch, chunk))
         for number, row in enumerate(members):
-            result[row] = 0
-            result[row, :pairs] = margin_BxS[number, : len(row) * pairs].reshape(-1, pairs)
+            found.update(zip(row, margin_BxS[number, : len(row) * pairs].reshape(-1, pairs), strict=True))
         progress(sum(map(len, members)))
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        writing = file.with_suffix(".writing.npy")
-        np.save(writing, result)
-        writing.rename(file)
-    return result, len(missing)
+    return np.array([found[index] for index in indices])
 
 
 def _read(file: Path, examples: int) -> np.ndarray:
