@@ -66,6 +66,10 @@ def get_config() -> ConfigDict:
     config.train.warmup_steps = 5  # updates
     config.train.weight_decay = 0.0  # AdamW's, on matrices
     config.train.clip_norm = 1.0  # global norm that gradients are clipped to
+    # Norm of the gradient, before clipping, above which a batch is skipped; 0 for any finite norm. Where the loss or
+    # the gradient is not finite, it always is.
+    config.train.skip_above_norm = 0.0
+    config.train.max_skipped = 3  # batches that may be skipped in a run; one more ends it
     config.train.beta = 0.1  # DPO's; larger holds the model closer to its reference
     # Added to DPO's loss: this times the mean negative score of the chosen sides, which keeps them likely while the
     # rejected ones fall (Pang et al. 2024, arXiv 2404.19733). 0 is the standard loss.
@@ -79,7 +83,8 @@ def get_config() -> ConfigDict:
     # up to a third more work.
     config.train.remat = "none"
     config.train.checkpoint_every = 100  # updates; 0 for no checkpoints, only the export at the end
-    config.train.keep_checkpoints = 2  # newest ones kept
+    config.train.keep_checkpoints = 2  # newest ones kept; where the newest is damaged, the one before it is taken
+    config.train.keep_every = 0  # updates; of its multiples checkpoints are kept for good; 0 for none
 
     config.mesh = ConfigDict()
     # Devices along each axis: rows lie along data and fsdp, parameters along fsdp and tensor, and only data crosses

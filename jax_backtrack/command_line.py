@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from jax_backtrack import hosts, plan
+from jax_backtrack import hosts, interruption, plan
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.progress import console
@@ -17,9 +17,11 @@ from jax_backtrack.sampling import files
 from jax_backtrack.sampling.chat import chat, typed_lines
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.sharding import make_mesh
+from jax_backtrack.training.checkpoints import DamagedCheckpoint
 from jax_backtrack.training.loop import train
 
 _PLANS = "runs/plan"
+_INTERACTIVE = ("chat",)  # Ctrl-C ends a reply there
 
 
 def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
@@ -63,7 +65,8 @@ def run(
     compared: Sequence[str] = (),
     placement: tuple = (None, None, None),
 ) -> int:
-    """Runs one mode and returns the exit code: 0, or 2 after an error of the user's input.
+    """Runs one mode and returns the exit code: 0, or 2 after an error of the user's input. Where the same command goes
+    on it is 130 after Ctrl-C, and `interruption.RESTART` after a SIGTERM and where a launcher should start it again.
 
     placement: coordinator, processes and process, as `hosts.start` takes them. Of several processes one that meets an
     error ends here, with the same code, and the others with it.
@@ -87,23 +90,31 @@ def run(
         if mode != "train" and hosts.asked_for(*placement):
             raise InputError(f"--mode={mode} runs on one host; of several, only --mode=train can make use")
         hosts.start(*placement)
+        if mode not in _INTERACTIVE:
+            interruption.catch()
         MODES[mode](config, Path(workdir), {"plan": topology, "evaluate": compared}.get(mode, prompts))
         hosts.finish()
     except (InputError, FloatingPointError, OSError) as error:
         _say_error(error)
         hosts.leave(2, error)
         return 2
+    except (interruption.Interrupted, DamagedCheckpoint) as stop:
+        _say_error(stop, "stopped")
+        hosts.leave(stop.code, stop)
+        return stop.code
     except BaseException as error:
         hosts.leave_with_traceback(error)
         raise
+    finally:
+        interruption.release()
     return 0
 
 
-def _say_error(error: object) -> None:
+def _say_error(error: object, word: str = "error") -> None:
     if hosts.several():
-        print(f"error: {hosts.label()}: {error}", file=sys.stderr, flush=True)
+        print(f"{word}: {hosts.label()}: {error}", file=sys.stderr, flush=True)
     else:
-        console.print(f"error: {error}", style="bold red", highlight=False, markup=False)
+        console.print(f"{word}: {error}", style="bold red", highlight=False, markup=False)
 
 
 def _train(config: ConfigDict, workdir: Path, _prompts) -> None:

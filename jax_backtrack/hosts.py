@@ -148,6 +148,12 @@ def failing(error: BaseException) -> None:
     _watch.end_within(_FAILING, f"{type(error).__name__}: {_one_line(error)}")
 
 
+def end_with_another() -> None:
+    """Ends this process if another one has ended, which may take some seconds to show; returns if none has."""
+    if _watch:
+        _watch.end_with_another()
+
+
 def leave_with_traceback(error: BaseException) -> None:
     """`leave` for an error that is not the user's, which another process's end may have brought about."""
     if not _watch:

@@ -51,6 +51,9 @@ _AT_LEAST = {
     "train.score_chunk": 1,
     "train.checkpoint_every": 0,
     "train.keep_checkpoints": 1,
+    "train.keep_every": 0,
+    "train.skip_above_norm": 0,
+    "train.max_skipped": 0,
     "sample.max_new_tokens": 1,
     "sample.temperature": 0,
     "sample.top_k": 0,
@@ -177,6 +180,7 @@ def step_plan(config: ConfigDict, reset_id: int | None) -> StepPlan:
         first_moment_dtype=train.first_moment_dtype,
         second_moment_dtype=train.second_moment_dtype,
         reset_row_rate=train.reset_row_rate,
+        skip_above_norm=train.skip_above_norm,
     )
 
 

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict
@@ -11,9 +10,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from jax_backtrack import hosts
-from jax_backtrack.data.examples import content_hash
 from jax_backtrack.errors import InputError
-from jax_backtrack.trees import Example
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
 _SHARED_WITHIN = 60  # seconds until a file that one host wrote must be seen by the others
@@ -28,10 +25,9 @@ def agree_on_start(config: ConfigDict, finished: bool, step: int | None) -> None
     hosts.agree(facts | {"the step to resume from": found})
 
 
-def agree_on_data(examples: Sequence[Example]) -> None:
-    """Compares what was read and encoded."""
-    if hosts.several():
-        hosts.agree({"the data": f"{len(examples)} examples with hash {content_hash(examples)}"})
+def agree_on_data(examples: int, content: str) -> None:
+    """Compares how many examples were read and encoded, and the hash of what is in them."""
+    hosts.agree({"the data": f"{examples} examples with hash {content}"})
 
 
 def check_shared(file: Path) -> None:

@@ -1,46 +1,146 @@
-"""Checkpoints: the training state and the data position, saved together and restored together."""
+"""Checkpoints: training state, data position and recipe, saved together and restored together."""
 
+import contextlib
+import dataclasses
+import itertools
+import json
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
+from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
+from jax_backtrack import hosts
+from jax_backtrack.errors import InputError
+from jax_backtrack.interruption import RESTART
+from jax_backtrack.progress import console
+from jax_backtrack.training.checksum import checksum
 from jax_backtrack.training.step import TrainState
 
 _FOLDER = "checkpoints"
+_SAID = 120  # characters of the beginning and of the end of a long message
+_ASIDE = "damaged"  # ending of the name of a checkpoint that was set aside
+
+
+class DamagedCheckpoint(Exception):
+    """One of several hosts has set the newest checkpoint aside. With `code` as its exit code a run is started again."""
+
+    code = RESTART
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """state: of the training behind `step`; data_position: of what comes next; data: its hash; recipe: its fields."""
+
+    step: int
+    state: TrainState
+    data_position: dict
+    data: str
+    recipe: dict
 
 
 def newest_step(workdir: Path) -> int | None:
     """Step of the newest checkpoint in a workdir, or None. Asks no other process; unfinished ones have other names."""
-    return max((int(path.name) for path in (workdir / _FOLDER).glob("*") if path.name.isdigit()), default=None)
+    return max(_steps(workdir / _FOLDER), default=None)
 
 
 class Checkpoints:
     """The folder `checkpoints/` of a workdir, by Orbax: asynchronous, each one whole or not there at all.
 
-    Of several processes each writes what its devices hold; all must call the same methods.
+    data: a hash of all data, that each checkpoint keeps. Of several processes each writes what its devices hold; all
+    must call the same methods. OSError where one cannot be written; those before it stay as they are.
     """
 
-    def __init__(self, workdir: Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(epath.Path(workdir).resolve() / _FOLDER, options=options)
+    def __init__(self, workdir: Path, config: ConfigDict, data: str):
+        self._folder = workdir.resolve() / _FOLDER
+        self._facts = {"recipe": json.loads(config.to_json()), "data": data}
+        policies = [preserve.LatestN(config.train.keep_checkpoints)]
+        if config.train.keep_every:
+            policies.append(preserve.EveryNSteps(config.train.keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preserve.AnyPreservationPolicy(policies), create=True, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, state: TrainState, data_position: dict) -> None:
-        """Starts saving; training may go on."""
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data_position=ocp.args.JsonSave(data_position)
-        )
-        self._manager.save(step, args=arguments, force=True)
+        """Starts saving; training may go on. Raises what the save before this one met."""
+        facts = self._facts | {"data_position": data_position, "checksum": checksum(state)}
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts))
+        try:
+            self._manager.save(step, args=arguments, force=True)
+        except Exception as error:
+            raise self._unwritten(error) from error
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
-        """The state at a step, sharded as `like` is, and the data position that belongs to it."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data_position=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=arguments)
-        return restored.state, restored.data_position
+    def restore(self, like: TrainState) -> Restored | None:
+        """The newest checkpoint that is whole, sharded as `like` is, whatever devices wrote it; None if there is none.
+
+        Damaged ones are named and set aside under another name, once one before them was found whole. Several hosts
+        cannot look further: DamagedCheckpoint is raised, and their next start looks. InputError where none is whole.
+        """
+        damaged = {}
+        for step in sorted(_steps(self._folder), reverse=True):
+            try:
+                restored = self._restore(step, like)
+                break
+            except Exception as error:
+                damaged[step] = f"checkpoint {self._folder / str(step)} is damaged ({_first_line(error)})"
+                if hosts.several():
+                    hosts.end_with_another()
+                    self._set_aside(step)
+                    raise DamagedCheckpoint(
+                        f"{damaged[step]} and was set aside; the same command goes on from the one before it"
+                    ) from error
+        else:
+            damaged |= {path.name: f"{path} was set aside" for path in self._folder.glob(f"*.{_ASIDE}*")}
+            if damaged:
+                raise InputError(f"{'; '.join(damaged.values())}. None is whole: use another workdir to begin anew")
+            return None
+        for step, reason in damaged.items():
+            aside = self._set_aside(step)
+            console.print(f"{reason} and set aside as {aside.name}", style="yellow", highlight=False, markup=False)
+        self._manager.reload()
+        return restored
 
     def close(self) -> None:
         """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(error) from error
+        finally:
+            self._manager.close()
+
+    def _restore(self, step: int, like: TrainState) -> Restored:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore())
+        found = self._manager.restore(step, args=arguments)
+        if checksum(found.state) != found.facts["checksum"]:
+            raise ValueError("its numbers are not those that were saved")
+        facts = {name: found.facts[name] for name in ("data_position", "data", "recipe")}
+        return Restored(step, found.state, **facts)
+
+    def _set_aside(self, step: int) -> Path:
+        names = (self._folder / f"{step}.{_ASIDE}{number or ''}" for number in itertools.count())
+        aside = next(name for name in names if not name.exists())
+        with contextlib.suppress(FileNotFoundError):  # where another host did it
+            (self._folder / str(step)).rename(aside)
+        return aside
+
+    def _unwritten(self, error: Exception) -> OSError:
+        step = max(_steps(self._folder), default=None)
+        kept = "no checkpoint is there yet" if step is None else f"the newest whole one is of step {step}"
+        return OSError(
+            f"a checkpoint cannot be written to {self._folder} ({_first_line(error)}); {kept}. "
+            "Once there is room, the same command goes on from there"
+        )
+
+
+def _steps(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, shortened: those of array storage go on for pages, and name the cause last."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return said if len(said) <= 2 * _SAID else f"{said[:_SAID]} ... {said[-_SAID:]}"

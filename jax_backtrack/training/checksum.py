@@ -1,27 +1,26 @@
-"""A fingerprint of parameters, computed where they lie: the same on one device and on many, and nothing is gathered."""
+"""A fingerprint of arrays, computed where they lie: the same on one device and on many, and nothing is gathered."""
 
 import functools
 import hashlib
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 _LANES = (0x9E3779B9, 0x85EBCA6B)  # seeds of two 32-bit sums, which together make 64 bits
 
 
-def checksum(params: nnx.State) -> str:
-    """A hash of names, shapes, dtypes and bits of the parameters; depends on where each element stands.
+def checksum(tree) -> str:
+    """A hash of names, shapes, dtypes and bits of a tree's arrays; depends on where each element stands.
 
     Every process of a run must call this; each gets the same. It finds any change of one element, and other changes,
     such as two elements or two layers exchanged, unless 64 bits agree by chance. It is no defence against intent.
     """
-    flat = nnx.to_flat_state(params)
-    layered = tuple("blocks" in map(str, path) for path, _ in flat)
-    sums = jax.device_get(_sums([param[...] for _, param in flat], layered))
+    flat = [(jax.tree_util.keystr(path), array) for path, array in jax.tree_util.tree_leaves_with_path(tree)]
+    layered = tuple("blocks" in path for path, _ in flat)
+    sums = jax.device_get(_sums([array for _, array in flat], layered))
     digest = hashlib.blake2b(digest_size=16)
-    for (path, param), lanes in zip(flat, sums, strict=True):
-        digest.update(f"{path} {param.shape} {param.dtype} {[int(lane) for lane in lanes]}\n".encode())
+    for (path, array), lanes in zip(flat, sums, strict=True):
+        digest.update(f"{path} {array.shape} {array.dtype} {[int(lane) for lane in lanes]}\n".encode())
     return digest.hexdigest()
 
 

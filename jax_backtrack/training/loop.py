@@ -1,7 +1,6 @@
 """Trains a model by a recipe: data, reference margins, steps, checkpoints, export."""
 
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jax_backtrack import hosts
+from jax_backtrack import hosts, interruption
 from jax_backtrack.data import examples as examples_lib
 from jax_backtrack.data import held_out
 from jax_backtrack.data.preferences import Preference, Report
@@ -51,9 +50,10 @@ def train(
     """Runs the recipe's training in `workdir`, from its newest checkpoint if there is one; gives the trained model.
 
     A finished workdir is loaded and left as it is. Leaves `config.json`, `metrics.jsonl`, `tensorboard/`,
-    `checkpoints/` and `export/`. Raises InputError where the workdir belongs to another recipe, and FloatingPointError
-    where the loss is not finite, naming the step and the rows of the data. `load` may be one that remembers models.
-    Of several processes all must call this, with a workdir that they share; the first one writes.
+    `checkpoints/` and `export/`. Raises InputError where the workdir belongs to another recipe, FloatingPointError
+    where more batches had to be skipped than `train.max_skipped`, naming their steps and rows of the data, and
+    Interrupted behind a checkpoint where a signal asks for an end (`interruption.catch`). `load` may be one that
+    remembers models. Of several processes all must call this, with a workdir that they share; the first one writes.
     """
     check_training(config)
     finished, latest = (workdir / EXPORT).exists(), newest_step(workdir)
@@ -80,7 +80,8 @@ def train(
         reset_weight=config.train.reset_weight,
     )
     examples = _encode(sources, tokenizer, recipe, config)
-    agree_on_data(examples)
+    data = examples_lib.content_hash(examples)
+    agree_on_data(len(examples), data)
     trees = TreeSource(examples, recipe, config.data.seed)
     _write_recipe(workdir, config)
     rows = PackedRows(trees, config.train.row_length, config.train.steps * config.train.batch_rows)
@@ -89,7 +90,7 @@ def train(
     if config.objective == "dpo":
         rows.reference_margins = _reference(config, workdir, model, trees, rows.examples())
     add_adapters(config, model, tokenizer.reset_id)  # behind the reference, which is the model without them
-    _run_steps(config, workdir, mesh, model, tokenizer, rows, latest)
+    _run_steps(config, workdir, mesh, model, tokenizer, rows, data)
     merge_adapters(model)
     save(model, tokenizer, workdir / EXPORT, recipe=config)
     console.print(f"model in [bold]{workdir / EXPORT}[/], metrics in {workdir / 'metrics.jsonl'}", highlight=False)
@@ -101,7 +102,10 @@ def refuse_other_recipe(workdir: Path, config: ConfigDict, also: tuple[str, ...]
     path = workdir / _RECIPE_FILE
     if not path.exists():
         return
-    theirs = json.loads(path.read_text())
+    _refuse_difference(workdir, config, json.loads(path.read_text()), also)
+
+
+def _refuse_difference(workdir: Path, config: ConfigDict, theirs: dict, also: tuple[str, ...] = ()) -> None:
     if differing := sorted(_differing(json.loads(config.to_json()), theirs, (*_DECISIVE, *also))):
         raise InputError(f"{workdir} was begun with other settings ({', '.join(differing)}): use another workdir")
 
@@ -188,35 +192,42 @@ def _run_steps(
     model: Transformer,
     tokenizer: ChatTokenizer,
     rows: PackedRows,
-    latest: int | None,
+    data: str,
 ) -> None:
-    """Trains the model in place, from the checkpoint of step `latest` if there is one."""
+    """Trains the model in place, from the workdir's newest checkpoint if there is one; `data` is a hash of it all."""
     plan = step_plan(config, tokenizer.reset_id)
     batch_rows = config.train.batch_rows
     graph, trained, frozen = split(model)
     state = init_state(trained, plan)
     train_step = compile_step(graph, plan, state)
     share = Share(rows_sharding(mesh), batch_rows)
-    data = batches(rows, batch_rows, share.rows)
-    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints) if config.train.checkpoint_every else None
-    first_step = 0
-    if checkpoints and latest is not None:
-        state, position = checkpoints.restore(latest, state)
-        data.set_state(position)
-        first_step = latest
-        console.print(f"resumed from step {latest}")
+    fed = batches(rows, batch_rows, share.rows)
+    checkpoints = Checkpoints(workdir, config, data) if config.train.checkpoint_every else None
+    first_step = skipped = 0
+    if checkpoints and (restored := checkpoints.restore(state)):
+        _refuse_difference(workdir, config, restored.recipe)
+        if restored.data != data:
+            raise InputError(f"the data is not what {workdir} was begun with: bring it back, or use another workdir")
+        state, first_step, skipped = restored.state, restored.step, int(restored.state.skipped)
+        fed.set_state(restored.data_position)
+        console.print(f"resumed from step {first_step}")
     writer = MetricsWriter(workdir, first_step + 1)
     started = time.perf_counter()
 
     def report(step: int, metrics: dict, advance) -> None:
         """Fetches the metrics of a step, when the next one is running already."""
+        nonlocal skipped
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(numbers["loss"]) or not math.isfinite(numbers["grad_norm"]):
+        if numbers["skipped"] > skipped:
+            skipped = int(numbers["skipped"])
             origins = [each for row in range((step - 1) * batch_rows, step * batch_rows) for each in rows.origins(row)]
-            raise FloatingPointError(
+            what = (
                 f"step {step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; its batch holds "
-                f"{'; '.join(origins)}. Nothing of this step was saved"
+                f"{'; '.join(origins)}. It was skipped, as {skipped} in all"
             )
+            if skipped > config.train.max_skipped:
+                raise FloatingPointError(f"{what}, and train.max_skipped is {config.train.max_skipped}")
+            console.print(what, style="yellow", highlight=False, markup=False)
         numbers["seconds"] = time.perf_counter() - started
         writer.write(step, numbers)
         shown = [f"loss {numbers['loss']:.3f}"]
@@ -226,20 +237,26 @@ def _run_steps(
     last_step = len(rows) // batch_rows
     pending = None
     try:
-        with progress_bar(f"{config.objective} steps", last_step, first_step) as advance:
+        with interruption.deferred(), progress_bar(f"{config.objective} steps", last_step, first_step) as advance:
             for step in range(first_step + 1, last_step + 1):
                 with jax.transfer_guard("disallow"):
-                    batch = share.put(Batch(**next(data)))
+                    batch = share.put(Batch(**next(fed)))
                     state, metrics = train_step(state, frozen, batch)
                 if pending:
                     report(*pending, advance)
                 pending = step, metrics
-                if checkpoints and (step % config.train.checkpoint_every == 0 or step == last_step):
+                end = interruption.asked(step)
+                if checkpoints and (step % config.train.checkpoint_every == 0 or step == last_step or end):
                     report(*pending, advance)
                     pending = None
-                    checkpoints.save(step, state, data.get_state())
+                    checkpoints.save(step, state, fed.get_state())
+                if end:
+                    left = f"step {step} is saved" if checkpoints else "nothing is saved, train.checkpoint_every is 0"
+                    raise interruption.Interrupted(end, left)
             if pending:
                 report(*pending, advance)
+    except interruption.Interrupted:
+        raise
     except BaseException as error:
         hosts.failing(error)
         raise

@@ -33,6 +33,7 @@ class StepPlan:
     first_moment_dtype: str = "float32"
     second_moment_dtype: str = "float32"
     reset_row_rate: float = 1.0
+    skip_above_norm: float = 0.0
 
     def schedule(self) -> optax.Schedule:
         """Linear warm-up to `learning_rate` at update `warmup_steps + 1`, then cosine decay to a tenth at the last."""
@@ -58,9 +59,11 @@ class StepPlan:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: int32 scalar, updates done so far; params: the model's; optimizer: optax's state."""
+    """step: int32 scalar, batches so far; skipped: int32 scalar, those of them that changed nothing; params: the
+    model's; optimizer: optax's state."""
 
     step: jax.Array
+    skipped: jax.Array
     params: nnx.State
     optimizer: optax.OptState
 
@@ -85,12 +88,12 @@ def state_shardings(params: nnx.State, plan: StepPlan) -> TrainState:
         places,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(everywhere, places, moments)
+    return TrainState(everywhere, everywhere, places, moments)
 
 
 def new_state(params: nnx.State, plan: StepPlan) -> TrainState:
     """The state before the first step; traceable."""
-    return TrainState(jnp.zeros((), jnp.int32), params, plan.optimizer().init(params))
+    return TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), params, plan.optimizer().init(params))
 
 
 def init_state(params: nnx.State, plan: StepPlan) -> TrainState:
@@ -105,20 +108,31 @@ def compile_step(
     """The jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state and leaves it where it lies.
 
     `frozen` are the parameters beside the state's, which are not trained; an empty state where all are. Metrics are
-    those of `batch_gradients`, and `grad_norm` (before clipping), `learning_rate` and `scored_tokens`.
+    those of `batch_gradients`, and `grad_norm` (before clipping), `learning_rate`, `scored_tokens` and `skipped`.
+
+    A batch whose loss or gradient is not finite, or whose gradient's norm is above `plan.skip_above_norm` (0: any norm
+    will do), changes nothing but the counts `step` and `skipped`.
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     optimizer, gradients_of = plan.optimizer(), batch_gradients(graph, plan, places.params)
 
     def step(state: TrainState, frozen: nnx.State, batch: Batch):
         gradients, metrics = gradients_of(state.params, frozen, batch)
+        norm = optax.tree.norm(gradients)
+        usable = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        if plan.skip_above_norm:
+            usable &= norm <= plan.skip_above_norm
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        changed = optax.apply_updates(state.params, updates), moments
+        params, moments = jax.tree.map(functools.partial(jnp.where, usable), changed, (state.params, state.optimizer))
+        skipped = state.skipped + ~usable
         metrics |= {
-            "grad_norm": optax.tree.norm(gradients),
-            "learning_rate": plan.schedule()(state.step),
+            "grad_norm": norm,
+            "learning_rate": plan.schedule()(state.step - state.skipped),
             "scored_tokens": jnp.sum(batch.rows.weight != 0),
+            "skipped": skipped,
         }
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
+        return TrainState(state.step + 1, skipped, params, moments), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(places, places.step))
 

@@ -1,0 +1,222 @@
+"""Checkpoints that are damaged, cannot be written, or are asked for by a signal: nothing is lost, and what goes on ends
+bit for bit where an undisturbed run does."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from jax_backtrack import command_line, interruption
+from jax_backtrack.errors import InputError
+from jax_backtrack.training.checkpoints import newest_step
+from jax_backtrack.training.loop import train
+from tests import processes
+from tests.test_hosts import assert_same_run, end_of, flags_of, start_both
+from tests.test_training import base, recipe, run_main  # noqa: F401
+
+FIELDS = dict(steps=8, row_length=128, checkpoint_every=2, keep_checkpoints=3)
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):  # noqa: F811
+    """The workdir of an undisturbed run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    train(recipe(base, **FIELDS), workdir)
+    return workdir
+
+
+@pytest.fixture
+def cut_short(whole, tmp_path):
+    """The same, as if killed behind its last checkpoint."""
+    workdir = shutil.copytree(whole, tmp_path / "w")
+    shutil.rmtree(workdir / "export")
+    return workdir
+
+
+def steps(workdir) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def largest_file(workdir, step: int):
+    files = (path for path in (workdir / "checkpoints" / str(step)).rglob("*") if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def cut_off(workdir, step: int) -> None:
+    file = largest_file(workdir, step)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_bit(workdir, step: int) -> None:
+    file = largest_file(workdir, step)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 8
+    file.write_bytes(data)
+
+
+def take_facts(workdir, step: int) -> None:
+    shutil.rmtree(workdir / "checkpoints" / str(step) / "facts")
+
+
+def change_a_number(workdir, step: int) -> None:
+    """A checkpoint that Orbax finds nothing wrong with: the state is that of another step."""
+    folder = workdir / "checkpoints"
+    shutil.rmtree(folder / str(step) / "state")
+    shutil.copytree(folder / str(step - 2) / "state", folder / str(step) / "state")
+
+
+@pytest.mark.parametrize("damage", [cut_off, flip_a_bit, take_facts, change_a_number])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(base, whole, cut_short, capsys, damage):  # noqa: F811
+    damage(cut_short, 8)
+    capsys.readouterr()
+    train(recipe(base, **FIELDS), cut_short)
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"checkpoint \S*checkpoints/8 is damaged \(.+\) and set aside as 8\.damaged", said), said
+    assert "resumed from step 6" in said
+    assert_same_run(whole, cut_short)
+    assert (cut_short / "checkpoints" / "8.damaged").is_dir() and steps(cut_short) == [4, 6, 8]
+
+
+def test_where_none_is_whole_nothing_is_begun_anew(base, cut_short):  # noqa: F811
+    for step in steps(cut_short):
+        cut_off(cut_short, step)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"checkpoints/8 is damaged .*checkpoints/4 is damaged .*another workdir"):
+            train(recipe(base, **FIELDS), cut_short)
+    assert steps(cut_short) == [4, 6, 8]
+
+
+def test_a_checkpoint_knows_its_recipe_and_its_data(base, cut_short, tmp_path):  # noqa: F811
+    (cut_short / "config.json").unlink()
+    with pytest.raises(InputError, match=r"other settings \(train.learning_rate\)"):
+        train(recipe(base, **FIELDS | {"learning_rate": 1e-4}), cut_short)
+    rows = tmp_path / "rows.jsonl"
+    pairs = [{"prompt": f"Question {number}?", "chosen": "Yes.", "rejected": "No."} for number in range(20)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    config = recipe(base, **FIELDS)
+    config.data.path = str(rows)
+    train(config, tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "export")
+    pairs[3]["chosen"] = "Maybe."
+    rows.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    with pytest.raises(InputError, match=r"the data is not what .* was begun with"):
+        train(config, tmp_path / "other")
+
+
+def test_multiples_are_kept_for_good(base, tmp_path):  # noqa: F811
+    train(recipe(base, **FIELDS | dict(keep_checkpoints=1, keep_every=4, checkpoint_every=1)), tmp_path)
+    assert steps(tmp_path) == [4, 8]
+
+
+# main.py where no file may grow beyond so many bytes, as on a disk that is full.
+SMALL_FILES = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+sys.argv[0] = "main.py"
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+def test_a_full_disk_ends_the_run_and_nothing_is_lost(base, whole, cut_short):  # noqa: F811
+    """The limit lets through what is small, and no checkpoint."""
+    shutil.rmtree(cut_short / "checkpoints" / "8")
+    before = {path: path.read_bytes() for path in (cut_short / "checkpoints").rglob("*") if path.is_file()}
+    size = largest_file(cut_short, 6).stat().st_size
+    command = ["-c", SMALL_FILES, size // 2, *flags_of(base, cut_short, **FIELDS)]
+    output = (process := processes.start(*command, stderr=subprocess.STDOUT)).communicate(timeout=300)[0]
+    said = " ".join(output.split())
+    assert process.returncode == 2, output
+    # Orbax's threads have said a lot before it.
+    assert re.search(
+        r"error: a checkpoint cannot be written to \S+ \(.* File too large .*\); the newest whole one is of step 6\. "
+        r"Once there is room, the same command goes on from there$",
+        said,
+    ), output
+    assert all(path.read_bytes() == content for path, content in before.items())
+    train(recipe(base, **FIELDS), cut_short)
+    assert_same_run(whole, cut_short)
+
+
+def wait_for_step(workdir, step: int, process: subprocess.Popen) -> None:
+    file = workdir / "metrics.jsonl"
+    while not file.exists() or len(file.read_text().splitlines()) < step:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, interruption.RESTART), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_with_a_code_to_start_again(base, tmp_path, number, code):  # noqa: F811
+    """No checkpoint is due: the one that is there was made for the signal."""
+    fields = FIELDS | dict(steps=400, checkpoint_every=1000)
+    process = run_main(*flags_of(base, tmp_path / "w", **fields))
+    wait_for_step(tmp_path / "w", 3, process)
+    process.send_signal(number)
+    begun = time.monotonic()
+    output = process.communicate(timeout=120)[0]
+    print(f"{number.name}: ended after {time.monotonic() - begun:.2f} s")
+    assert process.returncode == code, output
+    step = newest_step(tmp_path / "w")
+    assert f"stopped: {number.name} came; step {step} is saved; the same command goes on" in " ".join(output.split())
+    assert not (tmp_path / "w" / "export").exists()
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(base, whole, tmp_path):  # noqa: F811
+    """Stopped again and again, by a signal from within, until it is done."""
+    workdir, stops, command = tmp_path / "w", 0, flags_of(base, tmp_path / "w", **FIELDS)
+    while not (workdir / "export").exists():
+        reached = newest_step(workdir) or 0
+        process = run_main(*command)
+        if reached < 5:
+            wait_for_step(workdir, reached + 1, process)
+            process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=120)[0]
+        stops += process.returncode == interruption.RESTART
+        assert process.returncode in (0, interruption.RESTART), output
+        assert (newest_step(workdir) or 0) > reached
+    assert stops
+    assert_same_run(whole, workdir)
+
+
+def test_the_preemption_of_one_host_stops_all_behind_the_same_step(base, tmp_path):  # noqa: F811
+    arguments = flags_of(base, tmp_path / "w", **FIELDS | dict(steps=400, checkpoint_every=1000))
+    both = start_both(*arguments)
+    wait_for_step(tmp_path / "w", 3, both[0])
+    both[1].send_signal(signal.SIGTERM)
+    said = [end_of(process, code=interruption.RESTART)[1] for process in both]
+    step = newest_step(tmp_path / "w")
+    for process, err in enumerate(said):
+        assert f"stopped: process {process}: SIGTERM came; step {step} is saved" in err
+
+
+def test_a_run_goes_on_on_another_mesh(base, whole, tmp_path):  # noqa: F811
+    """Rounding differs between meshes, so the end is that of one device to float32's precision, not bit for bit."""
+    fields = FIELDS | dict(learning_rate=1e-6, checkpoint_every=4, steps=8)
+    one = tmp_path / "one"
+    train(recipe(base, **fields), one)
+    first = shutil.copytree(one, tmp_path / "w")
+    shutil.rmtree(first / "export")
+    shutil.rmtree(first / "checkpoints" / "8")
+    process = run_main(*flags_of(base, first, **fields), "--config.mesh.data=1", "--config.mesh.fsdp=2", devices=2)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and "resumed from step 4" in output, output
+    ours, theirs = (
+        [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()] for workdir in (first, one)
+    )
+    np.testing.assert_allclose([line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=1e-4)
+
+
+def test_outside_of_steps_a_signal_ends_at_once(tmp_path, monkeypatch):
+    """Here while a mode does something that keeps what it has finished."""
+
+    def mode(*_arguments):
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("went on")
+
+    monkeypatch.setitem(command_line.MODES, "train", mode)
+    assert command_line.run("train", recipe("m"), str(tmp_path)) == interruption.RESTART
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
