@@ -19,6 +19,7 @@ from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.sharding import make_mesh
 from jax_backtrack.training.checkpoints import DamagedCheckpoint
 from jax_backtrack.training.loop import train
+from jax_backtrack.workdir import check_links
 
 _PLANS = "runs/plan"
 _INTERACTIVE = ("chat",)  # Ctrl-C ends a reply there
@@ -89,6 +90,7 @@ def run(
             raise InputError(f"--workdir={workdir}: only local folders are supported yet")
         if mode != "train" and hosts.asked_for(*placement):
             raise InputError(f"--mode={mode} runs on one host; of several, only --mode=train can make use")
+        check_links(Path(workdir))
         hosts.start(*placement)
         if mode not in _INTERACTIVE:
             interruption.catch()

@@ -210,6 +210,16 @@ def test_a_run_goes_on_on_another_mesh(base, whole, tmp_path):  # noqa: F811
     np.testing.assert_allclose([line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=1e-4)
 
 
+@pytest.mark.parametrize("mode", [mode for mode in command_line.MODES if mode != "plan"])
+def test_nothing_is_followed_out_of_a_workdir(tmp_path, capsys, mode):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "inside").symlink_to(tmp_path / "w")
+    (tmp_path / "w" / "export.writing").symlink_to(tmp_path / "elsewhere")
+    assert command_line.run(mode, recipe("m"), str(tmp_path / "w")) == 2
+    assert "export.writing is a link to" in " ".join(capsys.readouterr().out.split())
+
+
 def test_outside_of_steps_a_signal_ends_at_once(tmp_path, monkeypatch):
     """Here while a mode does something that keeps what it has finished."""
 

@@ -19,6 +19,7 @@ from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
+from jax_backtrack.training import reference
 from jax_backtrack.training.loop import train
 from jax_backtrack.training.reference import reference_margins
 from jax_backtrack.trees import Recipe
@@ -207,6 +208,29 @@ def test_reference_margins_are_computed_once(sft_workdir, tmp_path):
     model.final_norm.scale_M.set_value(model.final_norm.scale_M[...] * 1.01)
     assert computed(model, source)[1] == 9
     assert computed(model, TreeSource(source.examples, tree_recipe, seed=1))[1] == 9
+
+
+def test_a_reference_pass_that_is_stopped_keeps_its_portions(sft_workdir, tmp_path, monkeypatch):
+    model, tokenizer = load(str(sft_workdir))
+    tree_recipe = Recipe("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
+    preferences, report = sources.read("testbed", limit=9)
+    source = TreeSource(examples.encode(preferences, tokenizer, tree_recipe, 256, report), tree_recipe, seed=0)
+    settings = dict(row_length=256, batch_rows=2, chunk=32)
+    monkeypatch.setattr(reference, "PORTION", 4)
+    whole, _ = reference_margins(model, source, range(9), folder=tmp_path / "whole", **settings)
+
+    def stop(done: int) -> None:
+        nonlocal reached
+        reached += done
+        if reached > 4:
+            raise KeyboardInterrupt
+
+    reached = 0
+    with pytest.raises(KeyboardInterrupt):
+        reference_margins(model, source, range(9), folder=tmp_path / "stopped", progress=stop, **settings)
+    again, count = reference_margins(model, source, range(9), folder=tmp_path / "stopped", **settings)
+    assert count == 5
+    np.testing.assert_array_equal(again, whole)
 
 
 def run_main(*arguments, **settings) -> subprocess.Popen:

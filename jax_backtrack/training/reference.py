@@ -20,6 +20,7 @@ from jax_backtrack.training.checksum import checksum
 from jax_backtrack.training.step import margins
 from jax_backtrack.trees import pack, stack
 
+PORTION = 2048  # examples after which what was computed is written: a run that is stopped loses no more
 PAIRS = 2  # the most pairs that a tree holds: a backtrack or plain pair, and a guard pair
 
 
@@ -48,8 +49,9 @@ def reference_margins(
     """The reference's margins of the needed examples' pairs, float32 `[examples, PAIRS]`, and how many were computed.
 
     What was computed before for this reference and these examples stands in `folder` and is not computed again;
-    examples that nobody needed so far have NaN. `progress` is called with the number of examples done since its last
-    call. Of several processes all must call this and all get the same; the first one reads and writes the folder.
+    examples that nobody needed so far have NaN. It is written after every `PORTION` examples. `progress` is called with
+    the number of examples done since its last call. Of several processes all must call this and all get the same; the
+    first one reads and writes the folder.
     """
     file = folder / f"{reference_hash(model, source)}.npy"
     result = _read(file, len(source.examples))
@@ -57,15 +59,17 @@ def reference_margins(
     progress(len(needed) - len(missing))
     if not missing:
         return result, 0
-    result[missing] = 0
-    result[missing, : source.recipe.pairs] = tree_margins(
-        model, source, missing, row_length=row_length, batch_rows=batch_rows, chunk=chunk, progress=progress
-    )
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        writing = file.with_suffix(".writing.npy")
-        np.save(writing, result)
-        writing.rename(file)
+    for start in range(0, len(missing), PORTION):
+        portion = missing[start : start + PORTION]
+        result[portion] = 0
+        result[portion, : source.recipe.pairs] = tree_margins(
+            model, source, portion, row_length=row_length, batch_rows=batch_rows, chunk=chunk, progress=progress
+        )
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            writing = file.with_suffix(".writing.npy")
+            np.save(writing, result)
+            writing.rename(file)
     return result, len(missing)
 
 

@@ -1,0 +1,18 @@
+"""A workdir is written and cleared by fixed names, so none of them may lead out of it."""
+
+from pathlib import Path
+
+from jax_backtrack.errors import InputError
+
+
+def check_links(workdir: Path) -> None:
+    """Raises InputError where an entry of the workdir is a link out of it. The workdir itself may be a link."""
+    if not workdir.is_dir():
+        return
+    root = workdir.resolve()
+    for entry in sorted(workdir.iterdir()):
+        if entry.is_symlink() and not (target := entry.resolve()).is_relative_to(root):
+            raise InputError(
+                f"{entry} is a link to {target}, out of the workdir: nothing is written or deleted through it. "
+                "Put the whole workdir where there is room"
+            )
