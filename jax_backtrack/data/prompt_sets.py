@@ -159,7 +159,7 @@ def _question(place: str, row: dict) -> Question:
         prompt = [{"role": "user", "content": prompt.strip()}]
     try:
         check_messages(prompt)
-    except (InputError, TypeError) as error:
+    except InputError as error:
         raise InputError(f"{place}, {field}: {error}") from None
     target = row.get(_TARGET) or ""
     if not isinstance(target, str):

@@ -105,7 +105,7 @@ def _from_jsonl(text: str, path: str) -> list[Asked]:
         if not isinstance(prompt, str):
             try:
                 check_messages(prompt)
-            except (InputError, TypeError) as error:
+            except InputError as error:
                 raise InputError(f"{where}: {error}") from None
         prefix = row.get("prefix", "")
         if not isinstance(prefix, str):
