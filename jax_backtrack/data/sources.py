@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -98,11 +99,11 @@ def _chain(first, rest) -> Iterator:
 
 def _local_file(path: str) -> Path | None:
     """The file that `path` names, or None for a Hub id."""
-    file = Path(path).expanduser()
-    if file.is_file():
+    file = Path(os.path.expanduser(path))  # which, unlike that of Path, leaves an unknown user's as it is
+    if os.path.isfile(file):  # where a text cannot be a path, Path.is_file raises
         return file
     if (
-        file.is_dir()
+        os.path.isdir(file)
         or path.startswith((".", "/", "~"))
         or path.endswith((".jsonl", ".gz"))
         or path.partition(":")[0].count("/") != 1

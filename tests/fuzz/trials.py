@@ -5,8 +5,8 @@
         read(given)
 
 FUZZ_INPUTS inputs are tried, the same ones in every run. A test fails at an input that ends in any other exception,
-takes longer than SECONDS or more memory than MEMORY; and where nearly all of the inputs are of one kind: valid ones test
-no refusal, and garbage alone gets no further than the first check.
+takes longer than SECONDS or more memory than MEMORY; and where nearly all of the inputs are of one kind: valid ones
+test no refusal, and garbage alone gets no further than the first check.
 """
 
 import contextlib
