@@ -7,6 +7,7 @@ The measure is the same conversation with a benign text: the special ids are tho
 import collections
 import csv
 import dataclasses
+import functools
 import itertools
 import json
 import unicodedata
@@ -95,15 +96,18 @@ class Named:
     tokenizer: ChatTokenizer
     sampler: Sampler
 
-    @property
+    @functools.cached_property
     def tokens(self) -> dict[str, int]:
         """Special tokens, and whatever else was added to the vocabulary and is no plain text."""
         added = {token.content: index for index, token in self.tokenizer.hf.added_tokens_decoder.items()}
         return {token: at for token, at in added.items() if self.name != "Gemma-2" or at not in GEMMA2_TEXT}
 
     def special(self, ids: Sequence[int]) -> list[int]:
-        known = set(self.tokens.values()) | self.tokenizer.special_ids
-        return [int(index) for index in ids if int(index) in known]
+        return [int(index) for index in ids if int(index) in self._known]
+
+    @functools.cached_property
+    def _known(self) -> set[int]:
+        return set(self.tokens.values()) | self.tokenizer.special_ids
 
     def texts(self, every: bool) -> list[str]:
         """Spellings of every token; or of a few by themselves, and of every eighth other one together in one text."""
@@ -125,7 +129,7 @@ def named(request) -> Named:
         case "Gemma-2":
             folder = request.getfixturevalue("gemma2_folder")
             tokenizer = with_reset(ChatTokenizer(_open_tokenizer(folder), chat_template="gemma2"))
-    model = tiny.model(vocab_size=len(tokenizer.hf), max_position_embeddings=10**7)
+    model = tiny.model(vocab_size=len(tokenizer.hf), hidden_size=8, num_hidden_layers=1, max_position_embeddings=10**7)
     return Named(request.param, tokenizer, Sampler(model, tokenizer, max_new_tokens=1))
 
 

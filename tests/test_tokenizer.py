@@ -1,5 +1,6 @@
 """Conversations become the ids that the model's own template gives, and no text can become a special token."""
 
+import functools
 import gzip
 import json
 
@@ -267,6 +268,9 @@ def test_a_tokenizer_without_a_template_is_refused():
 # ------------------------------------------------------------------------------------------- broken messages
 
 
+DEEP = functools.reduce(lambda inner, _: [inner], range(5000), [])
+
+
 @pytest.mark.parametrize(
     ("messages", "problem"),
     [
@@ -276,6 +280,14 @@ def test_a_tokenizer_without_a_template_is_refused():
         ([{"role": "user"}], "message 0 is not a dict with a role and a text content"),
         (conversation(("user", "Hi"), ("assistant", None)), "message 1 is not a dict with a role and a text content"),
         ([{"content": "Hi"}], "message 0 has the role None"),
+        (7, "a list of messages, not 7"),
+        ({"role": "user", "content": "Hi"}, "a list of messages"),
+        (conversation(("user", "\udc00")), "message 0 is not valid Unicode"),
+        (
+            [{"role": "user", "content": DEEP}],
+            "message 0 is not",
+        ),
+        ([{"role": DEEP, "content": "Hi"}], "message 0 has the"),
         (
             conversation(("user", "Hi"), ("asistant", "Hi")),
             "message 1 has the role 'asistant': did you mean 'assistant'",

@@ -37,6 +37,8 @@ class _Reader(gguf.GGUFReader):
     _parts = 0
 
     def _get(self, offset, dtype, count=1, override_order=None):
+        if isinstance(self.data, np.memmap):
+            self.data = np.asarray(self.data)  # the same bytes; views of it are smaller and made faster
         self._parts += 1
         if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):
             raise ValueError("it ends before its header says so")

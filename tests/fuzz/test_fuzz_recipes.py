@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from absl import flags
 from absl.testing import flagsaver
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
@@ -72,14 +72,7 @@ def test_recipes(name, changed, lost):
     flat = flatten_dict(config.to_dict(), sep=".") | changed
     if lost and len(changed) == 3:
         del flat[next(iter(changed))]
-    nested = {}
-    for path, value in flat.items():
-        *above, last = path.split(".")
-        holder = nested
-        for part in above:
-            holder = holder.setdefault(part, {})
-        holder[last] = value
-    check_all(ConfigDict(nested))
+    check_all(ConfigDict(unflatten_dict(flat, sep=".")))
 
 
 def spelt(value) -> str:
