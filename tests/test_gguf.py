@@ -24,8 +24,8 @@ TEXT, NUMBER, LIST = gguf.GGUFValueType.STRING, gguf.GGUFValueType.UINT32, gguf.
 TOKENIZER = dict(
     tokenizer__ggml__model=(TEXT, "gpt2"),
     tokenizer__ggml__pre=(TEXT, "smollm"),
-    tokenizer__ggml__tokens=(LIST, ["a", "b"]),
-    tokenizer__ggml__token_type=(LIST, [1, 1]),
+    tokenizer__ggml__tokens=(LIST, ["a", "b", "ab"]),
+    tokenizer__ggml__token_type=(LIST, [1, 1, 1]),
     tokenizer__ggml__merges=(LIST, ["a b"]),
 )
 
@@ -38,7 +38,9 @@ TOKENIZER = dict(
         (dict(tokenizer__ggml__tokens=(LIST, ["a", "a"])), "has a token twice"),
         (dict(tokenizer__ggml__model=(LIST, ["gpt2"])), r"'tokenizer.ggml.model' is \['gpt2'\], no str"),
         (dict(tokenizer__ggml__token_type=(LIST, [1])), "its tokenizer cannot be built"),
-        (dict(tokenizer__ggml__merges=(LIST, ["a c"])), "its tokenizer cannot be built"),
+        (dict(tokenizer__ggml__merges=(LIST, ["a c"])), "has the merge .*no token"),
+        (dict(tokenizer__ggml__merges=(LIST, ["b a"])), "has the merge .*no token"),
+        (dict(tokenizer__ggml__merges=(LIST, ["ab"])), "has the merge .*no token"),
         (dict(tokenizer__ggml__bos_token_id=(NUMBER, 9)), "its tokenizer cannot be built"),
         (dict(tokenizer__ggml__bos_token_id=(TEXT, "a")), "'tokenizer.ggml.bos_token_id' is 'a', no int"),
     ],

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
-from jax_backtrack.hub.load import load
+from jax_backtrack.hub.load import _open_tokenizer, load
 from jax_backtrack.hub.tokenizer import RESET, ChatTokenizer, with_reset
 from tests import tiny
 
@@ -354,6 +354,16 @@ def test_a_base_model_is_loaded_with_a_template_by_name_and_saved_with_it(tmp_pa
     save(model, loaded, tmp_path / "export")
     _, again = load(tmp_path / "export")
     assert again.hf.chat_template == loaded.hf.chat_template
+
+
+def test_a_tokenizer_that_makes_tokenizers_panic_is_refused(tmp_path):
+    """A merge into a token that is not there, and longer than all that are."""
+    small_tokenizer().hf.save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "tokenizer.json").read_text())
+    said["model"]["merges"] = [["a", "b"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match="its tokenizer cannot be loaded"):
+        _open_tokenizer(tmp_path)
 
 
 def test_a_folder_without_tokenizer_json_is_refused(tmp_path):

@@ -121,7 +121,10 @@ class GGUFFile:
         tokens = self._list("tokenizer.ggml.tokens", str)
         if len(set(tokens)) < len(tokens):
             raise InputError(f"{self.path}: its tokenizer has a token twice")
-        merges = [tuple(merge.split(" ")) for merge in self._list("tokenizer.ggml.merges", str)]
+        known, merges = set(tokens), [tuple(merge.split(" ")) for merge in self._list("tokenizer.ggml.merges", str)]
+        # Of one whose result is no token tokenizers may end in a panic, which is no Exception.
+        if wrong := [merge for merge in merges if len(merge) != 2 or not {*merge, "".join(merge)} <= known]:
+            raise InputError(f"{self.path}: its tokenizer has the merge {wrong[0]}, whose parts or result are no token")
         tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

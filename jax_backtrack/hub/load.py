@@ -160,5 +160,8 @@ def _open_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:
         raise InputError(f"{folder} has no tokenizer.json; save_pretrained of its tokenizer in transformers writes one")
     try:
         return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-    except Exception as error:
+    except BaseException as error:
+        # A panic of tokenizers is no Exception, and its class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
