@@ -292,7 +292,8 @@ def matrix(request):
         lines += [
             f"| {where} | " + " | ".join(row.get(name, "") for name in names) + " |" for where, row in counts.items()
         ]
-        request.config.pluginmanager.getplugin("terminalreporter").write_line("\n\n" + "\n".join(lines))
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print("\n\n" + "\n".join(lines))
 
 
 @pytest.mark.parametrize("where", PLACES)

@@ -27,7 +27,7 @@ _HF_NAMES = {
     "output.weight": "lm_head.weight",
 }
 _CONTROL = 3  # token types that are special: control tokens
-# Numbers and texts of a header, each of which takes some 650 bytes of memory: Llama-3's has a million.
+# Numbers and texts of a header, each of which takes some 300 bytes of memory: Llama-3's has a million.
 _MOST_PARTS = 2_000_000
 
 

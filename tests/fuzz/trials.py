@@ -41,7 +41,8 @@ class Stuck(BaseException):
 
 @dataclasses.dataclass
 class Tally:
-    """What came of the inputs of one target; `memory`: the most bytes that one of them added."""
+    """What came of the inputs of one target; `slowest`: most seconds of the processor that one of them took; `memory`:
+    the most bytes that one of them added."""
 
     target: str
     worked: int = 0
@@ -99,7 +100,7 @@ def fuzz(target: str, **strategies):
 
 def _try(check, tally: Tally) -> None:
     _peak_memory()
-    before, started = _peak_memory(), time.perf_counter()
+    before, started = _peak_memory(), time.process_time()
     try:
         with _limits():
             check()
@@ -108,7 +109,7 @@ def _try(check, tally: Tally) -> None:
         tally.refused += 1
     else:
         tally.worked += 1
-    tally.slowest = max(tally.slowest, time.perf_counter() - started)
+    tally.slowest = max(tally.slowest, time.process_time() - started)
     grown = _peak_memory() - before
     tally.memory = max(tally.memory, grown)
     assert grown <= MEMORY, f"took {grown / 2**20:.0f} MiB"
