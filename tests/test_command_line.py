@@ -106,7 +106,7 @@ def test_what_is_no_recipe_is_named(tmp_path, capsys):
     assert "order names the stage 'STF': did you mean 'SFT'?" in output_of(
         capsys, "compare", config, tmp_path, expect=2
     )
-    config.order = 3
+    del config.order
     assert "`order`, a list of their names" in output_of(capsys, "compare", config, tmp_path, expect=2)
 
 
