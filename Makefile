@@ -15,13 +15,22 @@ SHA256_gemma2 = d9271e3faefc0e5ce39abe8ca0bfd0f028808e04f6ebe6b7f0454c0f2af94876
 # Large pages for the large arrays of the CPU backend: a training step takes a sixth less time.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test tokenizers lint clean
+.PHONY: demo test fuzz injection tokenizers lint clean
 
 demo: $(VENV)/.run
 	$(BIN)/python main.py --config=demo.py --workdir=runs/demo --mode=compare
 
 test: $(VENV)/.dev tokenizers
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+
+# Many good and bad inputs to all that is read, and a table of what came of them; `make test` gives some hundred each.
+FUZZ_INPUTS ?= 10000
+fuzz: $(VENV)/.dev
+	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest tests/fuzz --disable-warnings
+
+# Texts that spell special tokens, in all places where text goes in, and a table of what they became.
+injection: $(VENV)/.dev tokenizers
+	$(BIN)/python -m pytest tests/test_injection.py --injection-table
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

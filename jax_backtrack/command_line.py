@@ -1,5 +1,6 @@
 """The modes of `main.py`, and its errors in one line."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from jax_backtrack import hosts, interruption, plan
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.progress import console
-from jax_backtrack.recipe import check, load_model
+from jax_backtrack.recipe import check, check_stages, load_model
 from jax_backtrack.safety import compare, fit_judge, mt_bench, replication, report, sets
 from jax_backtrack.sampling import files
 from jax_backtrack.sampling.chat import chat, typed_lines
@@ -34,7 +35,7 @@ def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
             continue
         at = index if equals else index + 1
         name = value if equals else (argv[at] if at < len(argv) else "")
-        if name and not Path(name).is_file():
+        if (name or equals) and not os.path.isfile(name):
             known = {
                 path.relative_to(folder).as_posix(): path
                 for path in folder.rglob("*.py")
@@ -52,7 +53,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (KeyError, AttributeError, TypeError, ValueError, flags.Error) as error:
-        _say_error(" ".join(str(error).strip("'\"").split()))
+        message = " ".join(str(error).strip("'\"").split())
+        # Of a section that is not there ml_collections gives the name alone.
+        _say_error(f"the recipe has no {message!r}" if isinstance(error, KeyError) and " " not in message else message)
         raise SystemExit(2) from None
 
 
@@ -73,6 +76,8 @@ def run(
     error ends here, with the same code, and the others with it.
     """
     try:
+        if not isinstance(config, ConfigDict):
+            raise InputError(f"get_config() of the recipe gives {config!r:.60}, no ConfigDict")
         if mode not in MODES:
             raise InputError(f"--mode={mode}: {nearest(mode, MODES)}")
         if prompts is not None and mode != "sample":
@@ -157,6 +162,7 @@ def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> Non
 def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
     if "stages" not in config:
         raise InputError("--mode=compare takes a recipe with stages, as demo.py; this one has no stages")
+    check_stages(config)
     if "seeds" in config:
         replication.replicate(config, workdir)
     else:

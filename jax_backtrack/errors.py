@@ -7,6 +7,10 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """Something given to jax_backtrack is wrong: says what, where, and what would mend it."""
 
+    def __str__(self) -> str:
+        """The message, fit to be printed: what it quotes of the input need not be valid Unicode."""
+        return super().__str__().encode(errors="backslashreplace").decode()
+
 
 def nearest(wrong: str, right: Iterable[str]) -> str:
     """A clause that names the entry of `right` closest to `wrong`, or lists all of them."""

@@ -1,5 +1,6 @@
 """Checks a recipe before anything is loaded: names, and numbers out of range. Then reads its data, loads its model."""
 
+import reprlib
 from collections.abc import Callable
 
 from flax.traverse_util import flatten_dict
@@ -10,7 +11,7 @@ from jax_backtrack.data import sources
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import DTYPES, load
-from jax_backtrack.hub.tokenizer import ChatTokenizer
+from jax_backtrack.hub.tokenizer import ChatTokenizer, is_unicode
 from jax_backtrack.kernels.tree_attention import Blocks
 from jax_backtrack.models import adapters, block_attention, tree_attention
 from jax_backtrack.models.transformer import REMAT, Compute, Transformer, TransformerConfig
@@ -18,6 +19,19 @@ from jax_backtrack.progress import share_bar
 from jax_backtrack.sharding import check_rows
 from jax_backtrack.training.step import StepPlan
 from jax_backtrack.trees import CONTEXTS
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_MOST_NUMBER <= value <= _MOST_NUMBER
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str) and is_unicode(value) and "\0" not in value
+
 
 _NAMES = {
     "objective": ("sft", "dpo"),
@@ -30,24 +44,25 @@ _NAMES = {
     "train.second_moment_dtype": DTYPES,
     "sample.cache_dtype": ("", *DTYPES),
 }
-_AT_LEAST = {
+# Whole numbers, and others, with the least that each may be.
+_WHOLE = {
+    "adapter.rank": 0,
     "data.limit": 0,
     "data.seed": 0,
     "data.reply_tokens": 0,
     "data.utility_passes": 1,
-    "data.held_out": 0,
     "reset.max_resets": 0,
-    "train.batch_rows": 1,
-    "train.row_length": 2,
-    "train.accumulate": 1,
-    "adapter.rank": 0,
+    "mesh.data": -1,
+    "mesh.fsdp": -1,
+    "mesh.tensor": -1,
     "model.query_block": 1,
     "model.key_block": 1,
     "model.head_block": 1,
+    "train.steps": 0,
+    "train.batch_rows": 1,
+    "train.row_length": 2,
+    "train.accumulate": 1,
     "train.warmup_steps": 0,
-    "train.weight_decay": 0,
-    "train.reset_weight": 0,
-    "train.chosen_weight": 0,
     "train.score_chunk": 1,
     "train.checkpoint_every": 0,
     "train.keep_checkpoints": 1,
@@ -55,9 +70,7 @@ _AT_LEAST = {
     "train.skip_above_norm": 0,
     "train.max_skipped": 0,
     "sample.max_new_tokens": 1,
-    "sample.temperature": 0,
     "sample.top_k": 0,
-    "sample.min_p": 0,
     "sample.batch_rows": 1,
     "sample.seed": 0,
     "sample.samples": 1,
@@ -69,12 +82,21 @@ _AT_LEAST = {
     "evaluate.prompts": 1,
     "evaluate.samples": 1,
     "evaluate.limit": 0,
-    "evaluate.false_resets": 0,
     "evaluate.gcg_steps": 0,
     "evaluate.gcg_width": 1,
+}
+_MOST_WHOLE = 2**31 - 1  # what is counted on a device is int32
+_NUMBERS = {
+    "data.held_out": 0,
+    "reset.logit_bias": None,
+    "train.weight_decay": 0,
+    "train.reset_weight": 0,
+    "train.chosen_weight": 0,
+    "sample.temperature": 0,
+    "sample.min_p": 0,
+    "evaluate.false_resets": 0,
     "evaluate.gcg_reset_weight": 0,
 }
-_SHOWN = 32  # characters of a path before the bar of its loading
 _ABOVE_0 = (
     "adapter.alpha",
     "train.learning_rate",
@@ -84,24 +106,82 @@ _ABOVE_0 = (
     "sample.top_p",
     "sample.repetition_penalty",
 )
+_AT_MOST_1 = ("sample.top_p", "sample.min_p")
+_MOST_NUMBER = 1e38  # float32 holds it
+_TEXTS = """
+    model.path model.revision model.chat_template data.path data.utility_path data.split data.format
+    train.reference_folder judge.data evaluate.mt_bench evaluate.judge evaluate.system_attack
+""".split()
+_FLAGS = ("data.backtrack", "sample.log_probs", "evaluate.without_resets")
+# Lists, and whether something can be an entry of them.
+_LISTS = {
+    "adapter.weights": ("texts", _is_text),
+    "data.exclude": ("texts", _is_text),
+    "sample.stop_strings": ("texts", _is_text),
+    "evaluate.harmful": ("texts", _is_text),
+    "evaluate.harmless": ("texts", _is_text),
+    "evaluate.prefill": ("whole numbers above 0", lambda entry: _is_whole(entry) and 0 < entry <= _MOST_WHOLE),
+    "evaluate.reset_biases": ("finite numbers", _is_number),
+}
+FIELDS = frozenset({*_NAMES, *_WHOLE, *_NUMBERS, *_ABOVE_0, *_TEXTS, *_FLAGS, *_LISTS})
+_SHOWN = 32  # characters of a path before the bar of its loading
 
 
 def check(config: ConfigDict) -> None:
     """Raises InputError naming the first field that cannot be meant, with its value and what it may be."""
     fields = flatten_dict(config.to_dict(), sep=".")
+    if unknown := sorted(fields.keys() - FIELDS):
+        raise InputError(f"the recipe has {unknown[0]}, which is no field: {nearest(unknown[0], FIELDS)}")
+    if missing := sorted(FIELDS - fields.keys()):
+        raise InputError(f"the recipe has no {missing[0]}: begin it with base.get_config(), which has every field")
+    for field in sorted(fields):
+        if problem := _problem(field, fields[field]):
+            raise InputError(f"{field} is {_shown(fields[field])}; it must be {problem}")
     for field, names in _NAMES.items():
         if fields[field] not in names:
-            raise InputError(f"{field} is {fields[field]!r}: {nearest(str(fields[field]), names)}")
-    for field, least in _AT_LEAST.items():
-        if fields[field] < least:
-            raise InputError(f"{field} is {fields[field]}; it must be at least {least}")
+            raise InputError(f"{field} is {_shown(fields[field])}: {nearest(fields[field], names)}")
     if fields["data.reply_tokens"] == 1:
         raise InputError("data.reply_tokens is 1; a reply has at least a token and its end: 0 for all, or 2 and more")
     if fields["data.held_out"] >= 1:
         raise InputError(f"data.held_out is {fields['data.held_out']}; it is a share, below 1")
-    for field in _ABOVE_0:
-        if not fields[field] > 0:
-            raise InputError(f"{field} is {fields[field]}; it must be above 0")
+
+
+def _problem(field: str, value) -> str | None:
+    """What a field must be that it is not, or None."""
+    if field in _LISTS:
+        entries, is_one = _LISTS[field]
+        return None if isinstance(value, (list, tuple)) and all(map(is_one, value)) else f"a list of {entries}"
+    if field in _FLAGS:
+        return None if isinstance(value, bool) else "True or False"
+    if field in _WHOLE:
+        if not _is_whole(value):
+            return "a whole number"
+        if value < _WHOLE[field]:
+            return f"at least {_WHOLE[field]}"
+        return f"at most {_MOST_WHOLE}" if value > _MOST_WHOLE else None
+    if field in _TEXTS or field in _NAMES:
+        return None if _is_text(value) else "a text"
+    if not _is_number(value):
+        return "a finite number"
+    if field in _ABOVE_0 and value <= 0:
+        return "above 0"
+    if (least := _NUMBERS.get(field)) is not None and value < least:
+        return f"at least {least}"
+    return "at most 1" if field in _AT_MOST_1 and value > 1 else None
+
+
+def _shown(value) -> str:
+    return str(value) if isinstance(value, float) or (_is_whole(value) and abs(value) < 10**20) else reprlib.repr(value)
+
+
+def check_stages(config: ConfigDict) -> None:
+    """Raises InputError unless `order` names stages of the recipe, which are recipes."""
+    order, stages = config.get("order"), config.get("stages")
+    if not isinstance(stages, ConfigDict) or not isinstance(order, (list, tuple)) or not order:
+        raise InputError("a recipe with stages has `stages`, recipes by name, and `order`, a list of their names")
+    for name in order:
+        if not isinstance(name, str) or not isinstance(stages.get(name), ConfigDict):
+            raise InputError(f"order names the stage {_shown(name)}: {nearest(str(name), stages)}")
 
 
 def check_training(config: ConfigDict) -> None:

@@ -38,6 +38,12 @@ SLOW = """
 """.split()
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--injection-table", action="store_true", help="try every spelling of every special token, and print a table"
+    )
+
+
 def pytest_configure(config):
     """Keeps xdist to this order: of its own it begins with the files of most tests, and the longest would come last."""
     config.option.loadscopereorder = False

@@ -160,6 +160,52 @@ def test_what_is_no_evaluation_is_named(tmp_path, text):
         evaluation.read(tmp_path / "missing.json")
 
 
+@pytest.mark.parametrize(
+    "field,value,message",
+    [
+        ("judge", 3, "3 is no text"),
+        ("judge", "\udc00", "is not valid Unicode"),
+        ("models", {}, "it has no models"),
+        ("answers", [], "0 answers are not 2 of each prompt"),
+        ("samples", 0, "2 answers are not 0 of each prompt"),
+        ("samples", -1, "-1 is too large, or below 0"),
+        ("samples", True, "True is no whole number"),
+        ("harmful", "yes", "'yes' is no true or false"),
+        ("seconds", float("nan"), "nan is not finite"),
+        ("seconds", 10**400, "OverflowError"),
+        ("messages", [], "a conversation is a list of messages"),
+        ("drafts", "abc", "the drafts are 'abc', no list"),
+        ("reply", None, "None is no text"),
+        ("unsafe", 1.5, "1.5 is no probability"),
+        ("tokens", 0.5, "0.5 is no whole number"),
+        ("reset_bias", "a", "'a' is no number"),
+        ("value", "a", "'a' is no number"),
+        ("count", None, "None is no whole number"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_shown_is_named(tmp_path, field, value, message):
+    evaluation.write({"model": evaluated(answered("short", "x" * 20))}, "lengths", path := tmp_path / sets.EVALUATION)
+
+    def change(holder):
+        if isinstance(holder, dict):
+            if field in holder:
+                holder[field] = value
+            holder = holder.values()
+        for each in holder if not isinstance(holder, str) and hasattr(holder, "__iter__") else ():
+            change(each)
+
+    change(content := json.loads(path.read_text()))
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"is no evaluation of prompt sets: .*{message}"):
+        evaluation.read(path)
+
+
+def test_an_evaluation_nested_too_deep_is_named(tmp_path):
+    (path := tmp_path / sets.EVALUATION).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="is no evaluation of prompt sets: RecursionError"):
+        evaluation.read(path)
+
+
 def test_models_that_were_asked_other_prompts_are_not_compared(tmp_path):
     one, other = answered("a"), answered("b")
     moved = dataclasses.replace(other.answers[0][0], question=user("another"))

@@ -2,9 +2,13 @@
 
 import copy
 import json
+import sys
+from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 
+import main
 from configs import demo, dpo_smollm, sft_smollm
 from jax_backtrack import command_line
 from jax_backtrack.hub.export import save
@@ -79,6 +83,31 @@ def test_workdirs_that_cannot_be_are_named(tmp_path, base, capsys):
     (tmp_path / "file").touch()
     assert "Not a directory" in output_of(capsys, "train", config, tmp_path / "file" / "w", expect=2)
     assert "the recipe has stages" in output_of(capsys, "train", demo.get_config(), tmp_path / "w", expect=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=demo.py", "--config.mesh.data=1"], "error: the recipe has no 'mesh'"),
+        (["--config="], "error: --config=: no such file"),
+    ],
+)
+def test_a_flag_that_names_nothing_is_named(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr("sys.argv", ["main.py", *arguments])  # which ml_collections reads
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
+        command_line.parse_flags(command_line.with_config_path(sys.argv, Path(main.__file__).parent / "configs"))
+    assert stopped.value.code == 2 and message in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_no_recipe_is_named(tmp_path, capsys):
+    assert "gives None, no ConfigDict" in output_of(capsys, "train", None, tmp_path, expect=2)
+    config = demo.get_config()
+    config.order = ("untrained", "STF")
+    assert "order names the stage 'STF': did you mean 'SFT'?" in output_of(
+        capsys, "compare", config, tmp_path, expect=2
+    )
+    del config.order
+    assert "`order`, a list of their names" in output_of(capsys, "compare", config, tmp_path, expect=2)
 
 
 def test_only_a_plan_does_without_a_workdir(capsys):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_backtrack.data.examples import content_hash, encode
-from jax_backtrack.data.preferences import Preference, Report
+from jax_backtrack.data.preferences import BadRow, Preference, Report
 from jax_backtrack.data.rows import PackedRows, TreeSource, batches, plan_rows
 from jax_backtrack.errors import InputError
 from jax_backtrack.training.reference import reference_hash
@@ -83,8 +83,6 @@ def test_over_long_examples_are_dropped_and_counted(reset_tokenizer, recipe):
     [
         (DPO, preference(rejected=None, backtracks=False), "no rejected reply for a preference pair"),
         (SFT, preference("No idea. Sorry."), "the rejected reply is a prefix of the chosen one"),
-        (SFT, preference("half a pair: \ud83d"), "a text is not valid Unicode: it holds half of a surrogate pair"),
-        (SFT, preference(question="\ud83d"), "a text is not valid Unicode: it holds half of a surrogate pair"),
     ],
 )
 def test_what_cannot_be_used_is_counted_under_its_reason(reset_tokenizer, recipe, bad, reason):
@@ -92,6 +90,13 @@ def test_what_cannot_be_used_is_counted_under_its_reason(reset_tokenizer, recipe
     assert len(encode([preference(), bad], reset_tokenizer, of(recipe, reset_tokenizer), 256, report)) == 1
     assert report.used == 1
     assert report.dropped == {reason: 1}
+
+
+@pytest.mark.parametrize("texts", [dict(chosen="\ud83d"), dict(rejected="\ud83d"), dict(question="\ud83d")])
+def test_a_preference_of_half_a_surrogate_pair_is_none(texts):
+    """So that nothing behind it, such as the hash by which prompts are held out, meets a text that has no bytes."""
+    with pytest.raises(BadRow, match="not valid Unicode"):
+        preference(**texts)
 
 
 def test_no_example_left_is_an_error(reset_tokenizer):

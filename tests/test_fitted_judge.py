@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 from scipy.special import logit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import cohen_kappa_score
@@ -14,7 +15,7 @@ from configs import judge_smollm
 from jax_backtrack import load
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
-from jax_backtrack.safety import fit_judge, sets
+from jax_backtrack.safety import fit_judge, fitted, sets
 from jax_backtrack.safety.fitted import FittedJudge, Heads
 from jax_backtrack.safety.hidden_states import Reader
 from tests import tiny
@@ -88,6 +89,36 @@ def test_fit_save_load_and_judge(base, tmp_path, capsys):
     (tmp_path / "judge" / "judge.safetensors").write_bytes(b"short")
     with pytest.raises(InputError, match="holds no whole judge"):
         sets.make_judge(str(tmp_path / "judge"))
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda settings, arrays: settings.update(words="abc"), "the words are no list of texts"),
+        (lambda settings, arrays: settings.update(words=["a", "a"]), "a word stands twice"),
+        (lambda settings, arrays: settings.update(layers="2"), "layers or tokens are no whole numbers above 0"),
+        (lambda settings, arrays: settings.update(tokens=0), "layers or tokens are no whole numbers above 0"),
+        (lambda settings, arrays: settings.update(model=3), "model is no text"),
+        (lambda settings, arrays: arrays.update(words_W=arrays["words_W"][1:]), r"words_W is float64\[1\]"),
+        (lambda settings, arrays: arrays.update(hidden_F=arrays["hidden_F"].astype(np.int32)), "hidden_F is int32"),
+        (lambda settings, arrays: arrays.update(biases=np.array([0, np.nan])), "biases holds NaN"),
+        (lambda settings, arrays: arrays.update(mean_F=np.full(3, 1e300)), "mean_F holds NaN or values too large"),
+        (lambda settings, arrays: arrays.update(scale_F=np.zeros(3)), "scale_F is not above 0"),
+        (lambda settings, arrays: arrays.pop("idf_W"), "TypeError"),
+    ],
+)
+def test_a_judge_whose_files_do_not_fit_is_named(tmp_path, change, message):
+    heads = Heads({"a": 0, "b": 1}, *(np.ones(size) for size in (2, 2, 3, 3, 3, 2)))
+    fitted.save(tmp_path, heads, "some/model", layers=2, tokens=8)
+    read, path, layers, tokens = fitted.read(tmp_path)
+    assert (path, layers, tokens, read.vocabulary) == ("some/model", 2, 8, heads.vocabulary)
+    settings = json.loads((tmp_path / "judge.json").read_text())
+    arrays = load_file(tmp_path / "judge.safetensors")
+    change(settings, arrays)
+    (tmp_path / "judge.json").write_text(json.dumps(settings))
+    save_file(arrays, tmp_path / "judge.safetensors")
+    with pytest.raises(InputError, match=f"holds no whole judge: .*{message}"):
+        fitted.read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -243,9 +243,10 @@ def in_shards(folder) -> dict:
         ),
         (lambda places: places.update(x="../a.safetensors"), r"places x in '\.\./a\.safetensors'"),
         (lambda places: places.update(x=3), "places x in 3"),
+        (lambda places: places.update(x="x" * 300), "names the file x+, which is not there"),
         (lambda places: [places.pop(name) for name in list(places) if places[name] == "b.safetensors"], "are missing"),
     ],
-    ids=["no such file", "no such tensor", "outside", "no name", "half"],
+    ids=["no such file", "no such tensor", "outside", "no name", "no file's name", "half"],
 )
 def test_a_wrong_index_is_named(untied, change, message):
     index = in_shards(untied)
@@ -350,6 +351,7 @@ def test_remat_changes_nothing(written):
         ("null", "holds no object"),
         ('{"backtracking": 3}', "backtracking = 3 is not an object"),
         ('{"backtracking": {"context": "foo"}}', "context = 'foo' is none of keep, rewind, resample"),
+        ('{"backtracking": ' + "[" * 900 + "]" * 900 + "}", "is not an object"),
     ],
     ids=lambda value: value[:20],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from jax_backtrack.command_line import with_config_path
 from jax_backtrack.errors import InputError
+from jax_backtrack.sampling.chat import typed_lines
 from jax_backtrack.sampling.files import Asked, read_prompts
 
 
@@ -101,9 +102,22 @@ def test_broken_prompt_files_are_refused(tmp_path, name, text, problem):
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "folder.txt").mkdir()
-    for name in ("missing.txt", "folder.txt", "latin.txt"):
+    for name in ("missing.txt", "folder.txt", "latin.txt", "a\0b.txt"):
         with pytest.raises(InputError, match=f"--prompts=.*{name} cannot be read"):
             read_prompts(str(tmp_path / name))
+
+
+def test_standard_input_that_is_no_text_is_refused(monkeypatch):
+    for read in (lambda: read_prompts(None), lambda: list(typed_lines())):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\ncaf\xe9\n"), encoding="utf-8"))
+        with pytest.raises(InputError, match="standard input cannot be read"):
+            read()
+
+
+def test_what_an_error_quotes_can_be_printed(tmp_path):
+    with pytest.raises(InputError) as error:
+        read_prompts(write(tmp_path / "prompts.jsonl", '{"\\udc00": "a"}'))
+    assert str(error.value).encode().endswith(b"only \\udc00")
 
 
 # ---------------------------------------------------------------------------------------------------- recipes
@@ -151,6 +165,8 @@ def test_other_arguments_stay(recipes):
         ("dmeo.py", "--config=dmeo.py: no such file, .*did you mean 'demo.py'"),
         ("dpo_lama", "did you mean 'dpo_llama.py'"),
         ("zzz", "known are: demo.py, dpo_llama.py$"),
+        ("", "--config=: no such file"),
+        ("x" * 300, "no such file"),
         ("elsewhere/demo.py", "no such file"),
     ],
 )

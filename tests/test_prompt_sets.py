@@ -77,8 +77,9 @@ def test_a_set_that_is_not_to_be_had():
         prompt_sets.read("Advbench", True)
     with pytest.raises(InputError, match="is not on the Hub: get I-Mal"):
         prompt_sets.read("MaliciousInstructions", True)
-    with pytest.raises(InputError, match="no file here"):
-        prompt_sets.read("./missing.csv", True)
+    for path in ("./missing.csv", "x" * 300, "a\0b"):
+        with pytest.raises(InputError, match="no file here"):
+            prompt_sets.read(path, True)
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def test_limit_counts_usable_rows(tmp_path):
 # ------------------------------------------------------------------------------------------- reasons to drop
 
 turn = "\n\nHuman: Hi\n\nAssistant:"
+NOT_UNICODE = "a text is not valid Unicode: it holds half of a surrogate pair"
 REASONS = [
     ("preference", '{"prompt": "Wh', "not JSON"),
     ("preference", '["prompt"]', "not a JSON object"),
@@ -161,6 +162,8 @@ REASONS = [
     ("preference", PREFERENCE | {"rejected": ""}, "a reply is empty"),
     ("preference", PREFERENCE | {"rejected": "In France. "}, "chosen and rejected are the same reply"),
     ("preference", PREFERENCE | {"prompt": ""}, "the prompt is empty"),
+    ("preference", json.dumps(PREFERENCE | {"prompt": "a \ud83d"}), NOT_UNICODE),
+    ("preference", json.dumps(PREFERENCE | {"chosen": "\udc00"}), NOT_UNICODE),
     ("preference", {"chosen": as_messages("a"), "rejected": as_messages("b")}, "the prompt is empty"),
     ("preference", PREFERENCE | {"prompt": []}, "the field 'prompt' is neither a text nor a list of messages"),
     ("preference", PREFERENCE | {"chosen": 7}, "the field 'chosen' is neither a text nor a list of messages"),
@@ -196,6 +199,7 @@ REASONS = [
     ("hh", {"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}, "the prompt is empty"),
     ("oasst", oasst("x", None, "Hi") | {"text": None}, "a message without message_id, role or text"),
     ("oasst", oasst("x", None, "Hi", deleted=True), "a deleted message"),
+    ("oasst", oasst("x", ["q"], "Hi"), "a parent_id is not a text"),
     ("oasst", oasst("x", None, "Salut", lang="fr"), "not English"),
     ("oasst", oasst("x", None, "Hi"), "a question without a reply"),
     ("oasst", oasst("x", "b", "Are you sure?"), "a later turn of a conversation"),
@@ -218,6 +222,7 @@ def test_a_row_that_cannot_be_used_is_counted_under_its_reason(tmp_path, format,
     ("replies", "reason"),
     [
         ([("a", None), ("b", None)], "replies without ranks"),
+        ([("a", 0), ("b", float("nan"))], "a rank is not a number"),
         ([("a", 0), ("a", 1)], "chosen and rejected are the same reply"),
         ([(" ", 0), ("a", 1)], "a reply is empty"),
     ],
@@ -317,3 +322,31 @@ def test_all_messages_of_the_real_oasst_are_accounted_for(shared):
 
 def test_nothing_of_the_testbed_is_taken_back_as_utility_data():
     assert not any(preference.backtracks for preference in sources.read("testbed", utility=True, limit=8)[0])
+
+
+def test_a_line_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
+    """A small .gz file can hold gigabytes of one line."""
+    monkeypatch.setattr(sources, "_LONGEST_LINE", 1000)
+    long = PREFERENCE | {"chosen": "a" * 5000}
+    exact = json.dumps(PREFERENCE | {"chosen": "b"})
+    exact = exact.replace('"b"', '"' + "b" * (1000 - len(exact)) + '"')
+    path = write(tmp_path / "rows.jsonl.gz", [PREFERENCE, long, exact, long])
+    rows, report = sources.read(path)
+    assert [row.origin for row in rows] == ["rows.jsonl.gz, line 1", "rows.jsonl.gz, line 3"]
+    assert report.dropped == {"a line of more than 0 MiB": 2}
+    with gzip.open(path) as file:
+        assert max(map(len, sources._lines(file))) <= 1001
+
+
+@pytest.mark.parametrize("depth", range(900, 1000, 5))
+def test_deep_nesting_is_counted(tmp_path, depth):
+    """json reads it up to a depth at which Python can no longer write it."""
+    row = json.dumps(PREFERENCE).replace('"Where is Paris?"', "[" * depth + "]" * depth)
+    _, report = sources.read(write(tmp_path / "rows.jsonl", [PREFERENCE, row]))
+    assert report.dropped.total() == 1
+
+
+@pytest.mark.parametrize("path", ["x" * 300 + ".jsonl", "a\0b.jsonl", "~nobody_of_this_name/rows.jsonl"])
+def test_a_path_that_cannot_be_looked_at_is_named(path):
+    with pytest.raises(InputError, match="is no file here"):
+        sources.read(path)

@@ -1,5 +1,6 @@
 """Conversations become the ids that the model's own template gives, and no text can become a special token."""
 
+import functools
 import gzip
 import json
 
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
-from jax_backtrack.hub.load import load
+from jax_backtrack.hub.load import _open_tokenizer, load
 from jax_backtrack.hub.tokenizer import RESET, ChatTokenizer, with_reset
 from tests import tiny
 
@@ -267,6 +268,9 @@ def test_a_tokenizer_without_a_template_is_refused():
 # ------------------------------------------------------------------------------------------- broken messages
 
 
+DEEP = functools.reduce(lambda inner, _: [inner], range(5000), [])
+
+
 @pytest.mark.parametrize(
     ("messages", "problem"),
     [
@@ -276,6 +280,14 @@ def test_a_tokenizer_without_a_template_is_refused():
         ([{"role": "user"}], "message 0 is not a dict with a role and a text content"),
         (conversation(("user", "Hi"), ("assistant", None)), "message 1 is not a dict with a role and a text content"),
         ([{"content": "Hi"}], "message 0 has the role None"),
+        (7, "a list of messages, not 7"),
+        ({"role": "user", "content": "Hi"}, "a list of messages"),
+        (conversation(("user", "\udc00")), "message 0 is not valid Unicode"),
+        (
+            [{"role": "user", "content": DEEP}],
+            "message 0 is not",
+        ),
+        ([{"role": DEEP, "content": "Hi"}], "message 0 has the"),
         (
             conversation(("user", "Hi"), ("asistant", "Hi")),
             "message 1 has the role 'asistant': did you mean 'assistant'",
@@ -342,6 +354,16 @@ def test_a_base_model_is_loaded_with_a_template_by_name_and_saved_with_it(tmp_pa
     save(model, loaded, tmp_path / "export")
     _, again = load(tmp_path / "export")
     assert again.hf.chat_template == loaded.hf.chat_template
+
+
+def test_a_tokenizer_that_makes_tokenizers_panic_is_refused(tmp_path):
+    """A merge into a token that is not there, and longer than all that are."""
+    small_tokenizer().hf.save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "tokenizer.json").read_text())
+    said["model"]["merges"] = [["a", "b"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match="its tokenizer cannot be loaded"):
+        _open_tokenizer(tmp_path)
 
 
 def test_a_folder_without_tokenizer_json_is_refused(tmp_path):

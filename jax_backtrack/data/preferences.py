@@ -4,7 +4,7 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-from jax_backtrack.hub.tokenizer import Message
+from jax_backtrack.hub.tokenizer import Message, is_unicode
 
 
 class BadRow(ValueError):
@@ -28,6 +28,9 @@ class Preference:
     def __post_init__(self):
         if not self.chosen.strip() or (self.rejected is not None and not self.rejected.strip()):
             raise BadRow("a reply is empty")
+        texts = [*(message["content"] for message in self.prompt), self.chosen, self.rejected or ""]
+        if not all(map(is_unicode, texts)):
+            raise BadRow("a text is not valid Unicode: it holds half of a surrogate pair")
         if self.chosen == self.rejected:
             raise BadRow("chosen and rejected are the same reply")
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def read(
 def _is_published(path: str) -> bool:
     if path in PUBLISHED:
         return True
-    if Path(path).is_file():
+    if os.path.isfile(path):  # where a text cannot be a path, Path.is_file raises
         return False
     if path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).suffix:
         return True
@@ -159,7 +160,7 @@ def _question(place: str, row: dict) -> Question:
         prompt = [{"role": "user", "content": prompt.strip()}]
     try:
         check_messages(prompt)
-    except (InputError, TypeError) as error:
+    except InputError as error:
         raise InputError(f"{place}, {field}: {error}") from None
     target = row.get(_TARGET) or ""
     if not isinstance(target, str):

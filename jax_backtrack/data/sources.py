@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ FORMATS = ("preference", "hh", "oasst")
 TESTBED = "testbed"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+_LONGEST_LINE = 2**26  # bytes: of a longer one, which a small .gz file can hold, no more is read at once
 
 
 def read(
@@ -97,11 +99,11 @@ def _chain(first, rest) -> Iterator:
 
 def _local_file(path: str) -> Path | None:
     """The file that `path` names, or None for a Hub id."""
-    file = Path(path).expanduser()
-    if file.is_file():
+    file = Path(os.path.expanduser(path))  # which, unlike that of Path, leaves an unknown user's as it is
+    if os.path.isfile(file):  # where a text cannot be a path, Path.is_file raises
         return file
     if (
-        file.is_dir()
+        os.path.isdir(file)
         or path.startswith((".", "/", "~"))
         or path.endswith((".jsonl", ".gz"))
         or path.partition(":")[0].count("/") != 1
@@ -114,9 +116,12 @@ def _local_rows(file: Path, report: Report) -> Iterator[tuple[str, dict]]:
     """Objects of a JSON-lines file. Lines end at line feeds alone, and one that is broken is one dropped row."""
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(_lines(lines), start=1):
                 origin = f"{file.name}, line {number}"
                 if not line.strip():
+                    continue
+                if len(line) > _LONGEST_LINE:
+                    report.drop(f"a line of more than {_LONGEST_LINE // 2**20} MiB", origin)
                     continue
                 try:
                     row = json.loads(line)
@@ -129,6 +134,14 @@ def _local_rows(file: Path, report: Report) -> Iterator[tuple[str, dict]]:
                     report.drop("not a JSON object", origin)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
+
+
+def _lines(file) -> Iterator[bytes]:
+    """Lines of an open file. One that is too long ends a byte behind the limit, and the rest of it is passed over."""
+    while line := file.readline(_LONGEST_LINE + 1):
+        yield line
+        while len(line) > _LONGEST_LINE and not line.endswith(b"\n"):
+            line = file.readline(_LONGEST_LINE + 1)
 
 
 def _hub_rows(path: str, split: str) -> Iterator[tuple[str, dict]]:
@@ -200,7 +213,7 @@ def _as_messages(row: dict, field: str) -> list[Message]:
 def _checked(messages, field: str) -> list[Message]:
     try:
         check_messages(messages)
-    except (InputError, TypeError):
+    except InputError:
         raise BadRow(f"the field {field!r} is neither a text nor a list of messages") from None
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
@@ -236,6 +249,8 @@ def _oasst(rows: Iterable[tuple[str, dict]], report: Report):
     for origin, row in rows:
         if not all(isinstance(row.get(field), str) for field in ("message_id", "role", "text")):
             report.drop("a message without message_id, role or text", origin)
+        elif not isinstance(row.get("parent_id"), (str, type(None))):
+            report.drop("a parent_id is not a text", origin)
         elif row.get("deleted"):
             report.drop("a deleted message", origin)
         elif row.get("lang") != "en":
@@ -259,7 +274,8 @@ def _oasst(rows: Iterable[tuple[str, dict]], report: Report):
 def _best_and_worst(question: dict, replies: list[dict], origin: str) -> Preference:
     if not replies:
         raise BadRow("a question without a reply")
-    if not all(isinstance(reply.get("rank"), (int, float, type(None))) for reply in replies):
+    ranks = [reply["rank"] for reply in replies if reply.get("rank") is not None]
+    if not all(isinstance(rank, (int, float)) and rank == rank for rank in ranks):  # NaN does not equal itself
         raise BadRow("a rank is not a number")
     ranked = sorted((reply for reply in replies if reply.get("rank") is not None), key=lambda reply: reply["rank"])
     if len(replies) > 1 and not ranked:

@@ -1,6 +1,7 @@
 """Reads a llama-architecture `.gguf` file as if it were a Hugging Face folder: configuration, weights, tokenizer."""
 
 import functools
+import reprlib
 from pathlib import Path
 
 import gguf
@@ -26,6 +27,24 @@ _HF_NAMES = {
     "output.weight": "lm_head.weight",
 }
 _CONTROL = 3  # token types that are special: control tokens
+# Numbers and texts of a header, each of which takes some 300 bytes of memory: Llama-3's has a million.
+_MOST_PARTS = 2_000_000
+
+
+class _Reader(gguf.GGUFReader):
+    """Refuses a header whose counts reach behind the end of the file, where GGUFReader would read on for ever."""
+
+    _parts = 0
+
+    def _get(self, offset, dtype, count=1, override_order=None):
+        if isinstance(self.data, np.memmap):
+            self.data = np.asarray(self.data)  # the same bytes; views of it are smaller and made faster
+        self._parts += 1
+        if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):
+            raise ValueError("it ends before its header says so")
+        if self._parts > _MOST_PARTS:
+            raise ValueError(f"its header has more than {_MOST_PARTS:,} parts")
+        return super()._get(offset, dtype, count, override_order)
 
 
 class GGUFFile:
@@ -34,10 +53,10 @@ class GGUFFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self._reader = gguf.GGUFReader(path)
+            self._reader = _Reader(path)
         except Exception as error:
             raise InputError(f"{path} cannot be read as gguf: {error}") from error
-        architecture = self._field("general.architecture")
+        architecture = self._field("general.architecture", str)
         if architecture != "llama":
             raise InputError(f"{path}: architecture {architecture!r} is not supported; only 'llama' is")
         self._tensors = {self._hf_name(tensor.name): tensor for tensor in self._reader.tensors}
@@ -48,21 +67,21 @@ class GGUFFile:
 
     def hf_config(self) -> dict:
         """The file's metadata in the field names of a Hugging Face `config.json`."""
-        if (rope_scaling := self._field("llama.rope.scaling.type", "none")) != "none":
+        if (rope_scaling := self._field("llama.rope.scaling.type", str, "none")) != "none":
             raise InputError(f"{self.path}: rope scaling {rope_scaling!r} is not supported")
         return {
             "model_type": "llama",
-            "vocab_size": len(self._field("tokenizer.ggml.tokens")),
-            "hidden_size": self._field("llama.embedding_length"),
-            "intermediate_size": self._field("llama.feed_forward_length"),
-            "num_hidden_layers": self._field("llama.block_count"),
+            "vocab_size": len(self._list("tokenizer.ggml.tokens", str)),
+            "hidden_size": self._field("llama.embedding_length", int),
+            "intermediate_size": self._field("llama.feed_forward_length", int),
+            "num_hidden_layers": self._field("llama.block_count", int),
             "num_attention_heads": self._heads,
             "num_key_value_heads": self._kv_heads,
-            "head_dim": self._field("llama.rope.dimension_count"),
-            "rope_theta": self._field("llama.rope.freq_base"),
-            "rms_norm_eps": self._field("llama.attention.layer_norm_rms_epsilon"),
+            "head_dim": self._field("llama.rope.dimension_count", int),
+            "rope_theta": self._field("llama.rope.freq_base", float),
+            "rms_norm_eps": self._field("llama.attention.layer_norm_rms_epsilon", float),
             "tie_word_embeddings": "lm_head.weight" not in self._tensors,
-            "max_position_embeddings": self._field("llama.context_length"),
+            "max_position_embeddings": self._field("llama.context_length", int),
         }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -76,31 +95,47 @@ class GGUFFile:
 
     def _dequantise(self, hf_name: str) -> np.ndarray:
         tensor = self._tensors[hf_name]
-        weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        if "q_proj" in hf_name:
-            return _unpermute(weight, self._heads)
-        if "k_proj" in hf_name:
-            return _unpermute(weight, self._kv_heads)
-        return weight
+        try:
+            weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+            if "q_proj" in hf_name:
+                return _unpermute(weight, self._heads)
+            if "k_proj" in hf_name:
+                return _unpermute(weight, self._kv_heads)
+            return weight
+        except (NotImplementedError, ValueError) as error:
+            raise InputError(f"{self.path}: {tensor.name} cannot be read: {error}") from error
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerFast:
         """The byte-level BPE tokenizer and the chat template inside the file."""
-        kind = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre", "default")
+        kind = self._field("tokenizer.ggml.model", str), self._field("tokenizer.ggml.pre", str, "default")
         if kind != ("gpt2", "smollm"):
             raise InputError(f"{self.path}: tokenizer {kind} is not supported; use the model's Hugging Face folder")
-        tokens = self._field("tokenizer.ggml.tokens")
-        merges = [tuple(merge.split(" ")) for merge in self._field("tokenizer.ggml.merges")]
+        try:
+            return self._tokenizer()
+        except InputError:
+            raise
+        except Exception as error:  # tokenizers raises nothing more special
+            raise InputError(f"{self.path}: its tokenizer cannot be built: {error}") from error
+
+    def _tokenizer(self) -> transformers.PreTrainedTokenizerFast:
+        tokens = self._list("tokenizer.ggml.tokens", str)
+        if len(set(tokens)) < len(tokens):
+            raise InputError(f"{self.path}: its tokenizer has a token twice")
+        known, merges = set(tokens), [tuple(merge.split(" ")) for merge in self._list("tokenizer.ggml.merges", str)]
+        # Of one whose result is no token tokenizers may end in a panic, which is no Exception.
+        if wrong := [merge for merge in merges if len(merge) != 2 or not {*merge, "".join(merge)} <= known]:
+            raise InputError(f"{self.path}: its tokenizer has the merge {wrong[0]}, whose parts or result are no token")
         tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
         tokenizer.decoder = decoders.ByteLevel()
-        types = self._field("tokenizer.ggml.token_type")
+        types = self._list("tokenizer.ggml.token_type", int)
         special = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
 
         def token_at(field):
-            return tokens[self._field(field)]
+            return tokens[self._field(field, int)]
 
         return transformers.PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
@@ -108,26 +143,42 @@ class GGUFFile:
             eos_token=token_at("tokenizer.ggml.eos_token_id"),
             unk_token=token_at("tokenizer.ggml.unknown_token_id"),
             pad_token=token_at("tokenizer.ggml.padding_token_id"),
-            chat_template=self._field("tokenizer.chat_template"),
-            model_max_length=self._field("llama.context_length"),
+            chat_template=self._field("tokenizer.chat_template", str),
+            model_max_length=self._field("llama.context_length", int),
             clean_up_tokenization_spaces=False,
         )
 
     @property
     def _heads(self) -> int:
-        return self._field("llama.attention.head_count")
+        return self._field("llama.attention.head_count", int)
 
     @property
     def _kv_heads(self) -> int:
-        return self._field("llama.attention.head_count_kv", self._heads)
+        return self._field("llama.attention.head_count_kv", int, self._heads)
 
-    def _field(self, name: str, *default):
+    def _field(self, name: str, kind: type, *default):
+        """A field of the metadata, which must be of this kind; the default where it is missing."""
         field = self._reader.fields.get(name)
-        if field is not None:
-            return field.contents()
-        if default:
-            return default[0]
-        raise InputError(f"{self.path}: the metadata field {name!r} is missing")
+        if field is None:
+            if default:
+                return default[0]
+            raise InputError(f"{self.path}: the metadata field {name!r} is missing")
+        try:
+            value = field.contents()
+        except ValueError as error:  # a text that is not UTF-8
+            raise InputError(f"{self.path}: the metadata field {name!r} cannot be read: {error}") from None
+        if type(value) is not kind:
+            raise InputError(f"{self.path}: the metadata field {name!r} is {reprlib.repr(value)}, no {kind.__name__}")
+        return value
+
+    def _list(self, name: str, kind: type) -> list:
+        """A field of the metadata that is a list of this kind."""
+        values = self._field(name, list)
+        if wrong := [value for value in values if type(value) is not kind]:
+            raise InputError(
+                f"{self.path}: the metadata field {name!r} holds {reprlib.repr(wrong[0])}, no {kind.__name__}"
+            )
+        return values
 
     def _hf_name(self, name: str) -> str:
         parts = name.split(".")

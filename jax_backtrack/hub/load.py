@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,9 +109,10 @@ def _backtracking(hf_config: dict) -> dict:
     """What an export's configuration says of [RESET]; nothing in other models."""
     said = hf_config.get("backtracking", {})
     if not isinstance(said, dict):
-        raise InputError(f"config.json: backtracking = {said!r} is not an object")
+        raise InputError(f"config.json: backtracking = {reprlib.repr(said)} is not an object")
     if said.get("context") not in (None, *CONTEXTS):
-        raise InputError(f"config.json: backtracking.context = {said['context']!r} is none of {', '.join(CONTEXTS)}")
+        shown = reprlib.repr(said["context"])
+        raise InputError(f"config.json: backtracking.context = {shown} is none of {', '.join(CONTEXTS)}")
     return said
 
 
@@ -158,5 +160,8 @@ def _open_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:
         raise InputError(f"{folder} has no tokenizer.json; save_pretrained of its tokenizer in transformers writes one")
     try:
         return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-    except Exception as error:
+    except BaseException as error:
+        # A panic of tokenizers is no Exception, and its class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(f"{folder}: its tokenizer cannot be loaded: {error}") from error

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -61,7 +62,7 @@ class SafetensorsFolder:
         return part
 
     def _read_header(self, path: Path, index: str | None) -> None:
-        if index is not None and not path.is_file():
+        if index is not None and not os.path.isfile(path):  # where a name cannot be one, Path.is_file raises
             raise InputError(f"{path.parent / index} names the file {path.name}, which is not there")
         try:
             with safe_open(path, framework="numpy") as file:

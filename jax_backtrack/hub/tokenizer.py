@@ -6,6 +6,7 @@ copy of the tokenizer that does not know them, so "[RESET]" or "<|im_end|>" in i
 
 import json
 import re
+import reprlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from jax_backtrack.errors import InputError, nearest
 RESET = "[RESET]"
 ROLES = ("system", "user", "assistant")
 Message = dict[str, str]  # role, content
+_NOT_UNICODE = "is not valid Unicode: it holds half of a surrogate pair"
 
 # Spare entries that vocabularies keep: Llama-3, Gemma-2, SmolLM2. The first one that is there becomes [RESET].
 _SPARE_TOKENS = ("<|reserved_special_token_0|>", "<unused0>", "<reponame>")
@@ -133,7 +135,7 @@ class ChatTokenizer:
         try:
             return self._text_only.encode(text, add_special_tokens=False).ids
         except TypeError:
-            raise InputError("a text is not valid Unicode: it holds half of a surrogate pair") from None
+            raise InputError(f"a text {_NOT_UNICODE}") from None
 
     def _refuse_leaks(self) -> None:
         """Some kinds of vocabulary find a control token in plain text even where it is not known as an added token."""
@@ -156,14 +158,27 @@ class ChatTokenizer:
 
 def check_messages(messages: Sequence[Message]) -> None:
     """Raises InputError unless these are messages: dicts with a known `role` and a text `content`."""
-    if isinstance(messages, str) or not messages:
-        raise InputError(f"a conversation is a list of messages, not {messages!r:.60}")
+    # reprlib: what is deeply nested has no repr, and what is long has one as long.
+    if isinstance(messages, str) or not isinstance(messages, Sequence) or not len(messages):
+        raise InputError(f"a conversation is a list of messages, not {reprlib.repr(messages):.60}")
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise InputError(f"message {number} is not a dict with a role and a text content: {message!r:.80}")
+            raise InputError(f"message {number} is not a dict with a role and a text content: {reprlib.repr(message)}")
         role = message.get("role")
         if role not in ROLES:
-            raise InputError(f"message {number} has the role {role!r}: {nearest(str(role), ROLES)}")
+            known = nearest(role if isinstance(role, str) else "", ROLES)
+            raise InputError(f"message {number} has the role {reprlib.repr(role)}: {known}")
+        if not is_unicode(message["content"]):
+            raise InputError(f"message {number} {_NOT_UNICODE}")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written to a file. Escapes of JSON can name half of a surrogate pair, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def with_reset(tokenizer: ChatTokenizer) -> ChatTokenizer:

@@ -4,6 +4,7 @@ A family is a module with three names: `WEIGHT_NAMES`, the two-way table between
 parameters; `from_hf_config` and `to_hf_config`, which read and write `config.json`.
 """
 
+import reprlib
 from types import ModuleType
 
 from jax_backtrack.errors import InputError, nearest
@@ -17,9 +18,8 @@ def from_hf_config(config: dict) -> TransformerConfig:
     """Reads a `config.json` given as a dict. Raises InputError for a family, or a setting of one, that is not here."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(
-            f"config.json: model_type {model_type!r} is not supported; {nearest(str(model_type), FAMILIES)}"
-        )
+        known = nearest(model_type if isinstance(model_type, str) else "", FAMILIES)
+        raise InputError(f"config.json: model_type {reprlib.repr(model_type)} is not supported; {known}")
     read = FAMILIES[model_type].from_hf_config(config)
     if read.num_attention_heads % read.num_key_value_heads:
         raise InputError(

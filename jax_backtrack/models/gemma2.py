@@ -1,5 +1,7 @@
 """Gemma-2 (arXiv 2408.00118): its Hugging Face configuration and weight names. The 2B, 9B and 27B models."""
 
+import reprlib
+
 from jax_backtrack.errors import InputError
 from jax_backtrack.models.hf_config import read_common, read_number, read_size, refuse_unknown, write_common
 from jax_backtrack.models.llama import WEIGHT_NAMES as LLAMA_WEIGHT_NAMES
@@ -73,7 +75,7 @@ def _windows(config: dict) -> tuple[int | None, ...]:
     layers = read_size(config, "num_hidden_layers")
     types = config.get("layer_types") or [(_LOCAL, _GLOBAL)[layer % 2] for layer in range(layers)]
     if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
-        raise InputError(f"config.json: layer_types = {types!r:.60} is not a list of names")
+        raise InputError(f"config.json: layer_types = {reprlib.repr(types)} is not a list of names")
     if len(types) != layers:
         raise InputError(f"config.json: layer_types has {len(types)} entries for {layers} layers")
     if unknown := sorted(set(types) - {_LOCAL, _GLOBAL}):

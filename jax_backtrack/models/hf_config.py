@@ -1,7 +1,7 @@
 """What the families' readers of `config.json` have in common: numbers, refusals by name, and rope."""
 
 import dataclasses
-import math
+import reprlib
 from collections.abc import Mapping
 
 from jax_backtrack.errors import InputError
@@ -9,6 +9,8 @@ from jax_backtrack.models.rope import Llama3Scaling
 from jax_backtrack.models.transformer import TransformerConfig
 
 _MOST_LAYERS = 10_000  # a file that claims more is wrong, and their names alone would fill the memory
+_MOST = 2**31 - 1  # of every other size: indices are int32
+_MOST_NUMBER = 1e38  # of other numbers, which float32 has to hold
 
 
 def read_common(config: Mapping) -> dict:
@@ -36,21 +38,23 @@ def write_common(config: TransformerConfig) -> dict:
     return {name: getattr(config, name) for name in names} | write_rope(config.rope_theta, config.rope_scaling)
 
 
-def read_size(config: Mapping, field: str, most: int | None = None) -> int:
+def read_size(config: Mapping, field: str, most: int = _MOST) -> int:
     """A whole number above 0. Raises InputError where it is missing, null or something else: sizes never default."""
     value = _present(config, field)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"config.json: {field} = {value!r} is not a whole number above 0")
-    if most is not None and value > most:
-        raise InputError(f"config.json: {field} = {value} is more than {most}")
+        raise InputError(f"config.json: {field} = {reprlib.repr(value)} is not a whole number above 0")
+    if value > most:
+        raise InputError(f"config.json: {field} = {reprlib.repr(value)} is more than {most}")
     return value
 
 
 def read_number(config: Mapping, field: str) -> int | float:
-    """A finite number above 0; raises InputError otherwise."""
+    """A number above 0 that float32 holds; raises InputError otherwise."""
     value = _present(config, field)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise InputError(f"config.json: {field} = {value!r} is not a number above 0")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        raise InputError(f"config.json: {field} = {reprlib.repr(value)} is not a number above 0")
+    if value > _MOST_NUMBER:
+        raise InputError(f"config.json: {field} = {reprlib.repr(value)} is more than {_MOST_NUMBER:g}")
     return value
 
 
@@ -58,7 +62,7 @@ def read_flag(config: Mapping, field: str, default: bool) -> bool:
     """True or false; raises InputError for anything else."""
     value = config.get(field, default)
     if not isinstance(value, bool):
-        raise InputError(f"config.json: {field} = {value!r} is neither true nor false")
+        raise InputError(f"config.json: {field} = {reprlib.repr(value)} is neither true nor false")
     return value
 
 
@@ -66,7 +70,9 @@ def refuse_unknown(config: Mapping, known: Mapping[str, tuple]) -> None:
     """Raises InputError for a field whose value is not among the known ones; the first of them is what is meant."""
     for field, values in known.items():
         if field in config and config[field] not in values:
-            raise InputError(f"config.json: {field} = {config[field]!r} is not supported; only {values[0]!r} is")
+            raise InputError(
+                f"config.json: {field} = {reprlib.repr(config[field])} is not supported; only {values[0]!r} is"
+            )
 
 
 def read_rope(config: Mapping) -> tuple[float, Llama3Scaling | None]:
@@ -76,7 +82,7 @@ def read_rope(config: Mapping) -> tuple[float, Llama3Scaling | None]:
     """
     given = [config[field] for field in ("rope_parameters", "rope_scaling") if config.get(field) is not None] or [{}]
     if wrong := [each for each in given if not isinstance(each, dict)]:
-        raise InputError(f"config.json: the rope settings are {wrong[0]!r}, not an object")
+        raise InputError(f"config.json: the rope settings are {reprlib.repr(wrong[0])}, not an object")
     theta = next((each["rope_theta"] for each in (*given, config) if "rope_theta" in each), None)
     spellings = [_read_spelling(each, theta) for each in given]
     if spellings[0] != spellings[-1]:

@@ -72,7 +72,7 @@ def read(path: str, split: str) -> list[Labelled]:
         prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         try:
             check_messages(prompt)
-        except (InputError, TypeError) as error:
+        except InputError as error:
             raise InputError(f"{place}, prompt: {error}") from None
         if not isinstance(row["response"], str) or not isinstance(row["unsafe"], bool):
             raise InputError(f"{place}: response is no text, or unsafe neither true nor false")

@@ -20,6 +20,7 @@ from jax_backtrack.safety.hidden_states import Reader
 
 _SETTINGS, _ARRAYS = "judge.json", "judge.safetensors"
 _WORDS_C, _HIDDEN_C = 10.0, 1e-3  # inverse strengths of regularisation
+_LARGEST = 1e30  # of what a file may hold: products of two, and sums of many, are finite
 _FIRST_WORDS = 48  # of a reply: with more of them, or with all, agreement falls
 
 
@@ -93,13 +94,8 @@ class FittedJudge:
     def load(cls, folder: str | Path) -> "FittedJudge":
         """The judge that `save` left in a folder, with the model that it reads with."""
         folder = Path(folder)
-        try:
-            settings, arrays = json.loads((folder / _SETTINGS).read_text()), load_file(folder / _ARRAYS)
-            mark = _digest(folder)
-            heads = Heads(vocabulary={word: place for place, word in enumerate(settings["words"])}, **arrays)
-            path, layers, tokens = settings["model"], settings["layers"], settings["tokens"]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise InputError(f"{folder} holds no whole judge: {type(error).__name__} {error}") from None
+        heads, path, layers, tokens = read(folder)
+        mark = _digest(folder)
         try:
             with share_bar("loading judge") as progress:
                 reader = Reader(*load(path, progress=progress), layers, tokens)
@@ -108,6 +104,39 @@ class FittedJudge:
         if reader.features != len(heads.mean_F):
             raise InputError(f"the judge in {folder} was fitted with another model than {path}")
         return cls(reader, heads, mark)
+
+
+def read(folder: Path) -> tuple[Heads, str, int, int]:
+    """What `save` left in a folder: heads, the path of the model, its layers and the tokens that are read."""
+    try:
+        settings, arrays = json.loads((folder / _SETTINGS).read_text()), load_file(folder / _ARRAYS)
+        heads = Heads(vocabulary={word: place for place, word in enumerate(settings["words"])}, **arrays)
+        path, layers, tokens = settings["model"], settings["layers"], settings["tokens"]
+        _check(heads, settings["words"])
+        if not isinstance(path, str) or not all(type(count) is int and count > 0 for count in (layers, tokens)):
+            raise ValueError("model is no text, or layers or tokens are no whole numbers above 0")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise InputError(f"{folder} holds no whole judge: {type(error).__name__} {error}") from None
+    return heads, path, layers, tokens
+
+
+def _check(heads: Heads, words: list[str]) -> None:
+    """Raises ValueError unless the arrays fit the words and each other, and no sum over them can overflow."""
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        raise ValueError("the words are no list of texts")
+    if len(heads.vocabulary) < len(words):
+        raise ValueError("a word stands twice")
+    features = heads.mean_F.shape[:1]
+    shapes = {"W": (len(words),), "F": features, "biases": (2,)}
+    for name, array in vars(heads).items():
+        if name == "vocabulary":
+            continue
+        if array.dtype != np.float64 or array.shape != shapes[name.rpartition("_")[2]]:
+            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}")
+        if not (np.abs(array) < _LARGEST).all():
+            raise ValueError(f"{name} holds NaN or values too large")
+    if not (heads.scale_F > 1 / _LARGEST).all():
+        raise ValueError("scale_F is not above 0, or hardly")
 
 
 def save(folder: Path, heads: Heads, model: str, layers: int, tokens: int) -> None:

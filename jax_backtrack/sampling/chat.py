@@ -40,6 +40,8 @@ def typed_lines() -> Iterator[str]:
             line = console.input("[bold]you[/]  ") if sys.stdin.isatty() else input()
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input cannot be read: {error}") from None
         if line.strip():
             yield line.strip()
 

@@ -34,13 +34,16 @@ def read_prompts(path: str | None, limit: int | None = None) -> list[Asked]:
     if path is None:
         if sys.stdin.isatty():
             console.print("prompts, one a line, then Ctrl-D:")
-        asked = [Asked(line.strip()) for line in sys.stdin if line.strip()]
+        try:
+            asked = [Asked(line.strip()) for line in sys.stdin if line.strip()]
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input cannot be read: {error}") from None
         where = "standard input"
     else:
         where = path
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"--prompts={path} cannot be read: {error}") from None
         reader = {".txt": _from_lines, ".jsonl": _from_jsonl, ".csv": _from_csv}.get(Path(path).suffix)
         if reader is None:
@@ -105,7 +108,7 @@ def _from_jsonl(text: str, path: str) -> list[Asked]:
         if not isinstance(prompt, str):
             try:
                 check_messages(prompt)
-            except (InputError, TypeError) as error:
+            except InputError as error:
                 raise InputError(f"{where}: {error}") from None
         prefix = row.get("prefix", "")
         if not isinstance(prefix, str):
