@@ -12,7 +12,9 @@ COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_
 COMPILE_FAST += " --xla_cpu_parallel_codegen_split_count=1"
 
 
-def start(*arguments, cwd: Path = ROOT, devices: int = 1, stderr=subprocess.PIPE, **environment) -> subprocess.Popen:
+def start(
+    *arguments, cwd: Path = ROOT, devices: int = 1, stdin=None, stderr=subprocess.PIPE, **environment
+) -> subprocess.Popen:
     """Python with these arguments, on so many devices, compiling as this process does."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     settings = {"PYTHONPATH": PYTHONPATH, "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "XLA_FLAGS": flags}
@@ -20,6 +22,7 @@ def start(*arguments, cwd: Path = ROOT, devices: int = 1, stderr=subprocess.PIPE
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
         env=os.environ | settings | environment,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,

@@ -1,0 +1,195 @@
+"""A page in the browser, on this machine alone: a conversation with a model, beside a baseline if there is one.
+
+gradio is optional and imported here only where a page is made.
+"""
+
+import importlib.util
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+from jax_backtrack.errors import InputError
+from jax_backtrack.progress import console
+from jax_backtrack.sampling.conversation import Turn, answers
+from jax_backtrack.sampling.conversation_page import STYLE, conversation_html
+from jax_backtrack.sampling.sampler import Sampler
+
+ADDRESS = "127.0.0.1"
+BIASES = 10.0  # nats that the slider goes to, up and down
+HOLD_BACK = 32  # tokens that the slider goes to
+_PAUSE = 0.08  # seconds between two pictures of a reply that is being written
+_WAITING = 32  # replies that may wait for their turn
+_ABOUT = (
+    "Bars: the probability of [RESET] in each token's place, as the model has it without the bias, on a logarithmic scale from "
+    "0.01 % (no bar) to 100 %; hover for the number."
+)
+# Nothing is fetched from elsewhere or sent there, whatever stands in a text. gradio's own pages need the inline parts.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; form-action 'self'; base-uri 'self'"
+)
+_SWITCH = "shown => { document.body.classList.toggle('%s', !shown); }"
+
+
+def check_installed() -> None:
+    """Raises InputError where gradio is not installed."""
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("--mode=web needs gradio, which is optional: pip install -r requirements-web.txt")
+
+
+def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, hold_back: int = 0):
+    """The page as gradio's Blocks, not served yet; `serve` and `show` do that.
+
+    samplers:  by the name that stands over their replies; those with `log_probs` have their [RESET] drawn
+    seed:      of a conversation's first reply; each next one counts up
+    bias:      of [RESET], where its slider stands at first
+    hold_back: tokens, where its slider stands at first
+    """
+    check_installed()
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # which gradio reads as it is imported
+    import gradio as gr
+
+    names, models = list(samplers), list(samplers.values())
+    can_reset = any(sampler.tokenizer.reset_id is not None for sampler in models)
+
+    def drawn(turns: list[Turn]) -> str:
+        return conversation_html(turns, names)
+
+    def reply(message: str, prefix: str, bias: float, hold_back: float, turns: list[Turn]) -> Iterator[tuple]:
+        """The page's parts as the next turn grows: message, conversation, turns."""
+        if not message.strip():
+            yield message, drawn(turns), turns
+            return
+        turns = [turn.stop() for turn in turns]
+        biased = [sampler.with_resets(reset_bias=bias) for sampler in models]
+        grown = answers(biased, turns, message, prefix=prefix, seed=seed + len(turns), hold_back=int(hold_back))
+        shown = 0.0
+        for turn in grown:
+            now = time.monotonic()
+            if turn.ended or now - shown > _PAUSE:
+                shown = now
+                yield "", drawn([*turns, turn]), [*turns, turn]
+
+    def stop(turns: list[Turn]) -> tuple:
+        turns = [turn.stop() for turn in turns]
+        return drawn(turns), turns
+
+    with gr.Blocks(title="jax_backtrack", analytics_enabled=False) as blocks:
+        turns = gr.State([])
+        conversation = gr.HTML(drawn([]), elem_id="conversation", apply_default_css=False)
+        with gr.Row(equal_height=True):
+            message = gr.Textbox(
+                label="Message", placeholder="Ask something", lines=1, max_lines=8, scale=8, min_width=240, autofocus=True
+            )
+            send = gr.Button("Send", variant="primary", scale=1, min_width=90)
+            halt = gr.Button("Stop", scale=1, min_width=90)
+        with gr.Row():
+            show_drafts = gr.Checkbox(True, label="Show drafts that were taken back", min_width=200)
+            show_chances = gr.Checkbox(True, label="Show the probability of [RESET]", min_width=200)
+            anew = gr.Button("New conversation", size="sm", min_width=160)
+        with gr.Row():
+            reset_bias = gr.Slider(
+                min(-BIASES, bias),
+                max(BIASES, bias),
+                bias,
+                step=0.5,
+                label="Bias of [RESET], in nats",
+                info="Lower: fewer resets" if can_reset else "This model has no [RESET]",
+                interactive=can_reset,
+                min_width=240,
+            )
+            held_back = gr.Slider(
+                0,
+                max(HOLD_BACK, hold_back),
+                hold_back,
+                step=1,
+                label="Hold-back, in tokens",
+                info="So many of the newest stay unseen, in case they are taken back",
+                min_width=240,
+            )
+            prefix = gr.Textbox(
+                label="First words of the reply", info="Written for the model, as an attacker would", min_width=240
+            )
+        gr.HTML(f'<div class="about">{_ABOUT}</div>', apply_default_css=False)
+
+        asked = gr.on(
+            [message.submit, send.click],
+            reply,
+            [message, prefix, reset_bias, held_back, turns],
+            [message, conversation, turns],
+            # One reply at a time, whoever asks: two would share the same processor or chips.
+            concurrency_limit=1,
+            show_progress="minimal",
+            show_progress_on=message,
+            api_name="reply",
+        )
+        halt.click(stop, turns, [conversation, turns], cancels=asked, queue=False, api_visibility="private")
+        anew.click(
+            lambda: (drawn([]), []), None, [conversation, turns], cancels=asked, queue=False, api_visibility="private"
+        )
+        show_drafts.change(None, show_drafts, js=_SWITCH % "hide-drafts", api_visibility="private")
+        show_chances.change(None, show_chances, js=_SWITCH % "hide-chances", api_visibility="private")
+    return blocks.queue(max_size=_WAITING)
+
+
+def show(blocks, port: int | None = None, *, inline: bool = False) -> str:
+    """Serves a page in the background, to this machine only, and returns its address; `blocks.close()` ends it.
+
+    port:   None for the first that is free from 7860 on
+    inline: in a notebook, shows it below the cell
+    """
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # nobody else's servers
+    try:
+        _, address, _ = blocks.launch(
+            share=False,
+            server_name=ADDRESS,
+            server_port=port,
+            inline=inline,
+            prevent_thread_lock=True,
+            quiet=True,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            max_file_size=0,
+            theme=gr.themes.Default(**fonts),
+            css_paths=STYLE,
+            app_kwargs={"middleware": [Middleware(_WithPolicy)]},
+        )
+    except OSError as error:
+        raise InputError(f"web.port = {port} cannot be served on {ADDRESS}, is it taken? {error}") from None
+    return address
+
+
+def serve(samplers: Mapping[str, Sampler], *, port: int, seed: int, bias: float, hold_back: int) -> None:
+    """Serves a page until Ctrl-C."""
+    blocks = page(samplers, seed=seed, bias=bias, hold_back=hold_back)
+    try:
+        console.print(f"page: {show(blocks, port or None)}", highlight=False)
+        console.print("for this machine only; Ctrl-C ends", style="dim", highlight=False)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        console.print("ended", style="dim")
+    finally:
+        blocks.close(verbose=False)
+
+
+class _WithPolicy:
+    """Answers with a content security policy: browsers then load nothing for the page from elsewhere."""
+
+    def __init__(self, app):
+        self._app = app
+
+    async def __call__(self, scope, receive, send):
+        async def send_with_policy(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy)
