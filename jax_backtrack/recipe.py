@@ -60,6 +60,7 @@ _AT_LEAST = {
     "sample.samples": 1,
     "sample.hold_back": 0,
     "sample.limit": 0,
+    "web.port": 0,
     "judge.layers": 1,
     "judge.tokens": 1,
     "judge.folds": 2,
@@ -96,6 +97,8 @@ def check(config: ConfigDict) -> None:
         raise InputError("data.reply_tokens is 1; a reply has at least a token and its end: 0 for all, or 2 and more")
     if fields["data.held_out"] >= 1:
         raise InputError(f"data.held_out is {fields['data.held_out']}; it is a share, below 1")
+    if fields["web.port"] > 65535:
+        raise InputError(f"web.port is {fields['web.port']}; it must be at most 65535")
     for field in _ABOVE_0:
         if not fields[field] > 0:
             raise InputError(f"{field} is {fields[field]}; it must be above 0")

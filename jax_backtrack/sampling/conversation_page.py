@@ -14,7 +14,17 @@ DECADES = 4  # of the probability of [RESET] that a bar shows: from 0.01 % to 10
 
 def conversation_html(turns: Sequence[Turn], names: Sequence[str]) -> str:
     """All turns, the answers of several models of these names side by side where there is room."""
-    return f'<div class="conversation">{"".join(_turn(turn, names) for turn in turns)}</div>'
+    shown = "".join(_turn(turn, names) for turn in turns) or f'<div class="note">{escape(_nobody_spoke(names))}</div>'
+    return f'<div class="conversation">{shown}</div>'
+
+
+def _nobody_spoke(names: Sequence[str]) -> str:
+    return f"{'Models' if len(names) > 1 else 'Model'}: {', '.join(map(_short, names))}"
+
+
+def _short(name: str) -> str:
+    """A package's .gguf file lies deep; other paths are told apart by their folders."""
+    return Path(name).name if name.endswith(".gguf") else name
 
 
 def _turn(turn: Turn, names: Sequence[str]) -> str:
@@ -23,7 +33,7 @@ def _turn(turn: Turn, names: Sequence[str]) -> str:
 
 
 def _answer(answer: Answer, name: str, is_named: bool) -> str:
-    head = f'<div class="model">{escape(name)}</div>' if is_named else ""
+    head = f'<div class="model">{escape(_short(name))}</div>' if is_named else ""
     drafts = "".join(map(_draft, answer.drafts))
     text = "".join(map(_token, answer.pieces))
     if answer.ended:
@@ -35,9 +45,9 @@ def _answer(answer: Answer, name: str, is_named: bool) -> str:
 
 def _draft(draft: Draft) -> str:
     text = "".join(map(_token, draft.pieces))
-    mark = '<span class="reset-mark">[RESET]</span>'
-    if draft.reset_log_prob is not None:
-        mark = f'<span class="reset-mark" title="{_said(draft.reset_log_prob)}">[RESET]</span>'
+    chance = draft.reset_log_prob
+    share = "" if chance is None else f'<span class="chance"> {_percent(chance)}</span>'
+    mark = f'<span class="reset-mark">[RESET]{share}</span>'
     return f'<div class="withdrawn"><del>{text}</del>{mark}<span class="instead">a draft was taken back</span></div>'
 
 
@@ -46,11 +56,7 @@ def _token(piece: Piece) -> str:
         return f"<span>{escape(piece.text)}</span>"
     height = max(0.0, 1 + piece.reset_log_prob / math.log(10) / DECADES)
     bar = f' style="--bar:{height:.2f}"' if height >= 0.005 else ""
-    return f'<span title="{_said(piece.reset_log_prob)}"{bar}>{escape(piece.text)}</span>'
-
-
-def _said(log_prob: float) -> str:
-    return f"[RESET] {_percent(log_prob)} here"
+    return f'<span title="[RESET] {_percent(piece.reset_log_prob)}"{bar}>{escape(piece.text)}</span>'
 
 
 def _percent(log_prob: float) -> str:

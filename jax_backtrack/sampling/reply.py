@@ -89,7 +89,7 @@ class Writing:
         return self._tokenizer.decode(self.ids[: len(self.ids) - hold_back] if hold_back < len(self.ids) else [])
 
     def may_stop_at(self, text: str) -> int:
-        """Where the longest end of `text` that may still become a stop string begins; its length where there is none."""
+        """Where the longest end of `text` that may still become a stop string begins, or the length of `text`."""
         begun = (
             length
             for stop in self._stop_strings

@@ -13,7 +13,6 @@ _UNFINISHED = re.compile(
 )
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Piece:
     """What one token added to the text that is shown; a token that is shown in two steps makes two of them.

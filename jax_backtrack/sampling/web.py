@@ -5,9 +5,12 @@ gradio is optional and imported here only where a page is made.
 
 import importlib.util
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+
+from ml_collections import ConfigDict
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.progress import console
@@ -20,22 +23,27 @@ BIASES = 10.0  # nats that the slider goes to, up and down
 HOLD_BACK = 32  # tokens that the slider goes to
 _PAUSE = 0.08  # seconds between two pictures of a reply that is being written
 _WAITING = 32  # replies that may wait for their turn
-_ABOUT = (
-    "Bars: the probability of [RESET] in each token's place, as the model has it without the bias, on a logarithmic scale from "
-    "0.01 % (no bar) to 100 %; hover for the number."
+_LEGEND = (
+    "Bars: the probability of [RESET] in each token's place, by the model itself (without the bias), on a logarithmic "
+    "scale from 0.01 % (no bar) to 100 %. The pointer on a token shows the number."
 )
 # Nothing is fetched from elsewhere or sent there, whatever stands in a text. gradio's own pages need the inline parts.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; form-action 'self'; base-uri 'self'"
 )
-_SWITCH = "shown => { document.body.classList.toggle('%s', !shown); }"
 
 
-def check_installed() -> None:
-    """Raises InputError where gradio is not installed."""
+def check_possible(port: int = 0) -> None:
+    """Raises InputError where gradio is not installed, or the port is taken; 0 is any."""
     if importlib.util.find_spec("gradio") is None:
         raise InputError("--mode=web needs gradio, which is optional: pip install -r requirements-web.txt")
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a page that has just ended
+        try:
+            tried.bind((ADDRESS, port))
+        except OSError as error:
+            raise InputError(f"web.port = {port} of {ADDRESS} cannot be had: {error}; 0 is any that is free") from None
 
 
 def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, hold_back: int = 0):
@@ -46,7 +54,7 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
     bias:      of [RESET], where its slider stands at first
     hold_back: tokens, where its slider stands at first
     """
-    check_installed()
+    check_possible()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # which gradio reads as it is imported
     import gradio as gr
 
@@ -77,16 +85,23 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
 
     with gr.Blocks(title="jax_backtrack", analytics_enabled=False) as blocks:
         turns = gr.State([])
-        conversation = gr.HTML(drawn([]), elem_id="conversation", apply_default_css=False)
+        conversation = gr.HTML(drawn([]), elem_id="conversation", apply_default_css=False, autoscroll=True)
         with gr.Row(equal_height=True):
             message = gr.Textbox(
-                label="Message", placeholder="Ask something", lines=1, max_lines=8, scale=8, min_width=240, autofocus=True
+                label="Message",
+                placeholder="Ask something",
+                lines=1,
+                max_lines=8,
+                scale=8,
+                min_width=240,
+                autofocus=True,
             )
             send = gr.Button("Send", variant="primary", scale=1, min_width=90)
             halt = gr.Button("Stop", scale=1, min_width=90)
-        with gr.Row():
-            show_drafts = gr.Checkbox(True, label="Show drafts that were taken back", min_width=200)
-            show_chances = gr.Checkbox(True, label="Show the probability of [RESET]", min_width=200)
+        with gr.Row(equal_height=True):
+            # The style sheet looks at these two, so they act at once, while a reply is written too.
+            gr.Checkbox(True, label="Drafts", interactive=True, min_width=90, elem_id="show-drafts")
+            gr.Checkbox(True, label="Probability of [RESET]", interactive=True, min_width=200, elem_id="show-chances")
             anew = gr.Button("New conversation", size="sm", min_width=160)
         with gr.Row():
             reset_bias = gr.Slider(
@@ -105,13 +120,13 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
                 hold_back,
                 step=1,
                 label="Hold-back, in tokens",
-                info="So many of the newest stay unseen, in case they are taken back",
+                info="The newest tokens, which stay unseen",
                 min_width=240,
             )
             prefix = gr.Textbox(
                 label="First words of the reply", info="Written for the model, as an attacker would", min_width=240
             )
-        gr.HTML(f'<div class="about">{_ABOUT}</div>', apply_default_css=False)
+        gr.HTML(f'<div class="legend">{_LEGEND}</div>', apply_default_css=False)
 
         asked = gr.on(
             [message.submit, send.click],
@@ -128,8 +143,6 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
         anew.click(
             lambda: (drawn([]), []), None, [conversation, turns], cancels=asked, queue=False, api_visibility="private"
         )
-        show_drafts.change(None, show_drafts, js=_SWITCH % "hide-drafts", api_visibility="private")
-        show_chances.change(None, show_chances, js=_SWITCH % "hide-chances", api_visibility="private")
     return blocks.queue(max_size=_WAITING)
 
 
@@ -142,36 +155,36 @@ def show(blocks, port: int | None = None, *, inline: bool = False) -> str:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # nobody else's servers
-    try:
-        _, address, _ = blocks.launch(
-            share=False,
-            server_name=ADDRESS,
-            server_port=port,
-            inline=inline,
-            prevent_thread_lock=True,
-            quiet=True,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            max_file_size=0,
-            theme=gr.themes.Default(**fonts),
-            css_paths=STYLE,
-            app_kwargs={"middleware": [Middleware(_WithPolicy)]},
-        )
-    except OSError as error:
-        raise InputError(f"web.port = {port} cannot be served on {ADDRESS}, is it taken? {error}") from None
+    # Fonts of the machine, not of somebody's server; and notes that can be read.
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme = theme.set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
+    _, address, _ = blocks.launch(
+        share=False,
+        server_name=ADDRESS,
+        server_port=port,
+        inline=inline,
+        prevent_thread_lock=True,
+        quiet=True,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        max_file_size=0,
+        theme=theme,
+        head=f"<style>{STYLE.read_text()}</style>",  # as `css` it would be confined to a part of the page
+        app_kwargs={"middleware": [Middleware(_WithPolicy)]},
+    )
     return address
 
 
-def serve(samplers: Mapping[str, Sampler], *, port: int, seed: int, bias: float, hold_back: int) -> None:
-    """Serves a page until Ctrl-C."""
-    blocks = page(samplers, seed=seed, bias=bias, hold_back=hold_back)
+def serve(samplers: Mapping[str, Sampler], config: ConfigDict) -> None:
+    """Serves a page with a recipe's settings until Ctrl-C."""
+    sample = config.sample
+    blocks = page(samplers, seed=sample.seed, bias=config.reset.logit_bias, hold_back=sample.hold_back)
     try:
-        console.print(f"page: {show(blocks, port or None)}", highlight=False)
+        console.print(f"page: {show(blocks, config.web.port or None)}", highlight=False)
         console.print("for this machine only; Ctrl-C ends", style="dim", highlight=False)
         threading.Event().wait()
     except KeyboardInterrupt:
