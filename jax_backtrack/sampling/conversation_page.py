@@ -15,7 +15,7 @@ DECADES = 4  # of the probability of [RESET] that a bar shows: from 0.01 % to 10
 def conversation_html(turns: Sequence[Turn], names: Sequence[str]) -> str:
     """All turns, the answers of several models of these names side by side where there is room."""
     shown = "".join(_turn(turn, names) for turn in turns) or f'<div class="note">{escape(_nobody_spoke(names))}</div>'
-    return f'<div class="conversation">{shown}</div>'
+    return f'<div class="conversation"><div>{shown}</div></div>'
 
 
 def _nobody_spoke(names: Sequence[str]) -> str:

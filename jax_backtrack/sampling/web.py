@@ -34,6 +34,33 @@ _POLICY = (
 )
 
 
+class Session:
+    """What one browser tab has said and heard. gradio copies an empty one for each."""
+
+    def __init__(self):
+        self.turns: list[Turn] = []
+        self._writing: object | None = None
+
+    def grow(self, turns: Iterator[Turn]) -> Iterator[Turn]:
+        """Takes the next turn as it grows, until it has ended or the session was stopped in between."""
+        before, mine = self.turns, object()
+        self._writing = mine
+        for turn in turns:
+            if self._writing is not mine:
+                return
+            self.turns = [*before, turn]
+            yield turn
+
+    def stop(self) -> None:
+        """Ends a turn that is growing."""
+        self._writing = None
+        self.turns = [turn.stop() for turn in self.turns]
+
+    def clear(self) -> None:
+        """Begins another conversation."""
+        self._writing, self.turns = None, []
+
+
 def check_possible(port: int = 0) -> None:
     """Raises InputError where gradio is not installed, or the port is taken; 0 is any."""
     if importlib.util.find_spec("gradio") is None:
@@ -64,28 +91,33 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
     def drawn(turns: list[Turn]) -> str:
         return conversation_html(turns, names)
 
-    def reply(message: str, prefix: str, bias: float, hold_back: float, turns: list[Turn]) -> Iterator[tuple]:
-        """The page's parts as the next turn grows: message, conversation, turns."""
+    def reply(message: str, prefix: str, bias: float, hold_back: float, session: Session) -> Iterator[tuple[str, str]]:
+        """The message's box and the conversation, as the next turn grows."""
         if not message.strip():
-            yield message, drawn(turns), turns
+            yield message, drawn(session.turns)
             return
-        turns = [turn.stop() for turn in turns]
+        session.stop()
+        turns = session.turns
         biased = [sampler.with_resets(reset_bias=bias) for sampler in models]
         grown = answers(biased, turns, message, prefix=prefix, seed=seed + len(turns), hold_back=int(hold_back))
         shown = 0.0
-        for turn in grown:
+        for turn in session.grow(grown):
             now = time.monotonic()
             if turn.ended or now - shown > _PAUSE:
                 shown = now
-                yield "", drawn([*turns, turn]), [*turns, turn]
+                yield "", drawn([*turns, turn])
 
-    def stop(turns: list[Turn]) -> tuple:
-        turns = [turn.stop() for turn in turns]
-        return drawn(turns), turns
+    def stop(session: Session) -> str:
+        session.stop()
+        return drawn(session.turns)
+
+    def clear(session: Session) -> str:
+        session.clear()
+        return drawn([])
 
     with gr.Blocks(title="jax_backtrack", analytics_enabled=False) as blocks:
-        turns = gr.State([])
-        conversation = gr.HTML(drawn([]), elem_id="conversation", apply_default_css=False, autoscroll=True)
+        session = gr.State(Session())
+        conversation = gr.HTML(drawn([]), elem_id="conversation", apply_default_css=False)
         with gr.Row(equal_height=True):
             message = gr.Textbox(
                 label="Message",
@@ -131,18 +163,18 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
         asked = gr.on(
             [message.submit, send.click],
             reply,
-            [message, prefix, reset_bias, held_back, turns],
-            [message, conversation, turns],
+            [message, prefix, reset_bias, held_back, session],
+            [message, conversation],
             # One reply at a time, whoever asks: two would share the same processor or chips.
             concurrency_limit=1,
             show_progress="minimal",
             show_progress_on=message,
             api_name="reply",
         )
-        halt.click(stop, turns, [conversation, turns], cancels=asked, queue=False, api_visibility="private")
-        anew.click(
-            lambda: (drawn([]), []), None, [conversation, turns], cancels=asked, queue=False, api_visibility="private"
-        )
+        for button, ended in (halt, stop), (anew, clear):
+            # The browser first stops listening, or what was on its way would be drawn after this.
+            cancelled = button.click(None, cancels=asked, api_visibility="private")
+            cancelled.then(ended, session, conversation, queue=False, show_progress="hidden", api_visibility="private")
     return blocks.queue(max_size=_WAITING)
 
 
