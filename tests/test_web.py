@@ -150,6 +150,26 @@ def test_what_was_stopped_or_failed_is_not_said_again(samplers):
     assert messages([part, failed], 0, "now") == [{"role": "user", "content": "now"}]
 
 
+def test_a_session_that_is_stopped_or_cleared_takes_nothing_more(samplers):
+    """Whatever a reply that is still being written does afterwards."""
+    session = web.Session()
+
+    def written(message, steps):
+        grown = answers(samplers, session.turns, message, prefix="", seed=0, hold_back=0)
+        growing = session.grow(grown)
+        return [next(growing) for _ in range(steps)], growing
+
+    (*_, last), growing = written("first", 4)
+    session.stop()
+    assert session.turns == [last.stop()] and not list(growing)
+    _, growing = written("second", 4)
+    *_, ended = growing
+    assert session.turns == [last.stop(), ended] and ended.ended
+    _, growing = written("third", 4)
+    session.clear()
+    assert not list(growing) and session.turns == []
+
+
 def test_another_bias_or_hold_back_compiles_nothing(samplers):
     def compiled():
         return list(samplers[0].compiled), web_programs()

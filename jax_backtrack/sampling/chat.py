@@ -19,7 +19,7 @@ from jax_backtrack.sampling.stream import Done, Retract, Token
 
 ANEW = "/new"
 RESET_MARK = Text(" [RESET] ", style="bold yellow")
-_HINT = f"{ANEW} begins another conversation; Ctrl-C ends a reply, Ctrl-D (or Ctrl-C where nothing is written) the chat"
+_HINT = f"{ANEW} begins another conversation; Ctrl-C ends a reply, Ctrl-D the chat"
 # What a terminal would obey: escapes, the bell, "\r". Models and files may hold it as well as people.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PROMPT = "you  "
@@ -31,7 +31,8 @@ def chat(sampler: Sampler, lines: Iterable[str], *, seed: int = 0, hold_back: in
     Ctrl-C ends a reply, which with its question leaves the conversation, and between replies the chat. Where nobody
     types, it is raised: the lines that are still to come are not wanted either.
     """
-    _say(_HINT)
+    if sys.stdin.isatty():
+        _say(_HINT)
     if sampler.tokenizer.reset_id is None:
         _say("this model has no [RESET]: it takes nothing back")
     messages: list[Message] = []
