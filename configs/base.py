@@ -107,8 +107,14 @@ def get_config() -> ConfigDict:
     config.sample.seed = 0  # of the first prompt; each next one counts up
     config.sample.samples = 1  # replies per prompt, in --mode=sample
     config.sample.log_probs = False  # in --mode=sample, of every token and of [RESET] in its place
-    config.sample.hold_back = 0  # in --mode=chat, tokens that stay unseen: a reset within so many shows nothing
+    config.sample.hold_back = (
+        0  # in --mode=chat and --mode=web, tokens that stay unseen: a reset within so many shows nothing
+    )
     config.sample.limit = 0  # prompts used; 0 for all
+
+    config.web = ConfigDict()  # of --mode=web
+    config.web.baseline = ""  # a second model that answers beside the first: paths as of model.path; "" for none
+    config.web.port = 7860  # of 127.0.0.1; 0 for the first that is free from 7860 on
 
     config.judge = ConfigDict()  # of --mode=fit-judge, which reads replies with the first layers of the recipe's model
     # Labelled replies: a .jsonl or .jsonl.gz file or a Hub id with the columns prompt, response and unsafe.

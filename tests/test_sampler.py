@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_backtrack import Done, Retract, Sampler
+from jax_backtrack import Done, Retract, Sampler, Token
 from jax_backtrack.errors import InputError
 from jax_backtrack.models.transformer import Compute
 from jax_backtrack.sampling import loop
@@ -358,6 +358,54 @@ def test_a_stream_ends_in_the_reply_that_the_sampler_gives(smollm_shaped, reset_
             shown = "" if isinstance(event, Retract) else shown + event.text
         assert shown == reply.text and len(withdrawn) == 1 and reply.drafts[0].startswith(withdrawn[0])
         assert (withdrawn == [""]) == (hold_back == 20)
+
+
+@pytest.mark.parametrize("hold_back", [0, 3])
+def test_a_stream_says_of_each_token_how_likely_a_reset_was(smollm_shaped, reset_tokenizer, hold_back):
+    """The pieces of the reply are its tokens in their order, each with the trace's number for it."""
+    settings = dict(max_new_tokens=12, reset_bias=[-1e9] * 10 + [1e9], batch_rows=2)
+    sampler = Sampler(smollm_shaped, reset_tokenizer, log_probs=True, **settings)
+    *events, done = sampler.stream("hello", prefix="Well: ", seed=3, hold_back=hold_back)
+    trace, pieces = done.reply.trace, [[]]
+    for event in events:
+        match event:
+            case Retract(shown, chance):
+                place = trace.token_ids.index(reset_tokenizer.reset_id)
+                assert chance == trace.reset_log_probs[place] and shown == "".join(piece.text for piece in pieces[-1])
+                pieces.append([])
+            case Token(text, more):
+                assert text == "".join(piece.text for piece in more) and all(piece.text for piece in more)
+                pieces[-1] += more
+    draft, reply = pieces
+    assert "".join(piece.text for piece in reply) == done.reply.text
+    of_draft, of_reply = trace.reset_log_probs[:place], trace.reset_log_probs[place + 1 :]
+    given = [piece.text for piece in draft if piece.reset_log_prob is None]
+    assert "".join(given) == "Well: " and len(draft) > len(given)
+    for shown, its in (draft[len(given) :], of_draft), (reply, of_reply):
+        chances = [piece.reset_log_prob for piece in shown]
+        assert set(chances) <= set(its) and chances == sorted(chances, key=its.index)
+    ids = trace.token_ids[place + 1 :]
+    ends = [len(reset_tokenizer.decode(ids[:count]).rstrip("\ufffd")) for count in range(len(ids) + 1)]
+    at = 0
+    for piece in reply:
+        at += len(piece.text)
+        token = next(count for count, end in enumerate(ends) if end >= at or count == len(ids)) - 1
+        assert piece.reset_log_prob == of_reply[token]
+    first, *_ = Sampler(smollm_shaped, reset_tokenizer, **settings).stream("hello", prefix="Well: ", seed=3)
+    assert first.pieces and all(piece.reset_log_prob is None for piece in first.pieces)
+
+
+def test_a_stream_shows_nothing_that_a_stop_string_takes_away(smollm_shaped, reset_tokenizer):
+    """Stop strings of several tokens, cut from a reply so that they begin and end with characters of any kind."""
+    settings = dict(max_new_tokens=12, max_resets=0, batch_rows=2)
+    text = Sampler(smollm_shaped, reset_tokenizer, **settings)(["hello"])[0].text
+    for start in range(2, len(text) - 6, 5):
+        stop = text[start : start + 6]
+        sampler = Sampler(smollm_shaped, reset_tokenizer, stop_strings=[stop], **settings)
+        *tokens, done = sampler.stream("hello")
+        assert "".join(token.text for token in tokens) == done.reply.text == text[: text.find(stop)]
+    writing = Writing(reset_tokenizer, stop_strings=["\nUser:", "User says"])
+    assert [writing.may_stop_at(text) for text in ("a\nUser", "a User", "User is", "")] == [1, 2, 7, 0]
 
 
 def test_words_and_characters_come_out_whole(reset_tokenizer):

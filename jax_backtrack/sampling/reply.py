@@ -88,6 +88,16 @@ class Writing:
             return self._text
         return self._tokenizer.decode(self.ids[: len(self.ids) - hold_back] if hold_back < len(self.ids) else [])
 
+    def may_stop_at(self, text: str) -> int:
+        """Where the longest end of `text` that may still become a stop string begins, or the length of `text`."""
+        begun = (
+            length
+            for stop in self._stop_strings
+            for length in range(min(len(stop) - 1, len(text)), 0, -1)
+            if text.endswith(stop[:length])
+        )
+        return len(text) - max(begun, default=0)
+
     def reply(self) -> Reply:
         """The finished reply."""
         ids, log_probs, reset_log_probs = map(tuple, self._trace)

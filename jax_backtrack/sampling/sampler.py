@@ -172,6 +172,8 @@ class Sampler:
 
         hold_back: tokens that stay unseen behind the newest one, so that a draft that is taken back within so many
                    tokens of its beginning, or of an error, has not been shown so far
+
+        A sampler with `log_probs` says of each token how likely [RESET] was in its place (`Token.pieces`).
         """
         if hold_back < 0:
             raise InputError(f"hold_back is {hold_back}; it must be at least 0")
