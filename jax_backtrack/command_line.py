@@ -1,4 +1,4 @@
-"""The modes of `main.py`, and its errors in one line."""
+"""The modes of the command, and its errors in one line."""
 
 import sys
 from collections.abc import Sequence
@@ -20,6 +20,12 @@ from jax_backtrack.sharding import make_mesh
 from jax_backtrack.training.loop import train
 
 _PLANS = "runs/plan"
+
+
+def recipes_folder(package: Path) -> Path:
+    """Where the recipes are: within the installed package, and beside it in the repository (`setup.py`)."""
+    installed = package / "shipped" / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
