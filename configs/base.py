@@ -33,13 +33,13 @@ def get_config() -> ConfigDict:
     config.adapter.weights = TARGETS  # which weights of each layer have an adapter
 
     config.data = ConfigDict()
-    # Safety pairs, whose rejected replies are unsafe: a .jsonl or .jsonl.gz file, a Hub id (owner/name or
-    # owner/name:folder), or "testbed".
+    # Safety pairs, whose rejected replies are unsafe: a .jsonl, .json or .parquet file, a folder of
+    # datasets.save_to_disk, a Hub id (owner/name or owner/name:folder), or "testbed".
     config.data.path = ""
     config.data.utility_path = ""  # utility data, the same kinds of path; nothing of it is taken back
     config.data.utility_passes = 1  # over utility data for each one over safety data, where there is less of it
-    config.data.split = "train"  # of a Hub data set or of the testbed
-    config.data.format = ""  # "preference", "hh" or "oasst"; "" reads it off the columns
+    config.data.split = "train"  # of a Hub data set, of a folder with several splits, or of the testbed
+    config.data.format = ""  # "preference", "sft", "hh" or "oasst"; "" reads it off the columns
     config.data.limit = 0  # rows used of each path; 0 for all (of the testbed: 1000)
     config.data.backtrack = True  # False trains the baseline: plain SFT or plain DPO, without drafts and resets
     # Tokens of a reply that are used, its end of turn among them; 0 for all. No end of turn follows where it was cut.
@@ -80,6 +80,9 @@ def get_config() -> ConfigDict:
     config.train.remat = "none"
     config.train.checkpoint_every = 100  # updates; 0 for no checkpoints, only the export at the end
     config.train.keep_checkpoints = 2  # newest ones kept
+
+    config.wandb = ConfigDict()
+    config.wandb.project = ""  # of Weights & Biases, that metrics are sent to as well; "": they are not
 
     config.mesh = ConfigDict()
     # Devices along each axis: rows lie along data and fsdp, parameters along fsdp and tensor, and only data crosses

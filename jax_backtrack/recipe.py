@@ -17,6 +17,7 @@ from jax_backtrack.models.transformer import REMAT, Compute, Transformer, Transf
 from jax_backtrack.progress import share_bar
 from jax_backtrack.sharding import check_rows
 from jax_backtrack.training.step import StepPlan
+from jax_backtrack.training.wandb_run import check_wandb
 from jax_backtrack.trees import CONTEXTS
 
 _NAMES = {
@@ -102,8 +103,10 @@ def check(config: ConfigDict) -> None:
 
 
 def check_training(config: ConfigDict) -> None:
-    """`check_step`, and that there is data."""
+    """`check_step`, and that there is data, and wandb where it is asked for."""
     check_step(config)
+    if config.wandb.project:
+        check_wandb()
     if not (config.data.path or config.data.utility_path):
         raise InputError("neither data.path nor data.utility_path is set")
 
