@@ -72,7 +72,9 @@ def get_config() -> ConfigDict:
     config.train.chosen_weight = 0.0
     config.train.reset_weight = 1.0  # SFT weight of a [RESET], where every token of a reply has 1
     config.train.reset_row_rate = 1.0  # of the learning rate, for the rows of [RESET] in embedding and head
-    config.train.reference_folder = ""  # where reference margins are kept, for several runs to share; "": the workdir
+    config.train.reference_folder = (
+        ""  # where what the reference gives is kept, for several runs to share; "": the workdir
+    )
     config.train.score_chunk = 128  # scored tokens per row whose logits exist at once
     # What the backward pass recomputes of each layer instead of keeping it: "none", all but the products with weights
     # ("dots"), all but what the attention kernel made ("attention"), or all ("full"), which takes the least memory and

@@ -131,6 +131,12 @@ def test_control_tokens_in_a_task_stay_text(tiny_lm, conversation):
     assert tiny_lm._tokenizer.decode(context_ids + continuation_ids).endswith(spelt)
 
 
+def test_plain_contexts_stay_plain_after_conversations(tiny_lm):
+    before = tiny_lm.tok_encode("a [RESET]" + MARK)
+    tiny_lm.apply_chat_template(QUESTION)
+    assert tiny_lm.tok_encode("a [RESET]" + MARK) == before
+
+
 # -------------------------------------------------------------------------------------------------- replies
 
 
@@ -235,16 +241,19 @@ def evaluated(model, tasks: list[str], **settings) -> dict[str, list]:
     }
 
 
-@pytest.mark.parametrize("settings", [{"num_fewshot": 2}, {"num_fewshot": 0, "apply_chat_template": True}], ids=str)
-def test_the_same_numbers_as_the_harness_own_model(smollm_folder, monkeypatch, settings):
-    """To 1e-3 in log-likelihood, and the same replies, by the same export in torch."""
+@pytest.fixture(scope="module")
+def both(smollm_folder):
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    ours = JaxBacktrackLM(str(smollm_folder), max_resets=0, batch_size=2, row_length=256)
+    return ours, huggingface.HFLM(pretrained=str(smollm_folder), dtype="float32", device="cpu", batch_size=4)
+
+
+@pytest.mark.parametrize("settings", [{"apply_chat_template": True}, {"num_fewshot": 2}], ids=str)
+def test_the_same_numbers_as_the_harness_own_model(both, monkeypatch, settings):
+    """To 1e-3 in log-likelihood, and the same replies, by the same export in torch."""
     monkeypatch.chdir(ROOT)  # the tasks name their file from there
     tasks = ["facts_choose", "facts_write"] + ["facts_read"] * ("apply_chat_template" not in settings)
-    ours = evaluated(JaxBacktrackLM(str(smollm_folder), max_resets=0, batch_size=4, row_length=256), tasks, **settings)
-    theirs = evaluated(
-        huggingface.HFLM(pretrained=str(smollm_folder), dtype="float32", device="cpu", batch_size=4), tasks, **settings
-    )
+    ours, theirs = (evaluated(model, tasks, **settings) for model in both)
     assert ours["facts_write"] == theirs["facts_write"]
     for own, other in zip(ours["facts_choose"], theirs["facts_choose"], strict=True):
         chained = map(itertools.chain.from_iterable, (own, other))

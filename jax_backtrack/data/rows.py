@@ -54,7 +54,7 @@ def _in_order(row: PlannedRow, prompts: Sequence[np.ndarray]) -> PlannedRow:
 @dataclasses.dataclass(frozen=True)
 class TreeSource:
     """Builds the tree of any example of any epoch. In DPO the cuts of an example are the same in every epoch, so that
-    its reference margins are too; in SFT every epoch draws new drafts."""
+    what the reference gives it is too; in SFT every epoch draws new drafts."""
 
     examples: Sequence[Example]
     recipe: Recipe

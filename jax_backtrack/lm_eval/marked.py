@@ -34,6 +34,10 @@ class MarkedText:
             escape(begun)
         )
 
+    def is_written(self, text: str) -> bool:
+        """Whether a string has a marked control token, as every conversation has."""
+        return any(part[1:] in self._ids for part in self._pattern.split(text) if part[:1] == MARK)
+
     def read(self, text: str) -> list[int]:
         """Ids of a marked string: what is marked is a control token, all else is text."""
         ids, run = [], ""

@@ -132,12 +132,16 @@ class JaxBacktrackLM(TemplateLM):
         """Ids of a context, or with `add_special_tokens` False of a text as it stands."""
         if add_special_tokens is False:
             return self._tokenizer.encode(string).tolist()
-        if self._conversations:
+        if self._is_conversation(string):
             return self._marked.read(string)
         return self._beginning + self._tokenizer.encode(string).tolist()
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        return super()._encode_pair(context, escape(continuation) if self._conversations else continuation)
+        return super()._encode_pair(context, escape(continuation) if self._is_conversation(context) else continuation)
+
+    def _is_conversation(self, context: str) -> bool:
+        """No context is one before the harness has asked for a chat template, whatever it spells."""
+        return self._conversations and self._marked.is_written(context)
 
     # --------------------------------------------------------------------------------------------------- scores
 

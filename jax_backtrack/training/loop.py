@@ -1,4 +1,4 @@
-"""Trains a model by a recipe: data, reference margins, steps, checkpoints, export."""
+"""Trains a model by a recipe: data, reference, steps, checkpoints, export."""
 
 import json
 import math

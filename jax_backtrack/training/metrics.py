@@ -29,6 +29,8 @@ class MetricsWriter:
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
         if recipe.wandb.project:
             self._run = WandbRun(recipe.wandb.project, workdir, recipe.to_dict())
+            for line in map(json.loads, kept):
+                self._run.write(line.pop("step"), line)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the numbers of one step."""

@@ -21,7 +21,9 @@ def check_wandb() -> None:
 class WandbRun:
     """One run of a workdir, which a later process goes on with: its id stands in `wandb_run.json`.
 
-    Steps that were sent already are not sent again. Raises InputError where Weights & Biases refuses the run.
+    What the run has already is not sent again: up to the step that the server names, or offline up to the one at which
+    an earlier process closed the run. wandb keeps an offline run in memory for long, so of a process that was killed
+    nothing counts as sent. Raises InputError where Weights & Biases refuses the run.
     """
 
     def __init__(self, project: str, workdir: Path, recipe: dict):
@@ -45,18 +47,20 @@ class WandbRun:
             )
         except wandb.errors.Error as error:
             raise InputError(f"wandb.project = {project!r}: {error}. WANDB_MODE=offline keeps the run here") from None
+        self._sent = self._run.step - 1 if self._run.resumed else known["step"]
         self._keep()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Sends the numbers of one step, once."""
-        if step > self._known["step"]:
-            self._run.log(metrics, step=step)
-            self._known["step"] = step
-            self._keep()
+        """Sends the numbers of one step, unless the run has them."""
+        if step > self._sent:
+            self._run.log(metrics, step=step, commit=True)  # without `commit` they wait for the next step
+            self._sent = step
 
     def close(self) -> None:
         """Ends the run, as failed where an exception is on its way."""
         self._run.finish(exit_code=int(sys.exc_info()[0] is not None))
+        self._known["step"] = self._sent
+        self._keep()
 
     def _keep(self) -> None:
         writing = self._path.with_suffix(".writing")
