@@ -1,54 +1,9 @@
 """Trains, samples and evaluates models that backtrack: `python main.py --config=sft_smollm.py --workdir=DIR`.
 
-This file is kept short: it reads the command line and calls the library.
+The same as the command `jax-backtrack` of the installed package.
 """
 
-import sys
-from pathlib import Path
-
-from absl import app, flags, logging
-from ml_collections import config_flags
-
-from jax_backtrack import command_line
-
-FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "Recipe: a path, or a name under configs/.")
-flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves; a plan goes to runs/plan without one.")
-flags.DEFINE_string("mode", "train", f"One of {', '.join(command_line.MODES)}.")
-flags.DEFINE_string(
-    "prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none."
-)
-flags.DEFINE_list("topology", [], "For --mode=plan: TPU topologies to compile for, as in v5e:4x4,v5p:2x2x2,v5e:4x4*2.")
-flags.DEFINE_list(
-    "compare", [], "For --mode=evaluate: workdirs that were evaluated on prompt sets; shows them side by side."
-)
-flags.DEFINE_string("coordinator", None, "Of several hosts: HOST:PORT of the one that runs --process=0.")
-flags.DEFINE_integer("processes", None, "Of several hosts: how many there are.")
-flags.DEFINE_integer("process", None, "Of several hosts: which one this is, from 0.")
-flags.mark_flags_as_required(["config"])
-
-
-def main(argv):
-    """Runs one mode; what is wrong with the input is said in one line, without a traceback."""
-    logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-        raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
-    placement = FLAGS.coordinator, FLAGS.processes, FLAGS.process
-    code = command_line.run(
-        FLAGS.mode,
-        FLAGS.config,
-        FLAGS.workdir,
-        prompts=FLAGS.prompts,
-        topology=FLAGS.topology,
-        compared=FLAGS.compare,
-        placement=placement,
-    )
-    sys.exit(code)
-
+from jax_backtrack.main import run
 
 if __name__ == "__main__":
-    app.run(
-        main,
-        argv=command_line.with_config_path(sys.argv, Path(__file__).parent / "configs"),
-        flags_parser=command_line.parse_flags,
-    )
+    run()

@@ -21,7 +21,7 @@ from jax_backtrack.data.share import Share
 from jax_backtrack.models.adapters import split
 from jax_backtrack.models.transformer import Compute
 from jax_backtrack.sharding import rows_sharding
-from jax_backtrack.training.reference import reference_margins
+from jax_backtrack.training.reference import reference_sides
 from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
 from jax_backtrack.trees import NO_PARENT, Cuts, Rows, pack, stack, tree_length
 
@@ -38,7 +38,7 @@ def is_real(rows: Rows) -> np.ndarray:
 
 def empty_item(row_length: int) -> dict:
     """A row of padding, as `PackedRows` would give it."""
-    return {"rows": pack([], row_length), "reference_margin": np.zeros(row_length, np.float32)}
+    return {"rows": pack([], row_length), "reference": np.zeros((row_length, 2), np.float32)}
 
 
 def units_per_example(source: TreeSource) -> int:
@@ -105,16 +105,16 @@ class Trainer:
         self.rows = PackedRows(self.source, self.row_length, max(2, updates) * self.batch_rows)
         self.units = units_per_example(self.source)
         self.number = 0
-        self.checked: np.ndarray | None = None  # reference margins of the first examples
+        self.checked: np.ndarray | None = None  # the reference's sides of the first examples' pairs
 
     def reference(self, folder: Path) -> dict:
-        """Sets the margins of the checked examples and of those in the rows; tells what the latter took, without
+        """Sets the sides of the checked examples and of those in the rows; tells what the latter took, without
         compiling.
 
         What every pass costs anew, whatever it computes (the hash of the weights), is spread over the whole data.
         """
         make = functools.partial(
-            reference_margins,
+            reference_sides,
             self.model,
             self.source,
             folder=folder,
@@ -126,14 +126,14 @@ class Trainer:
         self.checked = checked[:CHECKED]
         needed = self.rows.examples()
         start = time.perf_counter()
-        margins, computed = make(needed)
+        sides, computed = make(needed)
         first = time.perf_counter() - start
         start = time.perf_counter()
         _, computed_again = make(needed)
         again = time.perf_counter() - start
         pairs_done = computed * self.units
         per_pair = (first - again) / pairs_done + again / (len(self.source.examples) * self.units)
-        self.rows.reference_margins = margins
+        self.rows.reference = sides
         return dict(
             seconds_per_unit=per_pair,
             units=pairs_done,
@@ -149,7 +149,7 @@ class Trainer:
         self.compiled = compile_step(graph, self.plan, self.state)
 
     def update(self, items: list[dict]) -> dict:
-        batch = Batch(stack([item["rows"] for item in items]), np.stack([item["reference_margin"] for item in items]))
+        batch = Batch(stack([item["rows"] for item in items]), np.stack([item["reference"] for item in items]))
         self.state, metrics = self.compiled(self.state, self.frozen, self.share.put(batch))
         return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
@@ -159,7 +159,7 @@ class Trainer:
         rows = PackedRows(checked, self.row_length, 1)
         if len(rows.members(0)) < CHECKED:
             raise SystemExit(f"--row-length={self.row_length} does not hold the first {CHECKED} examples: raise it")
-        rows.reference_margins = self.checked
+        rows.reference = self.checked
         metrics = self.update([rows[0], *(empty_item(self.row_length) for _ in range(self.batch_rows - 1))])
         return dict(loss=metrics["loss"], gradient_norm=metrics["grad_norm"])
 
@@ -197,7 +197,8 @@ def main():
     if trainer.plan.objective == "dpo":
         with tempfile.TemporaryDirectory() as folder:
             reference = trainer.reference(Path(folder))
-        check["margins"] = trainer.checked[:, : trainer.units].ravel().tolist()
+        chosen, rejected = np.moveaxis(trainer.checked[:, : trainer.units], -1, 0)
+        check["margins"] = (chosen - rejected).ravel().tolist()
     trainer.start()
     check |= trainer.first_update()
     trainer.run(settings["warm_up"])

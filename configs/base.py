@@ -33,13 +33,13 @@ def get_config() -> ConfigDict:
     config.adapter.weights = TARGETS  # which weights of each layer have an adapter
 
     config.data = ConfigDict()
-    # Safety pairs, whose rejected replies are unsafe: a .jsonl or .jsonl.gz file, a Hub id (owner/name or
-    # owner/name:folder), or "testbed".
+    # Safety pairs, whose rejected replies are unsafe: a .jsonl, .json or .parquet file, a folder of
+    # datasets.save_to_disk, a Hub id (owner/name or owner/name:folder), or "testbed".
     config.data.path = ""
     config.data.utility_path = ""  # utility data, the same kinds of path; nothing of it is taken back
     config.data.utility_passes = 1  # over utility data for each one over safety data, where there is less of it
-    config.data.split = "train"  # of a Hub data set or of the testbed
-    config.data.format = ""  # "preference", "hh" or "oasst"; "" reads it off the columns
+    config.data.split = "train"  # of a Hub data set, of a folder with several splits, or of the testbed
+    config.data.format = ""  # "preference", "sft", "hh" or "oasst"; "" reads it off the columns
     config.data.limit = 0  # rows used of each path; 0 for all (of the testbed: 1000)
     config.data.backtrack = True  # False trains the baseline: plain SFT or plain DPO, without drafts and resets
     # Tokens of a reply that are used, its end of turn among them; 0 for all. No end of turn follows where it was cut.
@@ -76,7 +76,9 @@ def get_config() -> ConfigDict:
     config.train.chosen_weight = 0.0
     config.train.reset_weight = 1.0  # SFT weight of a [RESET], where every token of a reply has 1
     config.train.reset_row_rate = 1.0  # of the learning rate, for the rows of [RESET] in embedding and head
-    config.train.reference_folder = ""  # where reference margins are kept, for several runs to share; "": the workdir
+    config.train.reference_folder = (
+        ""  # where what the reference gives is kept, for several runs to share; "": the workdir
+    )
     config.train.score_chunk = 128  # scored tokens per row whose logits exist at once
     # What the backward pass recomputes of each layer instead of keeping it: "none", all but the products with weights
     # ("dots"), all but what the attention kernel made ("attention"), or all ("full"), which takes the least memory and
@@ -85,6 +87,9 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every = 100  # updates; 0 for no checkpoints, only the export at the end
     config.train.keep_checkpoints = 2  # newest ones kept; where the newest is damaged, the one before it is taken
     config.train.keep_every = 0  # updates; of its multiples checkpoints are kept for good; 0 for none
+
+    config.wandb = ConfigDict()
+    config.wandb.project = ""  # of Weights & Biases, that metrics are sent to as well; "": they are not
 
     config.mesh = ConfigDict()
     # Devices along each axis: rows lie along data and fsdp, parameters along fsdp and tensor, and only data crosses

@@ -1,4 +1,4 @@
-"""The modes of `main.py`, and its errors in one line."""
+"""The modes of the command, and its errors in one line."""
 
 import copy
 import os
@@ -25,6 +25,12 @@ from jax_backtrack.workdir import check_links
 
 _PLANS = "runs/plan"
 _INTERACTIVE = ("chat", "web")  # Ctrl-C ends a reply, or the page, there
+
+
+def recipes_folder(package: Path) -> Path:
+    """Where the recipes are: within the installed package, and beside it in the repository (`setup.py`)."""
+    installed = package / "shipped" / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:

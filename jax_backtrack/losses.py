@@ -41,25 +41,46 @@ def _slots(pair_S: jax.Array) -> jax.Array:
     return jnp.where(pair_S == NO_PAIR, 0, pair_S)
 
 
+def pair_sides(score_BxS: jax.Array, pair_BxS: jax.Array, weight_BxS: jax.Array) -> jax.Array:
+    """Summed scores of the chosen and of the rejected side of every preference pair, in nats: float32 `[B, S, 2]`.
+
+    They stand where `pair_margins` has the pair's margin, which is their difference.
+    """
+    chosen_BxS = pair_margins(score_BxS, pair_BxS, jnp.maximum(weight_BxS, 0))
+    rejected_BxS = pair_margins(score_BxS, pair_BxS, jnp.maximum(-weight_BxS, 0))
+    return jnp.stack([chosen_BxS, rejected_BxS], axis=-1)
+
+
 def dpo_loss(
-    margin: jax.Array,
-    reference_margin: jax.Array,
+    sides: jax.Array,
+    reference_sides: jax.Array,
     is_pair: jax.Array,
     beta: float,
     total_pairs: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Direct preference optimisation, `-log sigmoid(beta * (margin - reference_margin))`, mean over the pairs.
+    """Direct preference optimisation, `-log sigmoid(reward of chosen - reward of rejected)`, mean over the pairs.
 
-    Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; the log-ratios of both sides stand here as one margin each.
-    The three arrays have one shape; slots where `is_pair` is False do not count. Returns the scalar loss and scalars:
-    `reward_margin` (mean of `beta * (margin - reference_margin)`) and `reward_accuracy` (share of pairs above 0).
-    `total_pairs` is that of the whole batch where these rows are a part of it; what the parts return adds up.
+    Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. The reward of a side is `beta * (its score - the
+    reference's)`. `sides` and `reference_sides` are as `pair_sides` gives them, `[..., 2]`; slots where `is_pair`,
+    `[...]`, is False do not count. Returns the scalar loss and scalars by the names that TRL's DPOTrainer has for them:
+    means over the pairs of rewards (`rewards/chosen`, `rewards/rejected`, `rewards/margins`) and of scores
+    (`logps/chosen`, `logps/rejected`), and the share of pairs whose chosen side has the larger reward
+    (`rewards/accuracies`). `total_pairs` is that of the whole batch where these rows are a part of it; what the parts
+    return adds up.
     """
-    reward_margin = jnp.where(is_pair, beta * (margin - reference_margin), 0.0)
+    reward = jnp.where(is_pair[..., None], beta * (sides - reference_sides), 0.0)
+    margin = reward[..., 0] - reward[..., 1]
     pairs = jnp.sum(is_pair) if total_pairs is None else total_pairs
-    loss = jnp.sum(jnp.where(is_pair, -jax.nn.log_sigmoid(reward_margin), 0.0)) / pairs
+
+    def mean(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(is_pair, x, 0.0)) / pairs
+
     metrics = {
-        "reward_margin": jnp.sum(reward_margin) / pairs,
-        "reward_accuracy": jnp.sum(is_pair & (reward_margin > 0)) / pairs,
+        "rewards/chosen": mean(reward[..., 0]),
+        "rewards/rejected": mean(reward[..., 1]),
+        "rewards/margins": mean(margin),
+        "rewards/accuracies": mean(margin > 0),
+        "logps/chosen": mean(sides[..., 0]),
+        "logps/rejected": mean(sides[..., 1]),
     }
-    return loss, metrics
+    return mean(-jax.nn.log_sigmoid(margin)), metrics

@@ -39,7 +39,7 @@ from jax_backtrack.progress import console
 from jax_backtrack.sampling.batch import steps_of
 from jax_backtrack.sampling.loop import Knobs, Plan, State, decode, read, start
 from jax_backtrack.sharding import check_rows, make_mesh, param_shardings, row_parts, rows_sharding
-from jax_backtrack.training.step import Batch, compile_step, margins, new_state, state_shardings
+from jax_backtrack.training.step import Batch, compile_step, new_state, sides, state_shardings
 from jax_backtrack.trees import Rows
 
 FILE = "plan.json"
@@ -108,6 +108,7 @@ def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stage
     rows = _like(jnp.int32, (config.train.batch_rows, config.train.row_length), rows_sharding(mesh))
     floats = _like(jnp.float32, rows.shape, rows_sharding(mesh))
     trees = Rows(rows, rows, rows, rows, rows, floats)
+    reference = _like(jnp.float32, (*rows.shape, 2), rows_sharding(mesh))
 
     def train_step():
         graph, trained, frozen = adapters.split(model)
@@ -116,11 +117,11 @@ def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stage
         state = jax.eval_shape(lambda params: new_state(params, step_plan), trained)
         places = state_shardings(trained, step_plan)
         state = jax.tree.map(lambda leaf, place: _like(leaf.dtype, leaf.shape, place), state, places)
-        return compile_step(graph, step_plan, state).lower(state, frozen, Batch(trees, floats))
+        return compile_step(graph, step_plan, state).lower(state, frozen, Batch(trees, reference))
 
     def reference_pass():
         graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
-        return margins.lower(graph, _in_places(params, model, mesh), trees, config.train.score_chunk)
+        return sides.lower(graph, _in_places(params, model, mesh), trees, config.train.score_chunk)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
 

@@ -18,6 +18,7 @@ from jax_backtrack.models.transformer import REMAT, Compute, Transformer, Transf
 from jax_backtrack.progress import share_bar
 from jax_backtrack.sharding import check_rows
 from jax_backtrack.training.step import StepPlan
+from jax_backtrack.training.wandb_run import check_wandb
 from jax_backtrack.trees import CONTEXTS
 
 
@@ -111,7 +112,7 @@ _AT_MOST_1 = ("sample.top_p", "sample.min_p")
 _MOST_NUMBER = 1e38  # float32 holds it
 _TEXTS = """
     model.path model.revision model.chat_template data.path data.utility_path data.split data.format
-    train.reference_folder web.baseline judge.data evaluate.mt_bench evaluate.judge evaluate.system_attack
+    train.reference_folder web.baseline wandb.project judge.data evaluate.mt_bench evaluate.judge evaluate.system_attack
 """.split()
 _FLAGS = ("data.backtrack", "sample.log_probs", "evaluate.without_resets")
 # Lists, and whether something can be an entry of them.
@@ -188,8 +189,10 @@ def check_stages(config: ConfigDict) -> None:
 
 
 def check_training(config: ConfigDict) -> None:
-    """`check_step`, and that there is data."""
+    """`check_step`, and that there is data, and wandb where it is asked for."""
     check_step(config)
+    if config.wandb.project:
+        check_wandb()
     if not (config.data.path or config.data.utility_path):
         raise InputError("neither data.path nor data.utility_path is set")
 

@@ -67,7 +67,7 @@ def test_a_step_trains_the_adapters_alone():
     step = compile_step(graph, plan, state)
     losses = []
     for _ in range(8):
-        state, metrics = step(state, frozen, Batch(rows, np.zeros((1, 64), np.float32)))
+        state, metrics = step(state, frozen, Batch(rows, np.zeros((1, 64, 2), np.float32)))
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.7 * losses[0]
     jax.tree.map(np.testing.assert_array_equal, before[1], jax.device_get(frozen))

@@ -226,14 +226,14 @@ EXAMPLES = numbered_examples()
 ROW_LENGTH = 128
 
 
-def packed(recipe: Recipe, count: int, seed: int = 0, margins=None) -> PackedRows:
+def packed(recipe: Recipe, count: int, seed: int = 0, reference=None) -> PackedRows:
     rows = PackedRows(TreeSource(EXAMPLES, recipe, seed), ROW_LENGTH, count)
-    rows.reference_margins = margins
+    rows.reference = reference
     return rows
 
 
 def equal(one: dict, other: dict) -> bool:
-    arrays = [[*vars(row["rows"]).values(), row["reference_margin"]] for row in (one, other)]
+    arrays = [[*vars(row["rows"]).values(), row["reference"]] for row in (one, other)]
     return all(np.array_equal(first, second) for first, second in zip(*arrays, strict=True))
 
 
@@ -282,14 +282,14 @@ def test_the_length_of_a_tree_is_known_before_it_is_built(recipe, epoch, index):
     assert source.length(epoch, index) == len(source.tree(epoch, index))
 
 
-def test_reference_margins_stand_at_the_number_of_their_pair():
-    margins = np.random.default_rng(0).normal(size=(len(EXAMPLES), 2)).astype(np.float32)
-    rows = packed(DPO, 10, margins=margins)
+def test_the_reference_of_a_pair_stands_at_its_number():
+    reference = np.random.default_rng(0).normal(size=(len(EXAMPLES), 2, 2)).astype(np.float32)
+    rows = packed(DPO, 10, reference=reference)
     for number in range(10):
-        row, reference_S = rows[number]["rows"], rows[number]["reference_margin"]
+        row, reference_Sx2 = rows[number]["rows"], rows[number]["reference"]
         members = rows.members(number)
-        assert reference_S[: 2 * len(members)].tolist() == margins[members].reshape(-1).tolist()
-        assert not reference_S[2 * len(members) :].any()
+        assert reference_Sx2[: 2 * len(members)].tolist() == reference[members].reshape(-1, 2).tolist()
+        assert not reference_Sx2[2 * len(members) :].any()
         assert set(row.pair.tolist()) == {NO_PAIR, *range(2 * len(members))}
 
 
@@ -310,7 +310,7 @@ def test_batches_hold_the_rows_in_order():
     assert len(served) == 3
     for batch, first in zip(served, (0, 4, 8), strict=True):
         assert all(array.shape == (4, ROW_LENGTH) for array in vars(batch["rows"]).values())
-        assert batch["reference_margin"].shape == (4, ROW_LENGTH)
+        assert batch["reference"].shape == (4, ROW_LENGTH, 2)
         assert batch["rows"].tokens.dtype == np.int32 and batch["rows"].weight.dtype == np.float32
         for row in range(4):
             assert np.array_equal(batch["rows"].tokens[row], rows[first + row]["rows"].tokens)

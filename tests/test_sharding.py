@@ -31,7 +31,7 @@ def batch_of(objective):
         rejected[0] = 5 + (chosen[0] - 4) % 50
         example = Example(prompt, chosen, rejected, True)
         rows.append(pack([build_tree(example, recipe, draw_cuts(example, rng))], LENGTH))
-    return Batch(stack(rows), rng.standard_normal((ROWS, LENGTH)).astype(np.float32))
+    return Batch(stack(rows), rng.standard_normal((ROWS, LENGTH, 2)).astype(np.float32))
 
 def on_mesh(mesh, shape, with_adapters=False, **how):
     config = tiny.config(**shape)

@@ -17,13 +17,15 @@ PLAN = StepPlan("dpo", 0.1, 0.0, 8, 1e-2, 1, 0.0, 1.0, 16, tiny.RESET_ID)
 
 
 def batch(seed: int, reference: float = 0.0) -> Batch:
-    """Of one backtrack pair and one guard pair; `reference` is what the reference model says of both."""
+    """Of one backtrack pair and one guard pair; `reference` is what the reference says of the chosen sides."""
     random = np.random.default_rng(seed)
     prompt, chosen, rejected = random.integers(5, tiny.VOCAB, (3, 8), dtype=np.int32)
     example = Example(prompt, chosen, rejected, True)
     recipe = Recipe("dpo", True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
     rows = stack([pack([build_tree(example, recipe, draw_cuts(example, random))], 64)])
-    return Batch(rows, np.full((1, 64), reference, np.float32))
+    sides = np.zeros((1, 64, 2), np.float32)
+    sides[..., 0] = reference
+    return Batch(rows, sides)
 
 
 def run(batches, **changes):

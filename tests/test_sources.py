@@ -1,12 +1,14 @@
 """Rows of files become preferences, and every row that does not is counted under its reason."""
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
-from jax_backtrack.data import sources
+from jax_backtrack.data import files, sources
 from jax_backtrack.errors import InputError
 
 
@@ -84,14 +86,88 @@ def as_messages(text: str) -> list[dict[str, str]]:
         PREFERENCE
         | {"chosen": [QUESTION, *as_messages("In France.")], "rejected": [QUESTION, *as_messages("No idea.")]},
         PREFERENCE | {"chosen": " In France.\n", "id": 7},
+        {"chosen": "Where is Paris? In France.", "rejected": "Where is Paris? No idea."},
     ],
-    ids=["texts", "prompt messages", "reply messages", "implicit prompt", "prompt twice", "white space"],
+    ids=["texts", "prompt messages", "reply messages", "implicit prompt", "prompt twice", "white space", "one text"],
 )
 def test_preference_rows(tmp_path, row):
     (made,), report = sources.read(write(tmp_path / "rows.jsonl", [row]))
     assert made.prompt == (QUESTION,)
     assert (made.chosen, made.rejected, made.backtracks) == ("In France.", "No idea.", True)
     assert (report.used, report.dropped.total()) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [QUESTION, *as_messages("In France.")]},
+        {"prompt": "Where is Paris?", "completion": " In France."},
+        {"prompt": [QUESTION], "completion": as_messages("In France.")},
+        {"prompt": "Where is Paris?", "completion": "In France.", "label": True},
+    ],
+    ids=["messages", "texts", "message lists", "labelled"],
+)
+def test_sft_rows_have_nothing_to_take_back(tmp_path, row):
+    """As safety data as well."""
+    (made,), report = sources.read(write(tmp_path / "rows.jsonl", [row]))
+    assert (made.prompt, made.chosen, made.rejected, made.backtracks) == ((QUESTION,), "In France.", None, False)
+    assert (report.used, report.dropped.total()) == (1, 0)
+
+
+def test_of_several_turns_the_last_reply_is_the_one_to_learn(tmp_path):
+    said = [message("system", "Be brief."), message("user", "Hi"), *as_messages("Hello!"), QUESTION]
+    (made,), _ = sources.read(write(tmp_path / "rows.jsonl", [{"messages": [*said, *as_messages("In France.")]}]))
+    assert (made.prompt, made.chosen) == (tuple(said), "In France.")
+
+
+def test_the_prompt_of_texts_ends_between_words(tmp_path):
+    row = {"chosen": "The sky is\nblue, they say.", "rejected": "The sky is\nblack, they say."}
+    (made,), _ = sources.read(write(tmp_path / "rows.jsonl", [row]))
+    assert (made.prompt[0]["content"], made.chosen) == ("The sky is", "blue, they say.")
+
+
+TRL = [
+    PREFERENCE,
+    {"prompt": [QUESTION], "chosen": as_messages("In France."), "rejected": as_messages("No idea.")},
+    {"messages": [QUESTION, *as_messages("In France.")]},
+]
+
+
+@pytest.mark.parametrize("row", TRL, ids=["standard", "conversational", "messages"])
+@pytest.mark.parametrize("name", ["rows.json", "rows.json.gz", "lines.json", "rows.parquet", "saved", "splits"])
+def test_files_and_folders_that_datasets_writes(tmp_path, name, row):
+    """What datasets itself writes, read back: as the same rows in JSON lines."""
+    table, path = datasets.Dataset.from_list([row, row]), tmp_path / name
+    if name == "saved":
+        table.save_to_disk(path)
+    elif name == "splits":
+        datasets.DatasetDict(test=table, train=table.select([0])).save_to_disk(path)
+    elif name == "rows.parquet":
+        table.to_parquet(path)
+    else:
+        table.to_json(path, lines=name == "lines.json", compression="gzip" if name.endswith(".gz") else None)
+    found, report = sources.read(str(path), split="test")
+    expected, _ = sources.read(write(tmp_path / "rows.jsonl", [row, row]))
+    assert [dataclasses.replace(one, origin="") for one in found] == [
+        dataclasses.replace(one, origin="") for one in expected
+    ]
+    assert report.dropped.total() == 0
+    assert [one.origin for one in found] == [
+        f"{name}, line {number + 1}" if name == "lines.json" else f"{name}, row {number}" for number in range(2)
+    ]
+
+
+def test_a_split_that_a_folder_does_not_have_is_named(tmp_path):
+    datasets.DatasetDict(train=datasets.Dataset.from_list([PREFERENCE])).save_to_disk(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"has no split 'tran' .*did you mean 'train'"):
+        sources.read(str(tmp_path / "saved"), split="tran")
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.json"])
+def test_a_damaged_table_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b'[{"prompt": "a"')
+    with pytest.raises(InputError, match=f"{name} cannot be read"):
+        sources.read(str(tmp_path / name))
 
 
 def test_utility_data_is_never_taken_back(tmp_path):
@@ -179,6 +255,19 @@ REASONS = [
         {"chosen": [QUESTION, *as_messages("a")], "rejected": [message("user", "Hi"), *as_messages("b")]},
         "chosen and rejected answer different prompts",
     ),
+    ("preference", {"chosen": "ab", "rejected": "ac"}, "the field 'prompt' is missing"),
+    ("preference", {"chosen": "a ", "rejected": "a b"}, "a reply is empty"),
+    ("sft", {"messages": None, "completion": "a"}, "the field 'prompt' is missing"),
+    ("sft", {"prompt": "a", "completion": None}, "the field 'completion' is missing"),
+    ("sft", {"prompt": "a", "completion": " "}, "a reply is empty"),
+    ("sft", {"messages": as_messages("a")}, "the prompt is empty"),
+    ("sft", {"messages": [QUESTION]}, "a conversation does not end with the assistant"),
+    ("sft", {"messages": "Hi"}, "the field 'messages' is neither a text nor a list of messages"),
+    (
+        "sft",
+        {"prompt": "a", "completion": "b", "label": False},
+        "labelled as a reply that is not wanted, without one that is",
+    ),
     ("hh", {"chosen": turn + " a"}, "the field 'rejected' is missing"),
     ("hh", {"chosen": turn + " a", "rejected": ["b"]}, "a transcript is not a text"),
     ("hh", {"chosen": turn + " a", "rejected": "b"}, "a transcript does not begin with a turn"),
@@ -204,7 +293,12 @@ REASONS = [
     ("oasst", oasst("x", None, "Hi"), "a question without a reply"),
     ("oasst", oasst("x", "b", "Are you sure?"), "a later turn of a conversation"),
 ]
-GOOD = {"preference": [PREFERENCE], "hh": [HH], "oasst": OASST}
+GOOD = {
+    "preference": [PREFERENCE],
+    "sft": [{"messages": [QUESTION, *as_messages("In France.")]}],
+    "hh": [HH],
+    "oasst": OASST,
+}
 
 
 @pytest.mark.parametrize(("format", "row", "reason"), REASONS, ids=[f"{case[0]}: {case[2]}" for case in REASONS])
@@ -276,7 +370,8 @@ def test_an_unknown_format_names_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["{tmp}/missing.jsonl", "{tmp}", "data/missing.jsonl", "./missing", "~/missing", "testbad"]
+    "path",
+    ["{tmp}/missing.jsonl", "data/missing.parquet", "{tmp}", "data/missing.jsonl", "./missing", "~/missing", "testbad"],
 )
 def test_a_missing_file_or_a_folder_is_refused(tmp_path, path):
     with pytest.raises(InputError, match="is no file here"):
@@ -326,7 +421,7 @@ def test_nothing_of_the_testbed_is_taken_back_as_utility_data():
 
 def test_a_line_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
     """A small .gz file can hold gigabytes of one line."""
-    monkeypatch.setattr(sources, "_LONGEST_LINE", 1000)
+    monkeypatch.setattr(files, "_LONGEST_LINE", 1000)
     long = PREFERENCE | {"chosen": "a" * 5000}
     exact = json.dumps(PREFERENCE | {"chosen": "b"})
     exact = exact.replace('"b"', '"' + "b" * (1000 - len(exact)) + '"')

@@ -21,7 +21,7 @@ from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from jax_backtrack.training import reference
 from jax_backtrack.training.loop import train
-from jax_backtrack.training.reference import reference_margins
+from jax_backtrack.training.reference import reference_sides
 from jax_backtrack.trees import Recipe
 from tests import processes, tiny
 
@@ -95,7 +95,7 @@ def test_dpo_starts_from_an_sft_workdir_at_exactly_log_2(sft_workdir, tmp_path):
     lines = metrics(tmp_path)
     assert math.isclose(lines[0]["dpo_loss"], math.log(2), abs_tol=2e-6)
     assert lines[-1]["dpo_loss"] < lines[0]["dpo_loss"] and lines[-1]["loss"] < lines[0]["loss"]
-    assert lines[-1]["reward_accuracy"] > 0.5
+    assert lines[-1]["rewards/accuracies"] > 0.5 and lines[-1]["rewards/chosen"] > lines[-1]["rewards/rejected"]
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
@@ -185,7 +185,7 @@ def test_rows_too_short_for_every_tree_are_an_error_that_says_so(base, tmp_path)
         train(recipe(base, row_length=16), tmp_path)
 
 
-def test_reference_margins_are_computed_once(sft_workdir, tmp_path):
+def test_the_reference_is_computed_once(sft_workdir, tmp_path):
     model, tokenizer = load(str(sft_workdir))
     tree_recipe = Recipe("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
     preferences, report = sources.read("testbed", limit=9)
@@ -193,10 +193,10 @@ def test_reference_margins_are_computed_once(sft_workdir, tmp_path):
     settings = dict(folder=tmp_path, row_length=256, batch_rows=2, chunk=32)
 
     def computed(model, source, needed=range(9), **changes):
-        return reference_margins(model, source, list(needed), **(settings | changes))
+        return reference_sides(model, source, list(needed), **(settings | changes))
 
     first, count = computed(model, source, [0, 2, 5])
-    assert count == 3 and (np.isnan(first).all(axis=1) == [i not in (0, 2, 5) for i in range(9)]).all()
+    assert count == 3 and (np.isnan(first).all(axis=(1, 2)) == [i not in (0, 2, 5) for i in range(9)]).all()
     whole, count = computed(model, source)
     assert count == 6 and not np.isnan(whole).any()
     np.testing.assert_array_equal(whole[[0, 2, 5]], first[[0, 2, 5]])
@@ -217,7 +217,7 @@ def test_a_reference_pass_that_is_stopped_keeps_its_portions(sft_workdir, tmp_pa
     source = TreeSource(examples.encode(preferences, tokenizer, tree_recipe, 256, report), tree_recipe, seed=0)
     settings = dict(row_length=256, batch_rows=2, chunk=32)
     monkeypatch.setattr(reference, "PORTION", 4)
-    whole, _ = reference_margins(model, source, range(9), folder=tmp_path / "whole", **settings)
+    whole, _ = reference_sides(model, source, range(9), folder=tmp_path / "whole", **settings)
 
     def stop(done: int) -> None:
         nonlocal reached
@@ -227,8 +227,8 @@ def test_a_reference_pass_that_is_stopped_keeps_its_portions(sft_workdir, tmp_pa
 
     reached = 0
     with pytest.raises(KeyboardInterrupt):
-        reference_margins(model, source, range(9), folder=tmp_path / "stopped", progress=stop, **settings)
-    again, count = reference_margins(model, source, range(9), folder=tmp_path / "stopped", **settings)
+        reference_sides(model, source, range(9), folder=tmp_path / "stopped", progress=stop, **settings)
+    again, count = reference_sides(model, source, range(9), folder=tmp_path / "stopped", **settings)
     assert count == 5
     np.testing.assert_array_equal(again, whole)
 

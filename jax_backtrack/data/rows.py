@@ -54,7 +54,7 @@ def _in_order(row: PlannedRow, prompts: Sequence[np.ndarray]) -> PlannedRow:
 @dataclasses.dataclass(frozen=True)
 class TreeSource:
     """Builds the tree of any example of any epoch. In DPO the cuts of an example are the same in every epoch, so that
-    its reference margins are too; in SFT every epoch draws new drafts."""
+    what the reference gives it is too; in SFT every epoch draws new drafts."""
 
     examples: Sequence[Example]
     recipe: Recipe
@@ -84,11 +84,11 @@ class TreeSource:
 class PackedRows:
     """Rows of packed trees by number, over as many epochs as `count` rows need. Every epoch is shuffled anew.
 
-    For DPO `reference_margins`, float32 `[examples, 2]`, must be set before the first row is taken: the frozen
-    reference's margin of each example's pairs.
+    For DPO `reference`, float32 `[examples, 2, 2]`, must be set before the first row is taken: of each example's pairs
+    what the frozen reference gives the chosen and the rejected side.
     """
 
-    reference_margins: np.ndarray | None = None
+    reference: np.ndarray | None = None
 
     def __init__(self, source: TreeSource, row_length: int, count: int):
         self._source, self._row_length = source, row_length
@@ -106,11 +106,11 @@ class PackedRows:
     def __getitem__(self, number: int) -> dict:
         epoch, row = self._rows[number]
         trees = [self._source.tree(epoch, index) for index in row.members]
-        reference_S = np.zeros(self._row_length, np.float32)
-        if self.reference_margins is not None:
-            margins = self.reference_margins[row.members, : self._source.recipe.pairs]
-            reference_S[: margins.size] = margins.ravel()
-        return {"rows": pack(trees, self._row_length), "reference_margin": reference_S}
+        reference_Sx2 = np.zeros((self._row_length, 2), np.float32)
+        if self.reference is not None:
+            sides = self.reference[row.members, : self._source.recipe.pairs].reshape(-1, 2)
+            reference_Sx2[: len(sides)] = sides
+        return {"rows": pack(trees, self._row_length), "reference": reference_Sx2}
 
     def members(self, number: int) -> list[int]:
         """Numbers of the examples in a row."""

@@ -1,36 +1,33 @@
-"""Reads preference data: HH-RLHF rows, OASST message rows and preference files, by local path or Hub id.
+"""Reads preference and SFT data, in TRL's formats and those of HH-RLHF and OASST, by local path or Hub id.
 
 | format       | columns                                                                              |
 |--------------|--------------------------------------------------------------------------------------|
 | `preference` | `chosen`, `rejected` (texts or message lists), `prompt` (a text or a message list)   |
+| `sft`        | `prompt`, `completion` (texts or message lists), or `messages`                       |
 | `hh`         | `chosen`, `rejected`: transcripts with "Human:" and "Assistant:" turns               |
 | `oasst`      | `message_id`, `parent_id`, `role`, `text`, `lang`, `rank`: one message a row         |
 
-`prompt` may be missing where the replies are message lists that begin with it; where both say it, it counts once.
+`prompt` may be missing where the replies begin with it: as messages, or as texts, of which it is then all words that
+both begin with. Where prompt and replies both say it, it counts once. An `sft` row has a reply and none that is worse,
+so there is nothing to take back. Of `messages` the last one is the reply, earlier ones are its prompt.
 """
 
 import collections
 import dataclasses
-import gzip
-import json
-import os
+import itertools
 import re
-import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-
-import datasets
 
 from jax_backtrack.data import testbed
+from jax_backtrack.data.files import rows
 from jax_backtrack.data.preferences import BadRow, Preference, Report
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.tokenizer import Message, check_messages
 
-FORMATS = ("preference", "hh", "oasst")
+FORMATS = ("preference", "sft", "hh", "oasst")
 TESTBED = "testbed"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-_LONGEST_LINE = 2**26  # bytes: of a longer one, which a small .gz file can hold, no more is read at once
 
 
 def read(
@@ -43,9 +40,10 @@ def read(
 ) -> tuple[list[Preference], Report]:
     """Reads up to `limit` preferences and the account of what was dropped.
 
-    path:    a `.jsonl` or `.jsonl.gz` file, a Hub id (`owner/name` or `owner/name:folder`), or "testbed"
+    path:    a `.jsonl`, `.json` (both with or without `.gz`) or `.parquet` file, a folder of `datasets.save_to_disk`, a
+             Hub id (`owner/name` or `owner/name:folder`), or "testbed"
     utility: the rejected replies are worse, not unsafe; nothing of them is to be taken back
-    split:   of a Hub data set, or of the testbed
+    split:   of a Hub data set, of a folder that has several, or of the testbed
     format:  one of FORMATS; read off the columns of the first row if None
     """
     if format is not None and format not in FORMATS:
@@ -70,12 +68,6 @@ def read(
     return preferences, report
 
 
-def rows(path: str, split: str, report: Report) -> Iterator[tuple[str, dict]]:
-    """Rows of a file or a Hub data set with their places; lines that are no JSON objects are counted in `report`."""
-    file = _local_file(path)
-    return _local_rows(file, report) if file else _hub_rows(path, split)
-
-
 def _preferences(rows, path: str, format: str | None, utility: bool, report: Report):
     """Pairs of a row's name and a function that makes its Preference or raises BadRow."""
     rows = iter(rows)
@@ -87,7 +79,7 @@ def _preferences(rows, path: str, format: str | None, utility: bool, report: Rep
     if format == "oasst":
         yield from _oasst(rows, report)
         return
-    make = _from_hh if format == "hh" else _from_preference
+    make = {"hh": _from_hh, "sft": _from_sft, "preference": _from_preference}[format]
     for origin, row in rows:
         yield origin, lambda row=row, origin=origin: make(row, not utility, origin)
 
@@ -97,72 +89,17 @@ def _chain(first, rest) -> Iterator:
     yield from rest
 
 
-def _local_file(path: str) -> Path | None:
-    """The file that `path` names, or None for a Hub id."""
-    file = Path(os.path.expanduser(path))  # which, unlike that of Path, leaves an unknown user's as it is
-    if os.path.isfile(file):  # where a text cannot be a path, Path.is_file raises
-        return file
-    if (
-        os.path.isdir(file)
-        or path.startswith((".", "/", "~"))
-        or path.endswith((".jsonl", ".gz"))
-        or path.partition(":")[0].count("/") != 1
-    ):
-        raise InputError(f"{path} is no file here, no Hub id (owner/name) and not {TESTBED!r}")
-    return None
-
-
-def _local_rows(file: Path, report: Report) -> Iterator[tuple[str, dict]]:
-    """Objects of a JSON-lines file. Lines end at line feeds alone, and one that is broken is one dropped row."""
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            for number, line in enumerate(_lines(lines), start=1):
-                origin = f"{file.name}, line {number}"
-                if not line.strip():
-                    continue
-                if len(line) > _LONGEST_LINE:
-                    report.drop(f"a line of more than {_LONGEST_LINE // 2**20} MiB", origin)
-                    continue
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    report.drop("not JSON", origin)
-                    continue
-                if isinstance(row, dict):
-                    yield origin, row
-                else:
-                    report.drop("not a JSON object", origin)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
-
-
-def _lines(file) -> Iterator[bytes]:
-    """Lines of an open file. One that is too long ends a byte behind the limit, and the rest of it is passed over."""
-    while line := file.readline(_LONGEST_LINE + 1):
-        yield line
-        while len(line) > _LONGEST_LINE and not line.endswith(b"\n"):
-            line = file.readline(_LONGEST_LINE + 1)
-
-
-def _hub_rows(path: str, split: str) -> Iterator[tuple[str, dict]]:
-    name, _, folder = path.partition(":")
-    try:
-        rows = datasets.load_dataset(name, data_dir=folder or None, split=split)
-    except Exception as error:
-        raise InputError(f"{path}: no such file here, and the Hub does not give it: {error}") from error
-    for number, row in enumerate(rows):
-        yield f"{path}, row {number}", row
-
-
 def _detect(row: dict, path: str) -> str:
     if {"message_id", "parent_id", "role", "text"} <= row.keys():
         return "oasst"
     if {"chosen", "rejected"} <= row.keys():
         transcript = isinstance(row["chosen"], str) and _HH_TURN.match(row["chosen"])
         return "hh" if transcript and "prompt" not in row else "preference"
+    if "messages" in row or {"prompt", "completion"} <= row.keys():
+        return "sft"
     raise InputError(
         f"{path}: the columns {', '.join(sorted(row))} are none of a known format. "
-        "Needed are prompt, chosen, rejected; or the columns of HH-RLHF or OASST"
+        "Needed are prompt, chosen, rejected; or messages; or prompt, completion; or the columns of HH-RLHF or OASST"
     )
 
 
@@ -195,14 +132,39 @@ def _transcript(text) -> list[Message]:
 def _from_preference(row: dict, backtracks: bool, origin: str) -> Preference:
     chosen, rejected = _as_messages(row, "chosen"), _as_messages(row, "rejected")
     if row.get("prompt") is None:
-        if isinstance(row["chosen"], str):
-            raise BadRow("the field 'prompt' is missing")
+        if isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
+            return _from_texts(row["chosen"], row["rejected"], backtracks, origin)
         return _from_conversations(chosen, rejected, backtracks, origin)
-    prompt = row["prompt"]
-    prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _checked(prompt, "prompt")
+    prompt = _as_prompt(row["prompt"])
     if chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
         return _from_conversations(chosen, rejected, backtracks, origin)
     return _from_conversations([*prompt, *chosen], [*prompt, *rejected], backtracks, origin)
+
+
+def _from_texts(chosen: str, rejected: str, backtracks: bool, origin: str) -> Preference:
+    """Of two texts that begin with their prompt: it is all words that both begin with."""
+    alike = itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
+    prompt = re.match(r"(.*\s)?", "".join(letter for letter, _ in alike), re.DOTALL)[0]
+    if not prompt.strip():
+        raise BadRow("the field 'prompt' is missing")
+    question = {"role": "user", "content": prompt.strip()}
+    replies = ({"role": "assistant", "content": text[len(prompt) :]} for text in (chosen, rejected))
+    return _from_conversations(*([question, reply] for reply in replies), backtracks, origin)
+
+
+def _from_sft(row: dict, _backtracks: bool, origin: str) -> Preference:
+    if row.get("label") is False:  # TRL's unpaired preferences have replies of both kinds
+        raise BadRow("labelled as a reply that is not wanted, without one that is")
+    messages = _checked(row["messages"], "messages") if row.get("messages") is not None else None
+    if messages is None:
+        reply, prompt = _as_messages(row, "completion"), _field(row, "prompt")
+        messages = [*_as_prompt(prompt), *reply]
+    _check_conversation(messages)
+    return Preference(tuple(messages[:-1]), messages[-1]["content"].strip(), None, backtracks=False, origin=origin)
+
+
+def _as_prompt(prompt) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _checked(prompt, "prompt")
 
 
 def _as_messages(row: dict, field: str) -> list[Message]:
@@ -225,12 +187,10 @@ def _field(row: dict, field: str):
 
 
 def _from_conversations(chosen: list[Message], rejected: list[Message], backtracks: bool, origin: str) -> Preference:
-    if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
-        raise BadRow("a conversation does not end with the assistant")
+    for conversation in (chosen, rejected):
+        _check_conversation(conversation)
     if chosen[:-1] != rejected[:-1]:
         raise BadRow("chosen and rejected answer different prompts")
-    if not any(message["content"].strip() for message in chosen[:-1]):
-        raise BadRow("the prompt is empty")
     return Preference(
         prompt=tuple(chosen[:-1]),
         chosen=chosen[-1]["content"].strip(),
@@ -238,6 +198,13 @@ def _from_conversations(chosen: list[Message], rejected: list[Message], backtrac
         backtracks=backtracks,
         origin=origin,
     )
+
+
+def _check_conversation(messages: list[Message]) -> None:
+    if messages[-1]["role"] != "assistant":
+        raise BadRow("a conversation does not end with the assistant")
+    if not any(message["content"].strip() for message in messages[:-1]):
+        raise BadRow("the prompt is empty")
 
 
 # ------------------------------------------------------------------------------------------------------- OASST

@@ -107,7 +107,7 @@ def hub_id(path: str) -> str | None:
         validate_repo_id(name)
     except HFValidationError:
         return None
-    return None if name.endswith((".gguf", ".jsonl", ".gz")) else name
+    return None if name.endswith((".gguf", ".jsonl", ".json", ".parquet", ".gz")) else name
 
 
 def _introduction(hf_config: Mapping, parameters: int, fields: Mapping) -> str:

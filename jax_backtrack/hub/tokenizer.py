@@ -79,6 +79,11 @@ class ChatTokenizer:
         return index if index in self.special_ids else None
 
     @property
+    def control_ids(self) -> dict[str, int]:
+        """Ids of the tokens that text never becomes, [RESET] among them, by how they are spelt."""
+        return dict(self._control_ids)
+
+    @property
     def largest_id(self) -> int:
         """The largest id that the tokenizer can give; the model's vocabulary must be larger."""
         return max(self.hf.get_vocab().values())
@@ -89,16 +94,20 @@ class ChatTokenizer:
 
     def render(self, messages: Sequence[Message]) -> np.ndarray:
         """Ids of a conversation up to where the assistant speaks, int32 `[tokens]`, by the model's own template."""
-        return np.asarray(self._render(messages), np.int32)
+        ids = []
+        for part in self.render_parts(messages):
+            ids.extend(self._text_ids(part) if isinstance(part, str) else [part])
+        return np.asarray(ids, np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
         # Llama-3's tokenizer_config.json asks for a clean-up that would make "." of " .".
         return self.hf.decode(list(map(int, ids)), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _render(self, messages: Sequence[Message]) -> list[int]:
-        """Renders place-holders instead of contents, so that what stands between them is the template's own."""
+    def render_parts(self, messages: Sequence[Message]) -> list[int | str]:
+        """What `render` encodes: ids of the template's control tokens, and the texts that stand between them."""
         check_messages(messages)
+        # Place-holders are rendered instead of contents, so that what stands between them is the template's own.
         stands_for = {}
         held = []
         for number, message in enumerate(messages):
@@ -115,14 +124,13 @@ class ChatTokenizer:
             if mark not in rendered:
                 roles = ", ".join(message["role"] for message in messages)
                 raise InputError(f"the chat template leaves out a message of a conversation of {roles}")
-        ids = []
+        parts: list[int | str] = []
         for part in self._control_pattern.split(rendered):
             if part in self._control_ids:
-                ids.append(self._control_ids[part])
+                parts.append(self._control_ids[part])
             elif part:
-                text = re.sub("\ue000\\d+\ue001", lambda match: stands_for[match[0]], part)
-                ids.extend(self._text_ids(text))
-        return ids
+                parts.append(re.sub("\ue000\\d+\ue001", lambda match: stands_for[match[0]], part))
+        return parts
 
     def _fill_template(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         try:

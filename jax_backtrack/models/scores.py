@@ -1,5 +1,7 @@
 """Scores of token trees: the vocabulary projection runs for scored tokens only, in chunks."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +16,21 @@ def token_scores(model, rows: Rows, chunk: int = 128, added: jax.Array | None = 
     scored tokens is skipped at run time. Logits of one chunk at a time exist, in the backward pass too. `added` is as
     in `model.hidden`.
     """
+    return _measure(model, rows, chunk, added, lambda logits_BxCxV, score_BxC: (score_BxC,))[0]
+
+
+def scores_and_likeliest(model, rows: Rows, chunk: int = 128) -> tuple[jax.Array, jax.Array]:
+    """`token_scores`, and 1 in the place of every scored token that no other is likelier than, 0 elsewhere."""
+
+    def measures(logits_BxCxV, score_BxC):
+        largest_BxC = jnp.max(logits_BxCxV, axis=-1) - jax.nn.logsumexp(logits_BxCxV, axis=-1)
+        return score_BxC, (score_BxC >= largest_BxC).astype(jnp.float32)
+
+    return _measure(model, rows, chunk, None, measures)
+
+
+def _measure(model, rows: Rows, chunk: int, added: jax.Array | None, measures: Callable) -> tuple[jax.Array, ...]:
+    """What `measures(logits, scores)` gives of scored tokens, each `[B, S]` float32 and 0 for all other tokens."""
     mesh = model.compute.mesh
     hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.end, added)
     batch, length = rows.tokens.shape
@@ -38,19 +55,26 @@ def token_scores(model, rows: Rows, chunk: int = 128, added: jax.Array | None = 
         is_target_BxCxV = target_BxC[..., None] == jnp.arange(logits_BxCxV.shape[-1])
         target_logit_BxC = jnp.sum(jnp.where(is_target_BxCxV, logits_BxCxV, 0), axis=-1)
         score_BxC = target_logit_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1)
-        return place(jnp.where(scored_BxC, score_BxC, 0), "BxC", mesh)
+        return tuple(
+            place(jnp.where(scored_BxC, measured_BxC, 0), "BxC", mesh)
+            for measured_BxC in measures(logits_BxCxV, score_BxC)
+        )
 
     # Around the condition, not within: it would keep what its branches need of the table, once per chunk.
     @jax.checkpoint
     def one_chunk(_, inputs):
         scored_BxC = inputs[2]
-        nothing = jnp.zeros(scored_BxC.shape, jnp.float32)
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(project, *inputs))
         return None, jax.lax.cond(jnp.any(scored_BxC), project, lambda *_: nothing, *inputs)
 
     chunks = in_chunks(parent_hidden_BxSxM), in_chunks(target_BxS), in_chunks(ordered_scored_BxS)
-    _, score_CsxBxC = jax.lax.scan(one_chunk, None, chunks)
-    ordered_score_BxS = jnp.moveaxis(score_CsxBxC, 0, 1).reshape(batch, -1)[:, :length]
-    return jnp.take_along_axis(ordered_score_BxS, slot_BxS, axis=1)
+    _, measured_CsxBxC = jax.lax.scan(one_chunk, None, chunks)
+
+    def in_place(x_CsxBxC):
+        ordered_BxS = jnp.moveaxis(x_CsxBxC, 0, 1).reshape(batch, -1)[:, :length]
+        return jnp.take_along_axis(ordered_BxS, slot_BxS, axis=1)
+
+    return tuple(map(in_place, measured_CsxBxC))
 
 
 def _true_first(mark_BxS: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from jax_backtrack.data import sources
+from jax_backtrack.data import files
 from jax_backtrack.data.preferences import Report
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import Message, check_messages
@@ -65,7 +65,7 @@ def read(path: str, split: str) -> list[Labelled]:
     if not path:
         raise InputError("judge.data is not set: a file or Hub id of labelled replies (prompt, response, unsafe)")
     report, labelled = Report(), []
-    for place, row in sources.rows(path, split, report):
+    for place, row in files.rows(path, split, report):
         if missing := [column for column in _COLUMNS if row.get(column) is None]:
             raise InputError(f"{place}: no {', '.join(missing)}; there are {', '.join(map(str, row))}")
         prompt = row["prompt"]

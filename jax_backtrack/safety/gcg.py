@@ -22,7 +22,7 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import ChatTokenizer, Message
 from jax_backtrack.models.scores import token_scores
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.training.step import margins
+from jax_backtrack.training.step import sides
 from jax_backtrack.trees import Branch, Rows, common_beginning, flatten, pack, stack
 
 _ROW_LENGTH_STEP = 128  # row lengths are multiples of it, as attention's blocks are
@@ -183,7 +183,8 @@ class Attack:
             held = members[start : start + rows]
             batch = [self._row([(candidates_NxT[i], firsts[i]) for i in row]) for row in held]
             batch += batch[:1] * (rows - len(batch))
-            scores_BxS = np.asarray(margins(self._graph, self._params, stack(batch), _SCORE_CHUNK))
+            sides_BxSx2 = np.asarray(sides(self._graph, self._params, stack(batch), _SCORE_CHUNK))
+            scores_BxS = sides_BxSx2[..., 0] - sides_BxSx2[..., 1]
             for row, score_S in zip(held, scores_BxS, strict=False):
                 losses[row] = -score_S[: len(row)]
         return losses

@@ -9,7 +9,7 @@ from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console, progress_bar
 from jax_backtrack.recipe import read_data
 from jax_backtrack.safety.measures import Measure, perplexity
-from jax_backtrack.training.reference import tree_margins
+from jax_backtrack.training.reference import tree_sides
 from jax_backtrack.trees import Recipe
 
 
@@ -17,7 +17,7 @@ def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatT
     """Perplexity of the preferred replies to the held-out prompts of the recipe: "safety" of `data.path`, "utility" of
     `data.utility_path`. Nothing where `data.held_out` is 0. Replies are cut as in training (`data.reply_tokens`)."""
     found, train = {}, config.train
-    # The plain reply to the plain prompt, whose tokens have weight 1: a tree's margin is the reply's log-probability.
+    # The plain reply to the plain prompt, of weight 1: the chosen side of a tree is the reply's log-probability.
     recipe = Recipe(objective="sft", backtrack=False, context="keep", reset_id=None, eot_id=tokenizer.eot_id)
     for kind, path in (("safety", config.data.path), ("utility", config.data.utility_path)):
         if not (path and config.data.held_out):
@@ -31,7 +31,7 @@ def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatT
         for line in report.lines():
             console.print(f"{path}, held out: {line}", highlight=False, markup=False)
         with progress_bar(f"perplexity, {kind}", len(encoded)) as advance:
-            log_probs_Nx1 = tree_margins(
+            sides_Nx1x2 = tree_sides(
                 model,
                 TreeSource(encoded, recipe, 0),
                 range(len(encoded)),
@@ -40,5 +40,5 @@ def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatT
                 chunk=train.score_chunk,
                 progress=advance,
             )
-        found[kind] = perplexity(log_probs_Nx1[:, 0], [len(example.chosen) + 1 for example in encoded])
+        found[kind] = perplexity(sides_Nx1x2[:, 0, 0], [len(example.chosen) + 1 for example in encoded])
     return found

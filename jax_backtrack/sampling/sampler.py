@@ -21,7 +21,7 @@ from jax_backtrack.sampling.stream import Event, events
 from jax_backtrack.sharding import check_rows, row_parts
 from jax_backtrack.trees import CONTEXTS
 
-Prompt = str | Sequence[Message]
+Prompt = str | Sequence[Message] | np.ndarray
 
 
 class Sampler:
@@ -136,7 +136,7 @@ class Sampler:
     ) -> list[Reply]:
         """`samples` replies per prompt, prompt after prompt in their order.
 
-        prompts:  a text (one user message) or a list of messages each
+        prompts:  a text (one user message), a list of messages, or the ids of a prompt as it stands, an array, each
         prefixes: how each prompt's reply begins, written for the model; part of its first draft or of its reply
         seeds:    one per reply; its number in the list by default. The same prompt, seed and settings give the same
                   reply whatever else is sampled, except where rounding decides between two tokens
@@ -189,8 +189,10 @@ class Sampler:
         return Writing(self.tokenizer, request.prefix_ids, self._engine.plan.stop_ids, self._stop_strings)
 
     def _encode(self, prompt: Prompt, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        prompt_ids, prefix_ids = self.tokenizer.render(messages), self.tokenizer.encode(prefix)
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        prompt_ids = prompt if isinstance(prompt, np.ndarray) else self.tokenizer.render(prompt)
+        prefix_ids = self.tokenizer.encode(prefix)
         written, limit = len(prompt_ids) + len(prefix_ids), self.model.config.max_position_embeddings
         if written + self._new_tokens > limit:
             raise InputError(

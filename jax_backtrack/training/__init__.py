@@ -1,1 +1,1 @@
-"""Steps, reference margins, checkpoints, and the loop around them."""
+"""Steps, reference, metrics, checkpoints, and the loop around them."""

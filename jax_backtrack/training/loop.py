@@ -1,4 +1,4 @@
-"""Trains a model by a recipe: data, reference margins, steps, checkpoints, export."""
+"""Trains a model by a recipe: data, reference, steps, checkpoints, export."""
 
 import json
 import time
@@ -36,7 +36,7 @@ from jax_backtrack.sharding import make_mesh, rows_sharding
 from jax_backtrack.training.agreement import agree_on_data, agree_on_start, check_shared
 from jax_backtrack.training.checkpoints import Checkpoints, newest_step
 from jax_backtrack.training.metrics import MetricsWriter
-from jax_backtrack.training.reference import reference_margins
+from jax_backtrack.training.reference import reference_sides
 from jax_backtrack.training.step import Batch, compile_step, init_state
 from jax_backtrack.trees import Example, Recipe
 
@@ -88,7 +88,7 @@ def train(
     shape = f"{len(rows)} rows of {config.train.row_length} tokens"
     console.print(f"{shape}, {rows.padding():.1%} of them padding", highlight=False)
     if config.objective == "dpo":
-        rows.reference_margins = _reference(config, workdir, model, trees, rows.examples())
+        rows.reference = _reference(config, workdir, model, trees, rows.examples())
     add_adapters(config, model, tokenizer.reset_id)  # behind the reference, which is the model without them
     _run_steps(config, workdir, mesh, model, tokenizer, rows, data)
     merge_adapters(model)
@@ -171,7 +171,7 @@ def _encode(read, tokenizer: ChatTokenizer, recipe: Recipe, config: ConfigDict) 
 def _reference(config: ConfigDict, workdir: Path, model: Transformer, trees: TreeSource, needed: list[int]):
     kept_in = config.train.reference_folder
     with progress_bar("reference", len(needed)) as advance:
-        margins, computed = reference_margins(
+        sides, computed = reference_sides(
             model,
             trees,
             needed,
@@ -182,7 +182,7 @@ def _reference(config: ConfigDict, workdir: Path, model: Transformer, trees: Tre
             progress=advance,
         )
         advance(0, note=f"{computed} computed, the others from cache")
-    return margins
+    return sides
 
 
 def _run_steps(
@@ -211,7 +211,7 @@ def _run_steps(
         state, first_step, skipped = restored.state, restored.step, int(restored.state.skipped)
         fed.set_state(restored.data_position)
         console.print(f"resumed from step {first_step}")
-    writer = MetricsWriter(workdir, first_step + 1)
+    writer = MetricsWriter(workdir, first_step + 1, config)
     started = time.perf_counter()
 
     def report(step: int, metrics: dict, advance) -> None:
@@ -231,7 +231,7 @@ def _run_steps(
         numbers["seconds"] = time.perf_counter() - started
         writer.write(step, numbers)
         shown = [f"loss {numbers['loss']:.3f}"]
-        shown += [f"{name} {numbers[name]:.2f}" for name in ("reset_loss", "reward_accuracy") if name in numbers]
+        shown += [f"{name} {numbers[name]:.2f}" for name in ("reset_loss", "rewards/accuracies") if name in numbers]
         advance(note="  ".join(shown))
 
     last_step = len(rows) // batch_rows

@@ -1,20 +1,25 @@
-"""Where the numbers of a run go: `metrics.jsonl` and TensorBoard events."""
+"""Where the numbers of a run go: `metrics.jsonl`, TensorBoard events, and Weights & Biases if that is wanted."""
 
 import json
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
+
+from jax_backtrack.training.wandb_run import WandbRun
 
 
 class MetricsWriter:
     """Appends one line per step to `metrics.jsonl`, and the same numbers to TensorBoard. Only process 0 writes.
 
+    They go to Weights & Biases too where the recipe's `wandb.project` names a project.
+
     Lines of steps from `first_step` on are removed first: a resumed run writes them again.
     """
 
-    def __init__(self, workdir: Path, first_step: int):
-        self._file = self._events = None
+    def __init__(self, workdir: Path, first_step: int, recipe: ConfigDict):
+        self._file = self._events = self._run = None
         if jax.process_index() != 0:
             return
         path = workdir / "metrics.jsonl"
@@ -22,6 +27,10 @@ class MetricsWriter:
         path.write_text("".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        if recipe.wandb.project:
+            self._run = WandbRun(recipe.wandb.project, workdir, recipe.to_dict())
+            for line in map(json.loads, kept):
+                self._run.write(line.pop("step"), line)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the numbers of one step."""
@@ -31,12 +40,16 @@ class MetricsWriter:
         self._file.flush()
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
+        if self._run:
+            self._run.write(step, metrics)
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes the files, and ends the run on Weights & Biases."""
         if self._file is not None:
             self._file.close()
             self._events.close()
+        if self._run:
+            self._run.close()
 
 
 def _step(line: str) -> int:

@@ -1,4 +1,4 @@
-"""The frozen reference of DPO: one margin per pair, computed once and kept under a hash of all it depends on."""
+"""The frozen reference of DPO: two numbers per pair, computed once and kept under a hash of all they depend on."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ from jax_backtrack.data.share import Share
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sharding import on_host, rows_sharding
 from jax_backtrack.training.checksum import checksum
-from jax_backtrack.training.step import margins
+from jax_backtrack.training.step import sides
 from jax_backtrack.trees import pack, stack
 
 PORTION = 2048  # examples after which what was computed is written: a run that is stopped loses no more
@@ -30,12 +30,13 @@ def reference_hash(model: Transformer, source: TreeSource) -> str:
     digest.update(checksum(nnx.state(model, nnx.Param)).encode())
     digest.update(content_hash(source.examples).encode())
     facts = dataclasses.asdict(source.recipe) | {"seed": source.seed, "compute": model.compute.dtype}
+    facts["holds"] = "the sides of each pair"
     facts["model"] = dataclasses.asdict(model.config)
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def reference_margins(
+def reference_sides(
     model: Transformer,
     source: TreeSource,
     needed: Sequence[int],
@@ -46,7 +47,8 @@ def reference_margins(
     chunk: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[np.ndarray, int]:
-    """The reference's margins of the needed examples' pairs, float32 `[examples, PAIRS]`, and how many were computed.
+    """The reference's sides of the needed examples' pairs (`losses.pair_sides`), float32 `[examples, PAIRS, 2]`, and of
+    how many examples they were computed.
 
     What was computed before for this reference and these examples stands in `folder` and is not computed again;
     examples that nobody needed so far have NaN. It is written after every `PORTION` examples. `progress` is called with
@@ -62,7 +64,7 @@ def reference_margins(
     for start in range(0, len(missing), PORTION):
         portion = missing[start : start + PORTION]
         result[portion] = 0
-        result[portion, : source.recipe.pairs] = tree_margins(
+        result[portion, : source.recipe.pairs] = tree_sides(
             model, source, portion, row_length=row_length, batch_rows=batch_rows, chunk=chunk, progress=progress
         )
         if jax.process_index() == 0:
@@ -73,7 +75,7 @@ def reference_margins(
     return result, len(missing)
 
 
-def tree_margins(
+def tree_sides(
     model: Transformer,
     source: TreeSource,
     indices: Sequence[int],
@@ -83,8 +85,9 @@ def tree_margins(
     chunk: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Margins of the pairs of these examples' trees in the first epoch, float32 `[len(indices), pairs]`. In SFT the one
-    pair of a tree is the weighted sum of its scores. Of several processes all must call this, and all get the same."""
+    """Both sides of the pairs of these examples' trees in the first epoch, float32 `[len(indices), pairs, 2]`. In SFT
+    a tree is one pair, whose chosen side is the weighted sum of the tree's scores. Of several processes all must call
+    this, and all get the same."""
     graph, params = nnx.split(model)
     packed = [row.members for row in source.plan_rows(0, indices, row_length)]
     pairs, mesh, found = source.recipe.pairs, model.compute.mesh, {}
@@ -93,15 +96,15 @@ def tree_margins(
         members = packed[start : start + batch_rows]
         held = [members[row] if row < len(members) else [] for row in (share.rows if share else range(batch_rows))]
         batch = stack([pack([source.tree(0, index) for index in row], row_length) for row in held])
-        margin_BxS = on_host(margins(graph, params, share.put(batch) if share else batch, chunk))
+        sides_BxSx2 = on_host(sides(graph, params, share.put(batch) if share else batch, chunk))
         for number, row in enumerate(members):
-            found.update(zip(row, margin_BxS[number, : len(row) * pairs].reshape(-1, pairs), strict=True))
+            found.update(zip(row, sides_BxSx2[number, : len(row) * pairs].reshape(-1, pairs, 2), strict=True))
         progress(sum(map(len, members)))
     return np.array([found[index] for index in indices])
 
 
 def _read(file: Path, examples: int) -> np.ndarray:
     """What process 0 finds in the file, NaN where there is nothing, on every process."""
-    nothing = np.full((examples, PAIRS), np.nan, np.float32)
+    nothing = np.full((examples, PAIRS, 2), np.nan, np.float32)
     found = np.load(file) if jax.process_index() == 0 and file.exists() else nothing
     return np.array(multihost_utils.broadcast_one_to_all(found))

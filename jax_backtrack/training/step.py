@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jax_backtrack.losses import dpo_loss, pair_margins, pair_slots, sft_loss
+from jax_backtrack.losses import dpo_loss, pair_sides, pair_slots, sft_loss
 from jax_backtrack.models.scores import token_scores
 from jax_backtrack.training.optimizer import adamw, reset_rows_faster
 from jax_backtrack.trees import Rows
@@ -71,10 +71,10 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """rows: `[B, S]` token trees; reference_margin: float32 `[B, S]`, in each pair's slot, for DPO."""
+    """rows: `[B, S]` token trees; reference: for DPO its two sides of each pair, in the pair's slot, `[B, S, 2]`."""
 
     rows: Rows
-    reference_margin: jax.Array
+    reference: jax.Array
 
 
 def state_shardings(params: nnx.State, plan: StepPlan) -> TrainState:
@@ -164,9 +164,9 @@ def batch_gradients(
         if plan.objective == "sft":
             loss, metrics = sft_loss(score_BxS, rows.weight, chosen_weight), {}
         else:
-            margin_BxS = pair_margins(score_BxS, rows.pair, rows.weight)
+            sides_BxSx2 = pair_sides(score_BxS, rows.pair, rows.weight)
             is_pair_BxS = pair_slots(rows.pair, rows.weight)
-            loss, metrics = dpo_loss(margin_BxS, batch.reference_margin, is_pair_BxS, plan.beta, pairs)
+            loss, metrics = dpo_loss(sides_BxSx2, batch.reference, is_pair_BxS, plan.beta, pairs)
             metrics["dpo_loss"] = loss
             if plan.chosen_weight:
                 loss += plan.chosen_weight * sft_loss(score_BxS, jnp.maximum(rows.weight, 0), chosen_weight)
@@ -197,7 +197,7 @@ def batch_gradients(
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunk"))
-def margins(graph: nnx.GraphDef, params: nnx.State, rows: Rows, chunk: int) -> jax.Array:
-    """Margin of every pair of a batch under these parameters, `[B, S]` float32 in each pair's slot."""
+def sides(graph: nnx.GraphDef, params: nnx.State, rows: Rows, chunk: int) -> jax.Array:
+    """Both sides of every pair of a batch under these parameters, `[B, S, 2]` float32 in each pair's slot."""
     score_BxS = token_scores(nnx.merge(graph, params), rows, chunk)
-    return pair_margins(score_BxS, rows.pair, rows.weight)
+    return pair_sides(score_BxS, rows.pair, rows.weight)

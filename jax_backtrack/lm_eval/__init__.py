@@ -1,0 +1,1 @@
+"""A model class for lm-evaluation-harness."""

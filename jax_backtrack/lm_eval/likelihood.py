@@ -1,0 +1,84 @@
+"""Log-likelihoods of continuations: what contexts have in common is read once."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jax_backtrack.data.share import Share
+from jax_backtrack.errors import InputError
+from jax_backtrack.losses import pair_margins
+from jax_backtrack.models.scores import scores_and_likeliest
+from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.sharding import on_host, rows_sharding
+from jax_backtrack.trees import Branch, Rows, common_beginning, flatten, pack, stack
+
+_MULTIPLE = 256  # of a row's length: the blocks of the attention kernel
+
+# Ids of a context, at least one, and of what follows it, at least one.
+Pair = tuple[Sequence[int], Sequence[int]]
+
+
+def log_likelihoods(
+    model: Transformer,
+    pairs: Sequence[Pair],
+    *,
+    row_length: int = 1024,
+    batch_rows: int = 1,
+    chunk: int = 128,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[tuple[float, bool]]:
+    """`log p(continuation | context)` in nats of each pair, and whether the model would write just that, greedily.
+
+    Pairs go into rows of `row_length` tokens, or more where one needs more, `batch_rows` rows at a time, as branches of
+    token trees: several continuations of one context hang under it, and contexts that begin alike share that.
+    """
+    for number, (context, continuation) in enumerate(pairs):
+        if not len(context) or not len(continuation):
+            raise InputError(f"pair {number} has {len(context)} tokens of context and {len(continuation)} behind it")
+    longest = max((len(context) + len(continuation) for context, continuation in pairs), default=0)
+    row_length = -(-max(row_length, longest) // _MULTIPLE) * _MULTIPLE
+    mesh, (graph, params) = model.compute.mesh, nnx.split(model)
+    share = Share(rows_sharding(mesh), batch_rows) if mesh else None
+    planned, found = plan(pairs, row_length), {}
+    for start in range(0, len(planned), batch_rows):
+        members = planned[start : start + batch_rows]
+        held = members + [[]] * (batch_rows - len(members))
+        batch = stack([pack([_tree(pairs[index]) for index in row], row_length) for row in held])
+        sums_2xBxS = on_host(_sums(graph, params, share.put(batch) if share else batch, chunk))
+        for number, row in enumerate(members):
+            log_p, others = sums_2xBxS[:, number, : len(row)]
+            found.update(zip(row, zip(log_p.tolist(), (others == 0).tolist(), strict=True), strict=True))
+        progress(sum(map(len, members)))
+    return [found[index] for index in range(len(pairs))]
+
+
+def plan(pairs: Sequence[Pair], row_length: int) -> list[list[int]]:
+    """Which pairs go into which row, by number: those with the most in common one behind the other."""
+    rows: list[list[int]] = []
+    used, before = row_length, np.zeros(0, np.int32)
+    for index in sorted(range(len(pairs)), key=lambda index: tuple(map(list, pairs[index]))):
+        context, continuation = (np.asarray(ids, np.int32) for ids in pairs[index])
+        new = len(context) + len(continuation) - common_beginning(before, context)
+        if used + new > row_length:
+            rows.append([])
+            used, new = 0, len(context) + len(continuation)
+        rows[-1].append(index)
+        used, before = used + new, context
+    return rows
+
+
+def _tree(pair: Pair) -> Rows:
+    context, continuation = pair
+    return flatten(Branch(context, children=(Branch(continuation, pair=0, weight=1.0),)))
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "chunk"))
+def _sums(graph: nnx.GraphDef, params: nnx.State, rows: Rows, chunk: int) -> jax.Array:
+    """`[2, B, S]`, in each pair's slot: its log-likelihood, and how many of its tokens are not the likeliest."""
+    score_BxS, likeliest_BxS = scores_and_likeliest(nnx.merge(graph, params), rows, chunk)
+    measured = score_BxS, 1 - likeliest_BxS
+    return jnp.stack([pair_margins(measured_BxS, rows.pair, rows.weight) for measured_BxS in measured])

@@ -1,0 +1,64 @@
+"""Trains, samples and evaluates models that backtrack: `jax-backtrack --config=sft_smollm.py --workdir=DIR`.
+
+This file is kept short: it reads the command line and calls the library.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from jax_backtrack import command_line
+
+FLAGS = flags.FLAGS
+_RECIPES = command_line.recipes_folder(Path(__file__).parent)
+_KEY_FLAGS = "config", "workdir", "mode", "prompts", "topology", "compare", "coordinator", "processes", "process"
+
+config_flags.DEFINE_config_file("config", None, f"Recipe: a path, or a name in {_RECIPES}.")
+flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves; a plan goes to runs/plan without one.")
+flags.DEFINE_string("mode", "train", f"One of {', '.join(command_line.MODES)}.")
+flags.DEFINE_string(
+    "prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none."
+)
+flags.DEFINE_list("topology", [], "For --mode=plan: TPU topologies to compile for, as in v5e:4x4,v5p:2x2x2,v5e:4x4*2.")
+flags.DEFINE_list(
+    "compare", [], "For --mode=evaluate: workdirs that were evaluated on prompt sets; shows them side by side."
+)
+flags.DEFINE_string("coordinator", None, "Of several hosts: HOST:PORT of the one that runs --process=0.")
+flags.DEFINE_integer("processes", None, "Of several hosts: how many there are.")
+flags.DEFINE_integer("process", None, "Of several hosts: which one this is, from 0.")
+flags.mark_flags_as_required(["config"])
+
+
+def main(argv):
+    """Runs one mode; what is wrong with the input is said in one line, without a traceback."""
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
+    placement = FLAGS.coordinator, FLAGS.processes, FLAGS.process
+    code = command_line.run(
+        FLAGS.mode,
+        FLAGS.config,
+        FLAGS.workdir,
+        prompts=FLAGS.prompts,
+        topology=FLAGS.topology,
+        compared=FLAGS.compare,
+        placement=placement,
+    )
+    sys.exit(code)
+
+
+def run():
+    """The command: `jax-backtrack`, or `python main.py` in the repository."""
+    # Recipes begin with `from configs import`; where the package is installed, that folder is not on the path yet.
+    sys.path.insert(0, str(_RECIPES.parent))
+    # --help shows what belongs to the started program, and these flags are defined in a module that it imports.
+    sys.modules["__main__"].__doc__ = __doc__
+    for name in _KEY_FLAGS:
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    app.run(main, argv=command_line.with_config_path(sys.argv, _RECIPES), flags_parser=command_line.parse_flags)
+
+
+if __name__ == "__main__":
+    run()
