@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jax_backtrack.safety.measures import Measure
 from jax_backtrack.safety.tradeoff import Point
 
-_COLOURS = "#4269d0 #ff725c #3ca951 #a463f2 #efb118 #97bbf5".split()  # told apart by most eyes
+_COLOURS = "#4269d0 #ff725c #3ca951 #a463f2 #efb118 #97bbf5 #9c6b4e #ff8ab7 #6cc5b0".split()  # told apart by most eyes
 
 
 def trade_off(points_of_models: dict[str, Sequence[Point]]) -> str:
