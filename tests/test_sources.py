@@ -430,7 +430,7 @@ def test_a_line_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
     assert [row.origin for row in rows] == ["rows.jsonl.gz, line 1", "rows.jsonl.gz, line 3"]
     assert report.dropped == {"a line of more than 0 MiB": 2}
     with gzip.open(path) as file:
-        assert max(map(len, sources._lines(file))) <= 1001
+        assert max(map(len, files._lines(file))) <= 1001
 
 
 @pytest.mark.parametrize("depth", range(900, 1000, 5))
