@@ -1,5 +1,6 @@
 """The modes of the command, and its errors in one line."""
 
+import contextlib
 import copy
 import os
 import sys
@@ -104,9 +105,8 @@ def run(
             raise InputError(f"--mode={mode} runs on one host; of several, only --mode=train can make use")
         check_links(Path(workdir))
         hosts.start(*placement)
-        if mode not in _INTERACTIVE:
-            interruption.catch()
-        MODES[mode](config, Path(workdir), {"plan": topology, "evaluate": compared}.get(mode, prompts))
+        with contextlib.nullcontext() if mode in _INTERACTIVE else interruption.caught():
+            MODES[mode](config, Path(workdir), {"plan": topology, "evaluate": compared}.get(mode, prompts))
         hosts.finish()
     except (InputError, FloatingPointError, OSError) as error:
         _say_error(error)
@@ -119,8 +119,6 @@ def run(
     except BaseException as error:
         hosts.leave_with_traceback(error)
         raise
-    finally:
-        interruption.release()
     return 0
 
 

@@ -27,23 +27,22 @@ class Interrupted(KeyboardInterrupt):
         self.code = _CTRL_C if number == signal.SIGINT else RESTART
 
 
-def catch() -> None:
-    """From now on SIGTERM and Ctrl-C raise Interrupted, in the main thread, which must call this.
+@contextlib.contextmanager
+def caught() -> Iterator[None]:
+    """Here SIGTERM and Ctrl-C raise Interrupted, in the main thread, which must enter this; behind it they do what they
+    did before.
 
     Of several hosts SIGTERM is left to JAX's preemption service, which took it over when they met.
     """
     global _asked
     _asked = None
-    signal.signal(signal.SIGINT, _caught)
-    if not hosts.several():
-        signal.signal(signal.SIGTERM, _caught)
-
-
-def release() -> None:
-    """Gives both signals back to Python: an end of the process, and KeyboardInterrupt."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    if not hosts.several():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    numbers = [signal.SIGINT] if hosts.several() else [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, _take) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -64,7 +63,7 @@ def asked(step: int) -> signal.Signals | None:
     return _asked
 
 
-def _caught(number: int, _frame) -> None:
+def _take(number: int, _frame) -> None:
     global _asked
     again, _asked = _asked is not None, signal.Signals(number)
     if not _deferred or again:
