@@ -1,8 +1,15 @@
-"""A workdir is written and cleared by fixed names, so none of them may lead out of it."""
+"""How a workdir is written: its files whole or not at all, and by fixed names, so none of them may lead out of it."""
 
 from pathlib import Path
 
 from jax_backtrack.errors import InputError
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file under another name first: it is there whole, or as it was before."""
+    writing = path.with_name(f"{path.name}.writing")
+    writing.write_text(text)
+    writing.rename(path)
 
 
 def check_links(workdir: Path) -> None:

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -27,3 +29,14 @@ def start(
         stderr=stderr,
         text=True,
     )
+
+
+def wait_for_checkpoint(workdir: Path, above: int, running: Sequence[subprocess.Popen]) -> int:
+    """Waits for a checkpoint behind step `above` and returns the newest one's step; none of the processes may end."""
+    while True:
+        steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+        if max(steps, default=0) > above:
+            return max(steps)
+        for process in running:
+            assert process.poll() is None, process.communicate()
+        time.sleep(0.01)

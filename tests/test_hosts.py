@@ -138,16 +138,6 @@ def test_only_the_first_process_prints_and_writes(one_process, two_processes):
         assert len(list((folder / case / "tensorboard").iterdir())) == 1
 
 
-def wait_for_checkpoint(workdir: Path, above: int, processes) -> int:
-    while True:
-        steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
-        if max(steps, default=0) > above:
-            return max(steps)
-        for process in processes:
-            assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-
-
 def test_when_one_is_killed_the_other_ends_and_both_go_on_where_they_were(base, one_process, tmp_path):  # noqa: F811
     """First the second process is killed, then, in the run that resumes, the first one, where all meet. What is left
     is trained by one process, and the whole is bit for bit what one process makes without a disturbance."""
@@ -155,7 +145,7 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on_where_they_were(base, 
     reached = 0
     for victim in (1, 0):
         both = start_both(*arguments)
-        reached = wait_for_checkpoint(tmp_path / "w", reached, both)
+        reached = processes.wait_for_checkpoint(tmp_path / "w", reached, both)
         both[victim].send_signal(signal.SIGKILL)
         killed = time.monotonic()
         out, err = end_of(both[1 - victim], code=1)

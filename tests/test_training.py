@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 
 import jax
 import numpy as np
@@ -253,9 +252,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(base, tmp_path, capsys):
     killed = tmp_path / "killed"
     process = run_main(*flags_of(base, killed, **fields))
     try:
-        while not any(path.name.isdigit() for path in (killed / "checkpoints").glob("*")):
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.01)
+        processes.wait_for_checkpoint(killed, 0, [process])
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()

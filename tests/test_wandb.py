@@ -6,7 +6,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import time
 
 import pytest
 
@@ -115,9 +114,7 @@ def test_a_killed_run_is_gone_on_with_where_it_was(base, tmp_path, monkeypatch):
     """SIGKILL behind the first checkpoint, when wandb has written nothing yet: the next process sends every step."""
     process = run_main(base, tmp_path, steps=16)
     try:
-        while not any(path.name.isdigit() for path in (tmp_path / "checkpoints").glob("*")):
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.01)
+        processes.wait_for_checkpoint(tmp_path, 0, [process])
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()  # wandb's own process lives on for a while, and holds the output open

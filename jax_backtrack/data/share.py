@@ -1,10 +1,14 @@
 """Of the rows of a batch, those that this process's devices hold, and how all hosts' rows become one batch."""
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
+
+from jax_backtrack.sharding import rows_sharding
+from jax_backtrack.trees import Rows, pack, stack
 
 Tree = TypeVar("Tree")
 
@@ -38,3 +42,16 @@ class Share:
         pieces = jax.device_put([array[part] for part in self._parts.values()], list(self._parts))
         shape = self._batch_rows, *array.shape[1:]
         return jax.make_array_from_single_device_arrays(shape, self._sharding, pieces)
+
+
+def packed_batches(
+    planned: Sequence[list[int]], tree: Callable[[int], Rows], row_length: int, batch_rows: int, mesh: Mesh | None
+) -> Iterator[tuple[Sequence[list[int]], Rows]]:
+    """Planned rows, each the numbers of its trees, as batches `[batch_rows, row_length]` on the mesh's devices, with
+    the rows of each. Of the last batch rows may be empty. Of several processes each builds the trees of its rows."""
+    share = Share(rows_sharding(mesh), batch_rows) if mesh else None
+    for start in range(0, len(planned), batch_rows):
+        members = planned[start : start + batch_rows]
+        held = [members[row] if row < len(members) else [] for row in (share.rows if share else range(batch_rows))]
+        batch = stack([pack([tree(index) for index in row], row_length) for row in held])
+        yield members, share.put(batch) if share else batch

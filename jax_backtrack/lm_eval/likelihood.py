@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_backtrack.data.share import Share
+from jax_backtrack.data.share import packed_batches
 from jax_backtrack.errors import InputError
 from jax_backtrack.losses import pair_margins
 from jax_backtrack.models.scores import scores_and_likeliest
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sharding import on_host, rows_sharding
-from jax_backtrack.trees import Branch, Rows, common_beginning, flatten, pack, stack
+from jax_backtrack.sharding import on_host
+from jax_backtrack.trees import Branch, Rows, common_beginning, flatten
 
 _MULTIPLE = 256  # of a row's length: the blocks of the attention kernel
 
@@ -41,14 +41,15 @@ def log_likelihoods(
             raise InputError(f"pair {number} has {len(context)} tokens of context and {len(continuation)} behind it")
     longest = max((len(context) + len(continuation) for context, continuation in pairs), default=0)
     row_length = -(-max(row_length, longest) // _MULTIPLE) * _MULTIPLE
-    mesh, (graph, params) = model.compute.mesh, nnx.split(model)
-    share = Share(rows_sharding(mesh), batch_rows) if mesh else None
-    planned, found = plan(pairs, row_length), {}
-    for start in range(0, len(planned), batch_rows):
-        members = planned[start : start + batch_rows]
-        held = members + [[]] * (batch_rows - len(members))
-        batch = stack([pack([_tree(pairs[index]) for index in row], row_length) for row in held])
-        sums_2xBxS = on_host(_sums(graph, params, share.put(batch) if share else batch, chunk))
+    (graph, params), found = nnx.split(model), {}
+
+    def tree(index: int) -> Rows:
+        context, continuation = pairs[index]
+        return flatten(Branch(context, children=(Branch(continuation, pair=0, weight=1.0),)))
+
+    planned = plan(pairs, row_length)
+    for members, batch in packed_batches(planned, tree, row_length, batch_rows, model.compute.mesh):
+        sums_2xBxS = on_host(_sums(graph, params, batch, chunk))
         for number, row in enumerate(members):
             log_p, others = sums_2xBxS[:, number, : len(row)]
             found.update(zip(row, zip(log_p.tolist(), (others == 0).tolist(), strict=True), strict=True))
@@ -69,11 +70,6 @@ def plan(pairs: Sequence[Pair], row_length: int) -> list[list[int]]:
         rows[-1].append(index)
         used, before = used + new, context
     return rows
-
-
-def _tree(pair: Pair) -> Rows:
-    context, continuation = pair
-    return flatten(Branch(context, children=(Branch(continuation, pair=0, weight=1.0),)))
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunk"))

@@ -12,6 +12,7 @@ from jax_backtrack.hub.tokenizer import check_messages, is_unicode
 from jax_backtrack.safety.asked import Answer, Asked, Condition
 from jax_backtrack.safety.measures import Measure
 from jax_backtrack.sampling.reply import Reply
+from jax_backtrack.workdir import write_whole
 
 EVALUATION = "evaluation.json"
 
@@ -32,9 +33,7 @@ def write(models: dict[str, Evaluation], judge: str, path: Path) -> None:
     """Writes measures and every reply of each model, judged, to a JSON file; whole or not at all."""
     content = {"judge": judge, "models": {model: _as_json(found) for model, found in models.items()}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_suffix(".writing")
-    writing.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    writing.rename(path)
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> tuple[str, dict[str, Evaluation]]:

@@ -21,6 +21,7 @@ from jax_backtrack.safety.compare import Stages, sampler
 from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
 from jax_backtrack.safety.measures import Measure, over_seeds, reduction_over_seeds
 from jax_backtrack.training.loop import refuse_other_recipe
+from jax_backtrack.workdir import write_whole
 
 _SCALES = ("small", "full")
 _MEASURES = {
@@ -168,7 +169,7 @@ def show(results: dict) -> None:
 def _write(results: dict, config: ConfigDict, judge: str, workdir: Path) -> None:
     content = {"judge": judge, "scale": config.scale, "cuts": config.cuts.to_dict() if config.scale == "small" else {}}
     content |= _plain(results)
-    (workdir / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(workdir / "results.json", json.dumps(content, indent=1) + "\n")
     unsafe = {
         title: {model: measures["unsafe"] for model, measures in models.items()}
         for title, models in results["sets"].items()

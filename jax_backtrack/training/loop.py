@@ -39,6 +39,7 @@ from jax_backtrack.training.metrics import MetricsWriter
 from jax_backtrack.training.reference import reference_sides
 from jax_backtrack.training.step import Batch, compile_step, init_state
 from jax_backtrack.trees import Example, Recipe
+from jax_backtrack.workdir import write_whole
 
 _RECIPE_FILE = "config.json"
 _DECISIVE = ("model", "adapter", "objective", "data", "reset", "train")  # sections that change what is trained
@@ -114,9 +115,7 @@ def _write_recipe(workdir: Path, config: ConfigDict) -> None:
     """Claims the workdir for the recipe, once it is known that the recipe can run."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        writing = workdir / f"{_RECIPE_FILE}.writing"
-        writing.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
-        writing.rename(workdir / _RECIPE_FILE)
+        write_whole(workdir / _RECIPE_FILE, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
     check_shared(workdir / _RECIPE_FILE)
 
 

@@ -1,6 +1,7 @@
 """The frozen reference of DPO: two numbers per pair, computed once and kept under a hash of all they depend on."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -13,12 +14,11 @@ from jax.experimental import multihost_utils
 
 from jax_backtrack.data.examples import content_hash
 from jax_backtrack.data.rows import TreeSource
-from jax_backtrack.data.share import Share
+from jax_backtrack.data.share import packed_batches
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sharding import on_host, rows_sharding
+from jax_backtrack.sharding import on_host
 from jax_backtrack.training.checksum import checksum
 from jax_backtrack.training.step import sides
-from jax_backtrack.trees import pack, stack
 
 PORTION = 2048  # examples after which what was computed is written: a run that is stopped loses no more
 PAIRS = 2  # the most pairs that a tree holds: a backtrack or plain pair, and a guard pair
@@ -90,13 +90,10 @@ def tree_sides(
     this, and all get the same."""
     graph, params = nnx.split(model)
     packed = [row.members for row in source.plan_rows(0, indices, row_length)]
-    pairs, mesh, found = source.recipe.pairs, model.compute.mesh, {}
-    share = Share(rows_sharding(mesh), batch_rows) if mesh else None
-    for start in range(0, len(packed), batch_rows):
-        members = packed[start : start + batch_rows]
-        held = [members[row] if row < len(members) else [] for row in (share.rows if share else range(batch_rows))]
-        batch = stack([pack([source.tree(0, index) for index in row], row_length) for row in held])
-        sides_BxSx2 = on_host(sides(graph, params, share.put(batch) if share else batch, chunk))
+    pairs, found = source.recipe.pairs, {}
+    tree = functools.partial(source.tree, 0)
+    for members, batch in packed_batches(packed, tree, row_length, batch_rows, model.compute.mesh):
+        sides_BxSx2 = on_host(sides(graph, params, batch, chunk))
         for number, row in enumerate(members):
             found.update(zip(row, sides_BxSx2[number, : len(row) * pairs].reshape(-1, pairs, 2), strict=True))
         progress(sum(map(len, members)))

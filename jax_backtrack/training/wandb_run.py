@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from jax_backtrack.errors import InputError
+from jax_backtrack.workdir import write_whole
 
 _FILE = "wandb_run.json"
 
@@ -63,6 +64,4 @@ class WandbRun:
         self._keep()
 
     def _keep(self) -> None:
-        writing = self._path.with_suffix(".writing")
-        writing.write_text(json.dumps(self._known) + "\n")
-        writing.rename(self._path)
+        write_whole(self._path, json.dumps(self._known) + "\n")
