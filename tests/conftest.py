@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.load import packaged_gguf
 from jax_backtrack.hub.tokenizer import ChatTokenizer, with_reset
+
+# A shell has what runs in its background ignore Ctrl-C, and so would the processes that tests start there.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")

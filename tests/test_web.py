@@ -223,7 +223,7 @@ def served(folders, resetting):
             yield line.removeprefix("page: ").strip()
             break
     process.send_signal(signal.SIGINT)
-    output = "".join([*lines, process.communicate()[0]])
+    output = "".join([*lines, process.communicate(timeout=60)[0]])
     assert process.returncode == 0 and "ended" in output and "Traceback" not in output, output
 
 
