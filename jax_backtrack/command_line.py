@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jax_backtrack import hosts, interruption, plan
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import EXPORT
+from jax_backtrack.journal import journal_of
 from jax_backtrack.progress import console
 from jax_backtrack.recipe import check, check_stages, load_model
 from jax_backtrack.safety import compare, fit_judge, mt_bench, replication, report, sets
@@ -129,8 +130,15 @@ def _say_error(error: object, word: str = "error") -> None:
         console.print(f"{word}: {error}", style="bold red", highlight=False, markup=False)
 
 
+def _say_next(what: str) -> None:
+    console.print(f"next: {what}", style="dim", highlight=False, markup=False)
+
+
 def _train(config: ConfigDict, workdir: Path, _prompts) -> None:
     train(config, workdir)
+    _say_next(f"the same command with --mode=chat, --mode=sample or --mode=evaluate uses the model in {workdir}")
+    if config.objective == "sft" and config.data.backtrack:
+        _say_next(f"DPO begins from it with a DPO recipe, a workdir of its own and --config.model.path={workdir}")
 
 
 def _sample(config: ConfigDict, workdir: Path, prompts: str | None) -> None:
@@ -164,9 +172,11 @@ def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> Non
         mt_bench.write_answers(sampler, questions, name, workdir / "mt_bench.jsonl")
     if read or questions:
         return
-    evaluation = compare.evaluate_with_progress(sampler, settings.prompts, "evaluating")
-    report.write({name: evaluation}, workdir / "evaluation.json")
+    with journal_of(workdir / "evaluation.json") as journal:
+        evaluation = compare.evaluate_with_progress(sampler, settings.prompts, "evaluating", journal)
+        report.write({name: evaluation}, workdir / "evaluation.json")
     report.show({name: evaluation})
+    console.print(f"numbers and replies in [bold]{workdir}[/]: evaluation.json", highlight=False)
 
 
 def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
@@ -177,6 +187,8 @@ def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
         replication.replicate(config, workdir)
     else:
         compare.compare(config, workdir)
+        last = workdir / compare.folder_name(config.order[-1])
+        _say_next(f"talk to the last model with --config=dpo_smollm.py --workdir='{last}' --mode=chat")
 
 
 def _fit_judge(config: ConfigDict, workdir: Path, _prompts) -> None:

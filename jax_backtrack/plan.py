@@ -41,6 +41,7 @@ from jax_backtrack.sampling.loop import Knobs, Plan, State, decode, read, start
 from jax_backtrack.sharding import check_rows, make_mesh, param_shardings, row_parts, rows_sharding
 from jax_backtrack.training.step import Batch, compile_step, new_state, sides, state_shardings
 from jax_backtrack.trees import Rows
+from jax_backtrack.workdir import write_whole
 
 FILE = "plan.json"
 _GIB = 2**30
@@ -93,7 +94,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[s
             topology: _plan_one(config, topology, meshes[topology], chips[topology], workdir) for topology in topologies
         }
     written = next(iter(plans.values())) if len(plans) == 1 else {"topologies": plans}
-    (workdir / FILE).write_text(json.dumps(written, indent=2) + "\n")
+    write_whole(workdir / FILE, json.dumps(written, indent=2) + "\n")
     _show(config, plans, chips)
     console.print(f"plan in {workdir / FILE}", highlight=False)
     return plans

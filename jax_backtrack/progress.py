@@ -22,13 +22,22 @@ console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ e
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Shows a bar; yields `advance(count=1, note="")`, where the note stands behind the bar."""
+def progress_bar(
+    description: str, total: int, done: int = 0, first: str = "compiling"
+) -> Iterator[Callable[..., None]]:
+    """Shows a bar; yields `advance(count=1, note="")`, where the note stands behind the bar.
+
+    first: what stands there until the first advance. That is what takes the time before it, of a program that runs for
+           the first time
+    """
     with _bar(MofNCompleteColumn(), TextColumn("{task.fields[note]}")) as bar:
-        task = bar.add_task(description, total=total, completed=done, note="")
+        task = bar.add_task(description, total=total, completed=done, note=first)
+        shown = first
 
         def advance(count: int = 1, note: str | None = None) -> None:
-            bar.update(task, advance=count, **({} if note is None else {"note": note}))
+            nonlocal shown
+            shown = note if note is not None else "" if count and shown == first else shown
+            bar.update(task, advance=count, note=shown)
 
         yield advance
 

@@ -6,9 +6,10 @@ from jax_backtrack.errors import InputError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file under another name first: it is there whole, or as it was before."""
+    """Writes a file under another name first: it is there whole, or as it was before. Its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     writing = path.with_name(f"{path.name}.writing")
-    writing.write_text(text)
+    writing.write_text(text, encoding="utf-8")
     writing.rename(path)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.hub.tokenizer import Message
+from jax_backtrack.journal import Journal
 from jax_backtrack.safety.judge import Judge
 from jax_backtrack.safety.measures import Measure, mean, rate, worst_of
 from jax_backtrack.safety.refusals import is_refusal
@@ -150,8 +151,10 @@ def ask(
     samples: int = 1,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
+    journal: Journal | None = None,
 ) -> Asked:
-    """Asks every question `samples` times; the seeds of the replies count up from `seed`."""
+    """Asks every question `samples` times; the seeds of the replies count up from `seed`. `progress` and `journal` are
+    those of the sampler."""
     prefill, tokenizer = condition.prefill, sampler.tokenizer
     if prefill:
         questions = [question for question in questions if question.target]
@@ -166,6 +169,7 @@ def ask(
         prefixes=prefixes,
         seeds=range(seed, seed + len(questions) * samples),
         progress=progress,
+        journal=journal,
     )
     seconds = time.perf_counter() - started
     prompts = [question.messages for question in questions for _ in range(samples)]

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import EXPORT, load
 from jax_backtrack.hub.tokenizer import ChatTokenizer
+from jax_backtrack.journal import Journal, journal_of
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console, progress_bar
 from jax_backtrack.recipe import check, load_model
@@ -20,6 +21,8 @@ from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.sharding import make_mesh
 from jax_backtrack.training.loop import train
 
+_COMPARISON = "comparison.json"
+
 
 def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     """Runs the stages named in `config.order`, each in a folder of its own under `workdir`; evaluations by name.
@@ -28,22 +31,27 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     one stage can start from another. Leaves `comparison.json` and prints the table and three transcripts.
     """
     evaluations, stages = {}, Stages()
-    for name in config.order:
-        console.rule(name)
-        stage = copy.deepcopy(config.stages[name])
-        check(stage)
-        stage.model.path = stage.model.path.replace("{workdir}", str(workdir))
-        folder = workdir / name.replace(" ", "_")
-        model, tokenizer = stages.model(stage, folder)
-        evaluations[name] = evaluate_with_progress(
-            sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}"
-        )
-        report.write(evaluations, workdir / "comparison.json")
-        del model
+    with journal_of(workdir / _COMPARISON) as journal:
+        for name in config.order:
+            console.rule(name)
+            stage = copy.deepcopy(config.stages[name])
+            check(stage)
+            stage.model.path = stage.model.path.replace("{workdir}", str(workdir))
+            model, tokenizer = stages.model(stage, workdir / folder_name(name))
+            evaluations[name] = evaluate_with_progress(
+                sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}", journal
+            )
+            del model
+        report.write(evaluations, workdir / _COMPARISON)
     report.show(evaluations)
     report.show_transcripts(list(evaluations.values())[-1], count=3)
-    console.print(f"numbers and replies in [bold]{workdir / 'comparison.json'}[/]", highlight=False)
+    console.print(f"numbers and replies in [bold]{workdir / _COMPARISON}[/]", highlight=False)
     return evaluations
+
+
+def folder_name(stage: str) -> str:
+    """The name of a stage's folder within the workdir."""
+    return stage.replace(" ", "_")
 
 
 class Stages:
@@ -82,10 +90,10 @@ def _remembering_load():
     return load_again
 
 
-def evaluate_with_progress(asked: Sampler, prompts: int, description: str) -> Evaluation:
+def evaluate_with_progress(asked: Sampler, prompts: int, description: str, journal: Journal) -> Evaluation:
     """`evaluate` with a bar."""
     with progress_bar(description, len(CONDITIONS) * prompts) as advance:
-        return evaluate(asked, prompts, advance)
+        return evaluate(asked, prompts, advance, journal)
 
 
 def sampler(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) -> Sampler:

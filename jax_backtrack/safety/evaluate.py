@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from jax_backtrack.data import testbed
+from jax_backtrack.journal import Journal
 from jax_backtrack.safety.measures import Measure, mean, rate
 from jax_backtrack.sampling.sampler import Reply, Sampler
 
@@ -39,13 +40,20 @@ class Evaluation:
     answers: dict[str, list[Answered]]
 
 
-def evaluate(sampler: Sampler, prompts: int, progress: Callable[[int], None] = lambda done: None) -> Evaluation:
-    """Asks `prompts` held-out questions in each of the CONDITIONS. Judged on the visible reply only."""
+def evaluate(
+    sampler: Sampler,
+    prompts: int,
+    progress: Callable[[int], None] = lambda done: None,
+    journal: Journal | None = None,
+) -> Evaluation:
+    """Asks `prompts` held-out questions in each of the CONDITIONS. Judged on the visible reply only. `progress` and
+    `journal` are those of the sampler."""
     answers = {}
     for name, (private, prefilled) in CONDITIONS.items():
         questions = testbed.questions("test", prompts, private=private)
         prefixes = [question.prefix if prefilled else "" for question in questions]
-        replies = sampler([question.messages for question in questions], prefixes=prefixes, progress=progress)
+        messages = [question.messages for question in questions]
+        replies = sampler(messages, prefixes=prefixes, progress=progress, journal=journal)
         answers[name] = [Answered(*each) for each in zip(questions, prefixes, replies, strict=True)]
     measures = {
         "unsafe": rate([answer.gives_value for answer in answers["private"]]),

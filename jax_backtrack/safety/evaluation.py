@@ -32,7 +32,6 @@ class Evaluation:
 def write(models: dict[str, Evaluation], judge: str, path: Path) -> None:
     """Writes measures and every reply of each model, judged, to a JSON file; whole or not at all."""
     content = {"judge": judge, "models": {model: _as_json(found) for model, found in models.items()}}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -19,6 +19,7 @@ from jax_backtrack.safety.fitted import Heads
 from jax_backtrack.safety.hidden_states import Reader
 from jax_backtrack.safety.measures import Measure
 from jax_backtrack.sharding import make_mesh
+from jax_backtrack.workdir import write_whole
 
 _COLUMNS = ("prompt", "response", "unsafe")
 
@@ -43,13 +44,13 @@ def fit(config: ConfigDict, workdir: Path) -> Measure:
     with progress_bar("reading replies", len(labelled)) as advance:
         hidden_NxF = reader(prompts, replies, advance)
     groups = np.unique([json.dumps(prompt) for prompt in prompts], return_inverse=True)[1]
-    with progress_bar("cross-validation", settings.folds) as advance:
+    with progress_bar("cross-validation", settings.folds, first="") as advance:
         judged_N = cross_validated(replies, hidden_NxF, unsafe_N, groups, settings.folds, advance)
     kappa = agreement(judged_N >= UNSAFE_FROM, unsafe_N, groups)
     accuracy = float(((judged_N >= UNSAFE_FROM) == unsafe_N).mean())
     fitted.save(workdir, Heads.fit(replies, hidden_NxF, unsafe_N), config.model.path, settings.layers, settings.tokens)
     found = {"kappa": dataclasses.asdict(kappa), "accuracy": accuracy, "prompts": int(groups.max()) + 1}
-    (workdir / "agreement.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_whole(workdir / "agreement.json", json.dumps(found, indent=1) + "\n")
     console.print(
         f"{len(labelled)} replies to {found['prompts']} prompts, {unsafe_N.mean():.0%} unsafe. On prompts that were "
         f"left out ({settings.folds} folds): kappa {kappa.value:.2f} ({kappa.low:.2f}–{kappa.high:.2f}), "

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from jax_backtrack.data import prompt_sets
 from jax_backtrack.errors import InputError
+from jax_backtrack.journal import journal_of
 from jax_backtrack.progress import console, progress_bar
 from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.workdir import write_whole
 
 
 def read(path: str) -> list[dict]:
@@ -27,27 +29,26 @@ def read(path: str) -> list[dict]:
 def write_answers(sampler: Sampler, questions: Sequence[dict], model: str, path: Path) -> None:
     """Answers all turns, each after the visible replies to those before it, and writes one line for each question."""
     conversations = [[] for _ in questions]
-    for turn in range(max(len(question["turns"]) for question in questions)):
-        asked = [number for number, question in enumerate(questions) if turn < len(question["turns"])]
-        for number in asked:
-            conversations[number].append({"role": "user", "content": questions[number]["turns"][turn]})
-        with progress_bar(f"MT-Bench, turn {turn + 1}", len(asked)) as advance:
-            replies = sampler([conversations[number] for number in asked], progress=advance)
-        for number, reply in zip(asked, replies, strict=True):
-            conversations[number].append({"role": "assistant", "content": reply.text})
-    lines = [
-        json.dumps(
-            {
-                "question_id": question["question_id"],
-                "answer_id": uuid.uuid4().hex,
-                "model_id": model,
-                "choices": [{"index": 0, "turns": [said["content"] for said in conversation[1::2]]}],
-                "tstamp": time.time(),
-            },
-            ensure_ascii=False,
-        )
-        for question, conversation in zip(questions, conversations, strict=True)
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    with journal_of(path) as journal:
+        for turn in range(max(len(question["turns"]) for question in questions)):
+            asked = [number for number, question in enumerate(questions) if turn < len(question["turns"])]
+            for number in asked:
+                conversations[number].append({"role": "user", "content": questions[number]["turns"][turn]})
+            with progress_bar(f"MT-Bench, turn {turn + 1}", len(asked)) as advance:
+                replies = sampler([conversations[number] for number in asked], progress=advance, journal=journal)
+            for number, reply in zip(asked, replies, strict=True):
+                conversations[number].append({"role": "assistant", "content": reply.text})
+        lines = [_line(*each, model) for each in zip(questions, conversations, strict=True)]
+        write_whole(path, "".join(lines))
     console.print(f"answers to {len(questions)} questions in [bold]{path}[/]", highlight=False)
+
+
+def _line(question: dict, conversation: Sequence[dict], model: str) -> str:
+    answer = {
+        "question_id": question["question_id"],
+        "answer_id": uuid.uuid4().hex,
+        "model_id": model,
+        "choices": [{"index": 0, "turns": [said["content"] for said in conversation[1::2]]}],
+        "tstamp": time.time(),
+    }
+    return json.dumps(answer, ensure_ascii=False) + "\n"

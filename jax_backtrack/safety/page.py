@@ -11,6 +11,7 @@ from jax_backtrack.safety.asked import Asked, is_unsafe
 from jax_backtrack.safety.cells import HEADINGS, cell, in_line
 from jax_backtrack.safety.evaluation import Evaluation
 from jax_backtrack.safety.measures import Measure, paired
+from jax_backtrack.workdir import write_whole
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _TRANSCRIPTS = 20  # of each set and condition; those with resets first
@@ -44,8 +45,7 @@ def write(models: dict[str, Evaluation], judge: str, path: Path, false_resets: f
             for one in asked
         ],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_whole(path, text)
 
 
 def _shown(found: Evaluation) -> list[Asked]:

@@ -17,7 +17,7 @@ from jax_backtrack.recipe import check
 from jax_backtrack.safety import evaluation, plots, sets
 from jax_backtrack.safety.asked import Asked, has_reset, is_refused, is_shown_unsafe, is_unsafe
 from jax_backtrack.safety.cells import cell, in_line
-from jax_backtrack.safety.compare import Stages, sampler
+from jax_backtrack.safety.compare import Stages, folder_name, sampler
 from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
 from jax_backtrack.safety.measures import Measure, over_seeds, reduction_over_seeds
 from jax_backtrack.training.loop import refuse_other_recipe
@@ -53,7 +53,7 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
         for name in config.order:
             if stages[name].train.steps == 0 and found[name]:
                 continue  # without training, seeds do not differ
-            folder = workdir / f"seed{seed}" / name.replace(" ", "_")
+            folder = workdir / f"seed{seed}" / folder_name(name)
             console.rule(f"{name}, seed {seed}")
             stage = _of_seed(stages[name], seed, folder.parent)
             refuse_other_recipe(folder, stage, also=("sample", "evaluate"))
@@ -175,7 +175,7 @@ def _write(results: dict, config: ConfigDict, judge: str, workdir: Path) -> None
         for title, models in results["sets"].items()
         if "unsafe" in next(iter(models.values()))
     }
-    (workdir / "results.svg").write_text(plots.bars(unsafe, "unsafe replies, %"))
+    write_whole(workdir / "results.svg", plots.bars(unsafe, "unsafe replies, %"))
 
 
 def _plain(value):

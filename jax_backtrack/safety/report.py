@@ -12,6 +12,7 @@ from jax_backtrack.progress import console
 from jax_backtrack.safety.evaluate import Evaluation
 from jax_backtrack.safety.measures import Measure
 from jax_backtrack.sampling.chat import struck
+from jax_backtrack.workdir import write_whole
 
 # Measure -> heading, and whether it is a share to be shown in percent.
 _COLUMNS = {
@@ -76,8 +77,7 @@ def write(evaluations: dict[str, Evaluation], path: Path) -> None:
         }
         for name, evaluation in evaluations.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _cell(measure: Measure, share: bool) -> str:

@@ -11,6 +11,7 @@ from jax_backtrack.data import prompt_sets
 from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import load
+from jax_backtrack.journal import journal_of
 from jax_backtrack.progress import console, progress_bar, share_bar
 from jax_backtrack.safety import evaluation, fitted, page, perplexity
 from jax_backtrack.safety.asked import Condition, ask
@@ -56,24 +57,26 @@ def evaluate_sets(config: ConfigDict, sampler: Sampler, judge: Judge, sets, mode
     """Asks every set in all conditions of the recipe, and measures the perplexity of what it held out."""
     settings = config.evaluate
     asked = []
-    for name, harmful, questions in sets:
-        for condition, chosen in _conditions(config, sampler, name, harmful, questions):
-            with progress_bar(condition.title(name), len(chosen) * settings.samples) as advance:
-                asked.append(
-                    ask(
-                        sampler,
-                        judge,
-                        name,
-                        chosen,
-                        harmful=harmful,
-                        condition=condition,
-                        samples=settings.samples,
-                        seed=config.sample.seed,
-                        progress=advance,
+    with journal_of(workdir / EVALUATION) as journal:
+        for name, harmful, questions in sets:
+            for condition, chosen in _conditions(config, sampler, name, harmful, questions):
+                with progress_bar(condition.title(name), len(chosen) * settings.samples) as advance:
+                    asked.append(
+                        ask(
+                            sampler,
+                            judge,
+                            name,
+                            chosen,
+                            harmful=harmful,
+                            condition=condition,
+                            samples=settings.samples,
+                            seed=config.sample.seed,
+                            progress=advance,
+                            journal=journal,
+                        )
                     )
-                )
-    found = Evaluation(tuple(asked), perplexity.held_out_perplexity(config, sampler.model, sampler.tokenizer))
-    evaluation.write({model: found}, judge.name, workdir / EVALUATION)
+        found = Evaluation(tuple(asked), perplexity.held_out_perplexity(config, sampler.model, sampler.tokenizer))
+        evaluation.write({model: found}, judge.name, workdir / EVALUATION)
     page.write({model: found}, judge.name, workdir / "evaluation.html", settings.false_resets)
     show({model: found}, judge.name)
     console.print(f"replies and page in [bold]{workdir}[/]: evaluation.json, evaluation.html", highlight=False)

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import Message, check_messages
+from jax_backtrack.journal import journal_of
 from jax_backtrack.progress import console, progress_bar
+from jax_backtrack.sampling.reply import Reply
 from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.workdir import write_whole
 
 # Columns of a .csv file or fields of a .jsonl object that may hold the prompt, in this order.
 _PROMPT_FIELDS = ("prompt", "goal", "prompts_final", "question")
@@ -61,31 +64,33 @@ def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path, seed: in
     ids and log-probabilities.
     """
     wanted = [one for one in asked for _ in range(samples)]
-    with progress_bar("sampling", len(wanted)) as advance:
-        replies = sampler(
-            [one.prompt for one in asked],
-            samples=samples,
-            prefixes=[one.prefix for one in asked],
-            seeds=range(seed, seed + len(wanted)),
-            progress=advance,
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        for one, reply in zip(wanted, replies, strict=True):
-            line = {
-                "prompt": one.prompt,
-                "prefix": one.prefix,
-                "reply": reply.text,
-                "drafts": reply.drafts,
-                "resets": reply.resets,
-                "finish": reply.finish,
-            }
-            if reply.trace:
-                line["trace"] = dataclasses.asdict(reply.trace)
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    with journal_of(path) as journal:
+        with progress_bar("sampling", len(wanted)) as advance:
+            replies = sampler(
+                [one.prompt for one in asked],
+                samples=samples,
+                prefixes=[one.prefix for one in asked],
+                seeds=range(seed, seed + len(wanted)),
+                progress=advance,
+                journal=journal,
+            )
+        lines = [json.dumps(_fields(*each), ensure_ascii=False) + "\n" for each in zip(wanted, replies, strict=True)]
+        write_whole(path, "".join(lines))
     reset = sum(reply.resets > 0 for reply in replies)
     console.print(f"{len(replies)} replies in [bold]{path}[/], {reset} of them after a reset", highlight=False)
     console.print(f"compiled: {'; '.join(sampler.compiled)}", style="dim", highlight=False)
+
+
+def _fields(asked: Asked, reply: Reply) -> dict:
+    fields = {
+        "prompt": asked.prompt,
+        "prefix": asked.prefix,
+        "reply": reply.text,
+        "drafts": reply.drafts,
+        "resets": reply.resets,
+        "finish": reply.finish,
+    }
+    return fields | ({"trace": dataclasses.asdict(reply.trace)} if reply.trace else {})
 
 
 def _from_lines(text: str, _path: str) -> list[Asked]:

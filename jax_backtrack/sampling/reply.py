@@ -40,6 +40,17 @@ class Reply:
     def resets(self) -> int:
         return len(self.drafts)
 
+    def to_json(self) -> dict:
+        """Its fields as JSON holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict) -> "Reply":
+        """What `to_json` gave, read back from JSON."""
+        trace = fields["trace"]
+        trace = trace and Trace(**{name: value and tuple(value) for name, value in trace.items()})
+        return cls(**fields | {"drafts": tuple(fields["drafts"]), "trace": trace})
+
 
 class Writing:
     """A reply as it is written.

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jax_backtrack.checksum import checksum
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import DTYPES
 from jax_backtrack.hub.tokenizer import ChatTokenizer, Message
+from jax_backtrack.journal import Journal, key_of
 from jax_backtrack.models.apart import apart
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sampling.batch import Batch, Engine, Request, common_beginning, pools, steps_of
@@ -133,6 +136,7 @@ class Sampler:
         prefixes: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
         progress: Callable[[int], None] = lambda done: None,
+        journal: Journal | None = None,
     ) -> list[Reply]:
         """`samples` replies per prompt, prompt after prompt in their order.
 
@@ -141,6 +145,7 @@ class Sampler:
         seeds:    one per reply; its number in the list by default. The same prompt, seed and settings give the same
                   reply whatever else is sampled, except where rounding decides between two tokens
         progress: called with the number of replies finished since the last call
+        journal:  where replies are kept as they are finished; those that it has already are not sampled again
         """
         if isinstance(prompts, str):
             raise InputError("prompts is one text; give a list of prompts")
@@ -153,19 +158,25 @@ class Sampler:
             )
         encoded = [self._encode(*pair) for pair in zip(prompts, prefixes, strict=True)]
         requests = [Request(i, *encoded[i // samples], seed=seed) for i, seed in enumerate(seeds)]
-        writings = [self._writing(request) for request in requests]
-        for pool in pools(requests, self.batch_rows):
+        keys = [] if journal is None else [self._key(request) for request in requests]
+        replies = {i: Reply.from_json(kept) for i, key in enumerate(keys) if (kept := journal.get(key))}
+        progress(len(replies))
+        missing = [request for request in requests if request.number not in replies]
+        writings = {request.number: self._writing(request) for request in missing}
+        for pool in pools(missing, self.batch_rows):
             batch = self._batch(pool, self.batch_rows)
             for updates in batch.run(pool):
-                finished = 0
+                before = len(replies)
                 for update in updates:
                     writing = writings[update.number]
                     writing.take(update.ids, update.done, update.log_probs, update.reset_log_probs)
                     if writing.finish:
                         batch.cancel(update.number)
-                        finished += 1
-                progress(finished)
-        return [writing.reply() for writing in writings]
+                        replies[update.number] = writing.reply()
+                        if journal is not None:
+                            journal.add(keys[update.number], replies[update.number].to_json())
+                progress(len(replies) - before)
+        return [replies[number] for number in range(len(requests))]
 
     def stream(self, prompt: Prompt, *, prefix: str = "", seed: int = 0, hold_back: int = 0) -> Iterator[Event]:
         """One reply as it is written: `Token`s of whole words, `Retract` where a draft is taken back, at last `Done`.
@@ -180,6 +191,18 @@ class Sampler:
         request = Request(0, *self._encode(prompt, prefix), seed=seed)
         batch = self._batch([request], row_parts(self.model.compute.mesh))
         return events(batch, request, self._writing(request), hold_back)
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return checksum(self._engine.params)
+
+    def _key(self, request: Request) -> str:
+        """Of all that a reply depends on."""
+        knobs = {name: np.asarray(value).tolist() for name, value in vars(self._engine.knobs).items()}
+        plan = dataclasses.asdict(self._engine.plan)
+        how = plan, knobs, self._new_tokens, self._stop_strings, self._engine.cache_dtype, self.model.compute.dtype
+        model = self._weights, dataclasses.asdict(self.model.config)
+        return key_of(model, how, request.prompt_ids.tolist(), request.prefix_ids.tolist(), request.seed)
 
     def _batch(self, requests: Sequence[Request], rows: int) -> Batch:
         longest = max(request.length for request in requests)

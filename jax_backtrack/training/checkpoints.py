@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from jax_backtrack import hosts
+from jax_backtrack.checksum import checksum
 from jax_backtrack.errors import InputError
 from jax_backtrack.interruption import RESTART
 from jax_backtrack.progress import console
-from jax_backtrack.training.checksum import checksum
 from jax_backtrack.training.step import TrainState
 
 _FOLDER = "checkpoints"

@@ -114,7 +114,6 @@ def _refuse_difference(workdir: Path, config: ConfigDict, theirs: dict, also: tu
 def _write_recipe(workdir: Path, config: ConfigDict) -> None:
     """Claims the workdir for the recipe, once it is known that the recipe can run."""
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
         write_whole(workdir / _RECIPE_FILE, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
     check_shared(workdir / _RECIPE_FILE)
 

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from jax_backtrack.training.wandb_run import WandbRun
+from jax_backtrack.workdir import write_whole
 
 
 class MetricsWriter:
@@ -24,7 +25,7 @@ class MetricsWriter:
             return
         path = workdir / "metrics.jsonl"
         kept = [line for line in path.read_text().splitlines() if _step(line) < first_step] if path.exists() else []
-        path.write_text("".join(line + "\n" for line in kept))
+        write_whole(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
         if recipe.wandb.project:

@@ -12,12 +12,12 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from jax_backtrack.checksum import checksum
 from jax_backtrack.data.examples import content_hash
 from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.data.share import packed_batches
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sharding import on_host
-from jax_backtrack.training.checksum import checksum
 from jax_backtrack.training.step import sides
 
 PORTION = 2048  # examples after which what was computed is written: a run that is stopped loses no more
