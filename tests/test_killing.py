@@ -22,7 +22,7 @@ from tests.test_training import base, flags_of  # noqa: F401
 
 KILLS = {"start": 3, "steps": 8, "saving": 8, "export": 6, "reference": 6, "evaluation": 6}
 SEED = 0
-SFT = dict(steps=160, row_length=128, checkpoint_every=4)
+SFT = dict(steps=120, batch_rows=1, row_length=128, checkpoint_every=4)
 DPO = dict(steps=8, row_length=128, checkpoint_every=4, learning_rate=1e-4)
 # Starts `main.py` with the arguments of each line that it reads, as a process that need not import anything any more;
 # answers with its number, and when it has ended with its status.
