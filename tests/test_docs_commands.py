@@ -29,6 +29,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import jax_backtrack.main
+from configs import base
 from jax_backtrack import chips, command_line
 from jax_backtrack.data import testbed
 from jax_backtrack.errors import InputError
@@ -55,8 +56,9 @@ NOT_RUN = {
     "jax-backtrack ... --config.wandb.project=": "wandb is optional; tests/test_wandb.py runs it where it is installed",
     "python main.py --config=... ": "is for several hosts; tests/test_hosts.py runs two processes",
     "python main.py --config=dpo_llama.py ": "8 billion parameters, planned or trained; tests/test_plan.py plans less",
-    "python main.py --config=dpo_gemma.py --mode=plan ": "compiles 2 billion parameters for minutes",
-    "python main.py --config=dpo_gemma_lora.py --mode=plan ": "compiles 2 billion parameters for minutes",
+    "python main.py --config=sft_gemma.py ": "its tokenizer alone takes long; the README's command with it is run",
+    "python main.py --config=dpo_gemma.py ": "likewise, and plans compile 2 billion parameters for minutes",
+    "python main.py --config=dpo_gemma_lora.py ": "compiles 2 billion parameters for minutes",
     "python main.py --config=replication/table.py ": "trains 21 models; tests/test_replication.py trains fewer",
 }
 
@@ -67,15 +69,15 @@ REPLACED = {
     "google/gemma-2-2b": "gemma",
     "mistralai/Mistral-7B-Instruct-v0.2": "tiny-mistral",  # which the document makes
     "meta-llama/Meta-Llama-Guard-2-8B": "base",
-    "Anthropic/hh-rlhf:harmless-base": "hh.jsonl",
-    "OpenAssistant/oasst2": "oasst.jsonl",
     "('AdvBench',)": "('AdvBench=advbench.csv',)",
     "('XSTest',)": "('XSTest=xstest.csv',)",
     "DATA/judge/llamaguard2-labels.jsonl.gz": "labels.jsonl.gz",
     ', revision="main"': "",  # a folder has none
     "Settings(steps=100)": "Settings(steps=1, width=4)",
+    "max_new_tokens=256": "max_new_tokens=8",
+    "max_new_tokens=64": "max_new_tokens=8",
 }
-BASE = "--config.model.path=base"  # where a command that needs one names no model
+DEFAULT = base.get_config().model.path  # of recipes that name no model; "base" stands for it too
 SMALL = """
     --config.data.limit=6
     --config.train.steps=1 --config.train.batch_rows=1 --config.train.row_length=256 --config.train.score_chunk=64
@@ -90,7 +92,7 @@ BEFORE = {
     "docs/EVALUATION.md": """
         python main.py --config=sft_smollm.py --workdir=runs/baseline --mode=evaluate \
             --config.evaluate.harmful="('AdvBench=advbench.csv', 'SimpleSafetyTests=sst.csv')" \
-            --config.evaluate.harmless="('XSTest=xstest.csv',)"
+            --config.evaluate.harmless="('XSTest=xstest.csv',)" --config.evaluate.judge=meta-llama/Meta-Llama-Guard-2-8B
     """,
 }
 
@@ -153,19 +155,6 @@ def given(tmp_path_factory, tokenizer) -> Path:
     ]
     write("my_pairs.jsonl", pairs)
     datasets.Dataset.from_list(pairs).to_parquet(folder / "my_pairs.parquet")
-    turns = "\n\nHuman: {}\n\nAssistant: {}"
-    write(
-        "hh.jsonl",
-        [{side: turns.format(pair["prompt"], pair[side]) for side in ("chosen", "rejected")} for pair in pairs],
-    )
-    messages = []
-    for number, pair in enumerate(pairs):
-        about = {"lang": "en", "message_id": f"q{number}", "parent_id": None, "role": "prompter", "rank": None}
-        messages.append(about | {"text": pair["prompt"]})
-        for rank, side in enumerate(("chosen", "rejected")):
-            of = {"message_id": f"{side}{number}", "parent_id": f"q{number}", "role": "assistant", "rank": rank}
-            messages.append(about | of | {"text": pair[side]})
-    write("oasst.jsonl", messages)
     labels = [(pair["prompt"], pair[side], side == "rejected") for pair in pairs for side in ("chosen", "rejected")]
     write("labels.jsonl.gz", [dict(zip(("prompt", "response", "unsafe"), each, strict=True)) for each in labels])
     for name in ("my_prompts.txt", "questions.txt"):
@@ -231,21 +220,19 @@ class Runner:
         said = dict(word.removeprefix("--").split("=", 1) for word in words)
         if "mode" not in said:  # else a model that is there already would be all
             shutil.rmtree(self.folder / said["workdir"], ignore_errors=True)
-        words = [*words, *([] if "config.model.path" in said or said["config"] in self._own() else [BASE]), *SMALL]
-        with parsed(words) as (left, config):
+        with parsed([*words, *SMALL]) as (left, config):
+            config.model.path = "base" if config.model.path == DEFAULT else replaced(config.model.path)
             if said.get("mode") == "web":
                 config.web.port = free_port()
-                ends = threading.Thread(target=visit_and_end, args=(config.web.port,))
+                seen: list[int] = []
+                ends = threading.Thread(target=visit_and_end, args=(config.web.port, seen))
                 ends.start()
             with pytest.raises(SystemExit) as ended:
                 jax_backtrack.main.main(left)
             assert ended.value.code == 0, words
             if said.get("mode") == "web":
                 ends.join()
-
-    def _own(self) -> set[str]:
-        """Recipes that the document shows."""
-        return {path.name for path in self.folder.glob("*.py")}
+                assert seen == [200], "no page came"
 
 
 def replaced(text: str) -> str:
@@ -273,11 +260,11 @@ def free_port() -> int:
         return tried.getsockname()[1]
 
 
-def visit_and_end(port: int) -> None:
-    """Waits for the page, and then ends it as Ctrl-C does. Where none comes, that ends the test too."""
+def visit_and_end(port: int, seen: list[int]) -> None:
+    """Waits for the page, keeps its status, and ends it as Ctrl-C does."""
     for _ in range(_TRIES):
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5) as page:
-            assert page.status == 200
+            seen.append(page.status)
             break
         time.sleep(0.1)
     os.kill(os.getpid(), signal.SIGINT)
@@ -291,7 +278,7 @@ def test_what_a_document_shows_works(file, given, tmp_path, monkeypatch, request
     for command in markdown.commands(Block(0, "", BEFORE.get(named(file), ""))):
         runner.command(command)
     for each in shown(file):
-        if "google/gemma" in str(each) and not (folder / "gemma").exists():
+        if "gemma" in str(each) and not (folder / "gemma").exists():
             (folder / "gemma").symlink_to(request.getfixturevalue("gemma"))
         if isinstance(each, Block):
             assert_output(file, each, runner.block(each))
