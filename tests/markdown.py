@@ -13,7 +13,10 @@ from markdown_it.token import Token
 
 from tests.processes import ROOT
 
-FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+FILES = [
+    ROOT / "README.md",
+    *(file for folder in ("docs", "notebooks") for file in sorted((ROOT / folder).rglob("*.md"))),
+]
 _PYTHON_FILE = re.compile(r"# (\w+\.py)\n")  # the first line of a block that is a file
 _PROGRAMS = ("python", "python3", "python3.11", "jax-backtrack", "pip", "make", "gcloud", "hf")
 _BESIDE = ("cd", ".", "[", "break")  # of a line with several commands, those that only prepare or end

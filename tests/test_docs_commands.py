@@ -18,7 +18,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import urllib.request
 from pathlib import Path
 
@@ -97,7 +96,7 @@ BEFORE = {
 }
 
 _RECIPES = ROOT / "configs"
-_TRIES = 600  # of the page in the browser, a tenth of a second apart
+_TYPED = "questions.txt"  # what stands on standard input where the document does not say
 
 
 def shown(file: Path) -> list[Block | Command]:
@@ -144,8 +143,8 @@ def given(tmp_path_factory, tokenizer) -> Path:
         save(model, with_reset, folder / "runs" / run / "export")
 
     def write(name: str, rows) -> None:
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (gzip.open if name.endswith(".gz") else open)(folder / name, "wt").write(lines)
+        with (gzip.open if name.endswith(".gz") else open)(folder / name, "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
 
     questions = [question.preference() for question in testbed.questions("train", 12)]
     texts = [each.prompt[-1]["content"] for each in questions]
@@ -207,7 +206,7 @@ class Runner:
         words = [replaced(word) for word in command.words]
         for name, value in command.environment:
             self._patch.setenv(name, value)
-        with open(self.folder / (command.reads or os.devnull)) as given:
+        with open(self.folder / (command.reads or _TYPED)) as given:
             self._patch.setattr(sys, "stdin", given)
             if words[0] == "jax-backtrack" or words[:2] == ["python", "main.py"]:
                 self._main(words[1:] if words[0] == "jax-backtrack" else words[2:])
@@ -224,15 +223,17 @@ class Runner:
             config.model.path = "base" if config.model.path == DEFAULT else replaced(config.model.path)
             if said.get("mode") == "web":
                 config.web.port = free_port()
-                seen: list[int] = []
-                ends = threading.Thread(target=visit_and_end, args=(config.web.port, seen))
-                ends.start()
-            with pytest.raises(SystemExit) as ended:
-                jax_backtrack.main.main(left)
+                visitor = Visitor(config.web.port)
+                visitor.start()
+            try:
+                with pytest.raises(SystemExit) as ended:
+                    jax_backtrack.main.main(left)
+            finally:
+                if said.get("mode") == "web":
+                    visitor.leave()
             assert ended.value.code == 0, words
             if said.get("mode") == "web":
-                ends.join()
-                assert seen == [200], "no page came"
+                assert visitor.status == 200, "no page came"
 
 
 def replaced(text: str) -> str:
@@ -260,14 +261,24 @@ def free_port() -> int:
         return tried.getsockname()[1]
 
 
-def visit_and_end(port: int, seen: list[int]) -> None:
-    """Waits for the page, keeps its status, and ends it as Ctrl-C does."""
-    for _ in range(_TRIES):
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5) as page:
-            seen.append(page.status)
-            break
-        time.sleep(0.1)
-    os.kill(os.getpid(), signal.SIGINT)
+class Visitor(threading.Thread):
+    """Waits for a page, keeps its status, and then ends the program that serves it as Ctrl-C does."""
+
+    def __init__(self, port: int):
+        super().__init__(daemon=True)
+        self.status, self._address, self._left = None, f"http://127.0.0.1:{port}", threading.Event()
+
+    def run(self):
+        while self.status is None and not self._left.wait(0.1):
+            with contextlib.suppress(OSError), urllib.request.urlopen(self._address, timeout=5) as page:
+                self.status = page.status
+        if not self._left.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def leave(self) -> None:
+        """The program has ended, by itself or by this."""
+        self._left.set()
+        self.join()
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if shown(file)], ids=named)
