@@ -1,7 +1,8 @@
 """The model families, by the `model_type` of their Hugging Face configuration.
 
 A family is a module with three names: `WEIGHT_NAMES`, the two-way table between Hugging Face weight names and our
-parameters; `from_hf_config` and `to_hf_config`, which read and write `config.json`.
+parameters; `from_hf_config` and `to_hf_config`, which read and write `config.json`. One outside of this package makes
+itself known with `register` (docs/FAMILIES.md).
 """
 
 import reprlib
@@ -12,6 +13,20 @@ from jax_backtrack.models import gemma2, llama
 from jax_backtrack.models.transformer import TransformerConfig
 
 FAMILIES: dict[str, ModuleType] = {"llama": llama, "gemma2": gemma2}
+_NAMES = ("WEIGHT_NAMES", "from_hf_config", "to_hf_config")
+
+
+def register(model_type: str, family: ModuleType) -> None:
+    """Makes a family of somebody else's known, for models whose `config.json` has this `model_type`.
+
+    Raises InputError where the module lacks one of the three names, of which some are used only when a model is saved,
+    or where another module has the `model_type`.
+    """
+    if missing := [name for name in _NAMES if not hasattr(family, name)]:
+        raise InputError(f"the family {model_type!r} has no {', '.join(missing)} in {family.__name__}")
+    if FAMILIES.get(model_type, family) is not family:
+        raise InputError(f"the family {model_type!r} is in {FAMILIES[model_type].__name__} already")
+    FAMILIES[model_type] = family
 
 
 def from_hf_config(config: dict) -> TransformerConfig:
