@@ -26,13 +26,16 @@ from jax_backtrack.hub.tokenizer import ChatTokenizer, Message
 from jax_backtrack.models.cache import Cache
 from jax_backtrack.models.scores import token_scores
 from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.sampling.batch import bucket
 from jax_backtrack.sampling.loop import read
 from jax_backtrack.sharding import place, row_parts, rows_sharding
 from jax_backtrack.trees import Branch, Rows, common_beginning, flatten, pack, stack
 
 _LENGTH_STEP = 128  # of the row that gradients are taken of, as attention's blocks are
-_FIRST_STEP = 2  # batches begin at a multiple of it in the suffix: one compilation each
-_LOGITS = 256  # of one part's tokens that exist at once, at most, unless those of one candidate are more
+# Lengths that are multiples of these share a compilation, with those of other prompts too: of what a batch's rows read,
+# and of the targets.
+_ROW_STEP, _TARGET_STEP = 4, 8
+_LOGITS = 256  # tokens of one part whose logits exist at once, at most, unless one candidate has more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +85,25 @@ class Objective:
         """What is read behind a suffix: of the target the last token only where [RESET] is looked for behind it."""
         return (*self.after, *(self.target if self.reset_weight else self.target[:-1]))
 
-    @property
-    def read(self) -> int:
-        """Last tokens of a sequence behind which the loss looks."""
-        return len(self.target) + bool(self.reset_weight)
+    def looked_at(self, longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the last tokens of a sequence of `longest` ones: the token of the target that is to follow each, int32
+        `[R]`; what its loss weighs, and what log p([RESET]) weighs there, float32 `[R]`. Where `R` is rounded up, all
+        are 0 in front."""
+        count = len(self.target) + bool(self.reset_weight)
+        target_R = np.zeros(min(_up(count, _TARGET_STEP), longest), np.int32)
+        of_target_R, of_reset_R = np.zeros((2, len(target_R)), np.float32)
+        begin = len(target_R) - count
+        target_R[begin:][: len(self.target)] = self.target
+        of_target_R[begin:][: len(self.target)] = 1 / len(self.target)
+        of_reset_R[begin:] = self.reset_weight / count
+        return target_R, of_target_R, of_reset_R
 
     def tree(self, suffix: Sequence[int]) -> Rows:
         """Prompt and target as a tree whose weighted scores add up to the negative loss; [RESET] hangs at every token
         of the target."""
         resets = ()
         if self.reset_weight:
-            resets = (Branch([self.reset_id], pair=0, weight=-self.reset_weight / self.read),)
+            resets = (Branch([self.reset_id], pair=0, weight=-self.reset_weight / (len(self.target) + 1)),)
         below = resets
         for token in reversed(self.target):
             below = (*resets, Branch([token], pair=0, weight=1 / len(self.target), children=below))
@@ -165,8 +176,7 @@ class Attack:
         """float32 `[tokens of the suffix, V]`: of the loss by the one-hot choice of each token (equation 2)."""
         objective, suffix = self._objective, self.suffix
         tree = objective.tree(suffix)
-        length = -(-len(tree) // _LENGTH_STEP) * _LENGTH_STEP
-        rows = self._spread(stack([pack([tree], length)] * self._parts))
+        rows = self._spread(stack([pack([tree], _up(len(tree), _LENGTH_STEP))] * self._parts))
         places = len(objective.before) + np.arange(len(suffix))
         return np.asarray(_gradients(self._graph, self._params, rows, places))
 
@@ -190,22 +200,27 @@ class Attack:
 
         Nothing is read again that a candidate has in common with the suffix so far, up to its first other token.
         """
-        objective, settings = self._objective, self._settings
-        beginning = np.tile([*objective.before, *self.suffix], (self._parts, 1)).astype(np.int32)
+        objective, rows = self._objective, self._settings.rows * self._parts
+        shared = np.array([*objective.before, *self.suffix, *objective.fed], np.int32)
+        begun = len(objective.before) + len(self.suffix)
+        beginning = np.zeros((self._parts, bucket(begun)), np.int32)
+        beginning[:, :begun] = shared[:begun]
         has_read = read(self._graph, self._params, None, None, self._spread(beginning), self._dtype)
-        last = len(self.suffix) - 1  # every row has a token of its own
-        firsts_N = np.array([min(common_beginning(ids, self.suffix), last) for ids in candidates_NxT], int)
-        order_N, rows = np.argsort(firsts_N, kind="stable"), settings.rows * self._parts
+        looked_at = objective.looked_at(len(shared))
+        reset_id = objective.reset_id if objective.reset_weight else None
+        # Every row has a token of its own, and what is looked at.
+        last = min(begun - 1, len(shared) - len(looked_at[0]))
+        firsts_N = len(objective.before) + np.array([common_beginning(ids, self.suffix) for ids in candidates_NxT], int)
+        order_N = np.argsort(firsts_N, kind="stable")
         losses_N = np.zeros(len(candidates_NxT), np.float32)
         for start in range(0, len(order_N), rows):
             chosen = order_N[start : start + rows]
-            first = firsts_N[chosen[0]] // _FIRST_STEP * _FIRST_STEP
-            tokens_BxT = np.tile([*self.suffix[first:], *objective.fed], (rows, 1)).astype(np.int32)
-            tokens_BxT[: len(chosen), : len(self.suffix) - first] = candidates_NxT[chosen, first:]
-            kept = np.int32(len(objective.before) + first)
-            losses_B = _losses(
-                self._graph, self._params, has_read, kept, self._spread(tokens_BxT), objective, settings.rows
-            )
+            kept = max(0, len(shared) - _up(len(shared) - min(firsts_N[chosen[0]], last), _ROW_STEP))
+            tokens_BxS = np.tile(shared, (rows, 1))
+            tokens_BxS[: len(chosen), len(objective.before) : begun] = candidates_NxT[chosen]
+            batch = self._spread(tokens_BxS[:, kept:])
+            operands = self._graph, self._params, has_read, np.int32(kept), batch, looked_at
+            losses_B = _losses(*operands, reset_id, self._settings.rows)
             losses_N[chosen] = np.asarray(losses_B)[: len(chosen)]
         return losses_N
 
@@ -230,30 +245,37 @@ def _gradients(graph, params, rows: Rows, place_T: jax.Array) -> jax.Array:
     return jnp.einsum("tm,vm->tv", by_embedding_TxM.astype(jnp.float32), model.embedding_VxM[...].astype(jnp.float32))
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "objective", "rows"))
-def _losses(graph, params, beginning: Cache, kept, tokens_BxT, objective: Objective, rows: int) -> jax.Array:
-    """Losses `[B]` of what goes on behind the first `kept` tokens of the beginning, with `rows` of each part."""
-    model = nnx.merge(graph, params)
-    read, length = objective.read, len(objective.target)
-    hidden_BxRxM = model.hidden_behind(beginning, kept, tokens_BxT)[:, -read:]
+@functools.partial(jax.jit, static_argnames=("graph", "reset_id", "rows"))
+def _losses(graph, params, beginning: Cache, kept, tokens_BxT, looked_at, reset_id: int | None, rows: int) -> jax.Array:
+    """Losses `[B]` of what goes on behind the first `kept` tokens of the beginning, with `rows` of each part.
+
+    `looked_at` is as `Objective` gives it.
+    """
+    model, (target_R, of_target_R, of_reset_R) = nnx.merge(graph, params), looked_at
+    count = len(target_R)
+    hidden_BxRxM = model.hidden_behind(beginning, kept, tokens_BxT)[:, -count:]
     groups = next(
-        count
-        for count in range(1, rows + 1)
-        if rows % count == 0 and (rows // count * read <= _LOGITS or count == rows)
+        groups
+        for groups in range(1, rows + 1)
+        if rows % groups == 0 and (rows // groups * count <= _LOGITS or groups == rows)
     )
 
     def losses(hidden_BxRxM):
         logits_BxRxV = model.logits(hidden_BxRxM)
         whole_BxR = jax.nn.logsumexp(logits_BxRxV, axis=-1)
         # Taken by its index, a token's logit would bring the parts of the vocabulary together.
-        is_target_RxV = np.asarray(objective.target)[:, None] == jnp.arange(logits_BxRxV.shape[-1])
-        target_BxR = jnp.sum(jnp.where(is_target_RxV, logits_BxRxV[:, :length], 0), axis=-1)
-        loss_B = jnp.mean(whole_BxR[:, :length] - target_BxR, axis=1)
-        if objective.reset_weight:
-            loss_B += objective.reset_weight * jnp.mean(logits_BxRxV[..., objective.reset_id] - whole_BxR, axis=1)
+        is_target_RxV = target_R[:, None] == jnp.arange(logits_BxRxV.shape[-1])
+        target_BxR = jnp.sum(jnp.where(is_target_RxV, logits_BxRxV, 0), axis=-1)
+        loss_B = (whole_BxR - target_BxR) @ of_target_R
+        if reset_id is not None:
+            loss_B += (logits_BxRxV[..., reset_id] - whole_BxR) @ of_reset_R
         return loss_B
 
     # Every n-th row makes a group, so that each device finds its rows of it among its own.
     in_groups = jnp.moveaxis(hidden_BxRxM.reshape(-1, groups, *hidden_BxRxM.shape[1:]), 1, 0)
     losses_B = jnp.moveaxis(jax.lax.map(losses, in_groups), 0, 1).reshape(-1)
     return place(losses_B, "B", model.compute.mesh)
+
+
+def _up(length: int, step: int) -> int:
+    return -(-length // step) * step
