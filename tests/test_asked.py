@@ -12,6 +12,7 @@ from jax_backtrack import Sampler
 from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import ChatTokenizer
+from jax_backtrack.progress import progress_bar
 from jax_backtrack.safety import evaluation, page, sets
 from jax_backtrack.safety.asked import Answer, Asked, Condition, ask, is_unsafe
 from jax_backtrack.safety.evaluation import Evaluation
@@ -66,6 +67,21 @@ def test_every_reply_is_judged_and_what_was_shown_before_it(sampler):
         assert answer.unsafe == judged[0] and answer.shown_unsafe == judged.max()
 
 
+class Slow(Lengths):
+    """The same with a bar."""
+
+    def __call__(self, prompts, replies):
+        with progress_bar("judging", len(replies)) as advance:
+            advance(len(replies))
+        return super().__call__(prompts, replies)
+
+
+def test_sampling_and_judging_have_a_bar_each_one_behind_the_other(sampler, capsys):
+    ask(sampler, Slow(), "set", [user("hello"), user("there")], harmful=True)
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines == ["set", "judging"]
+
+
 def test_only_questions_with_a_target_are_begun_for_the_model(sampler):
     asked = ask(
         sampler,
@@ -91,7 +107,7 @@ def test_measures_of_a_set():
 
 def test_the_page_takes_text_for_text_and_compares_prompt_by_prompt(tmp_path):
     models = {"<b>one</b>": evaluated(answered("x" * 20)), "two": evaluated(answered("short", drafts=("x" * 20,)))}
-    page.write(models, "lengths", tmp_path / "w" / "evaluation.html")
+    page.write(models, "lengths", tmp_path / "w" / "evaluation.html", 0.02)
     html = (tmp_path / "w" / "evaluation.html").read_text()
     assert "<script" not in html and "<b>one" not in html and "&lt;script&gt;" in html
     assert f"<del>{'x' * 20}</del>" in html and "100.0 % (100.0–100.0)" in html
@@ -141,14 +157,15 @@ def test_evaluations_of_several_workdirs_side_by_side(tmp_path):
     for model, found in models.items():
         evaluation.write({model: found}, "lengths", tmp_path / model / sets.EVALUATION)
         assert evaluation.read(tmp_path / model / sets.EVALUATION) == ("lengths", {model: found})
-    sets.compare_evaluations([tmp_path / model for model in models], tmp_path)
+    settings = base.get_config().evaluate
+    sets.compare_evaluations([tmp_path / model for model in models], tmp_path, settings)
     html = (tmp_path / "comparison.html").read_text()
     assert "Against one" in html and "12.5 (11.0–14.0)" in html and "100.0 % (100.0\u2013100.0)" in html
     evaluation.write({"two": evaluated(answered("short"))}, "another", tmp_path / "two" / sets.EVALUATION)
     with pytest.raises(InputError, match=r"not the same judge: lengths in .*one, another in .*two"):
-        sets.compare_evaluations([tmp_path / model for model in models], tmp_path)
+        sets.compare_evaluations([tmp_path / model for model in models], tmp_path, settings)
     with pytest.raises(InputError, match="an earlier workdir has too"):
-        sets.compare_evaluations([tmp_path / "one"] * 2, tmp_path)
+        sets.compare_evaluations([tmp_path / "one"] * 2, tmp_path, settings)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"judge": "a", "models": {"m": {"sets": [{}], "perplexity": {}}}}'])
@@ -214,6 +231,7 @@ def test_models_that_were_asked_other_prompts_are_not_compared(tmp_path):
             {"one": evaluated(one), "two": evaluated(dataclasses.replace(other, answers=((moved,),)))},
             "lengths",
             tmp_path / "c.html",
+            0.02,
         )
 
 
