@@ -136,6 +136,9 @@ def get_config() -> ConfigDict:
     config.evaluate.harmless = ()  # what should be answered; of a set with labels, its safe prompts
     # Of harmful sets' replies: "refusals", a Llama Guard's path or Hub id, or the workdir of --mode=fit-judge.
     config.evaluate.judge = "refusals"
+    # Where models are compared: path or Hub id of an instruct model that is shown each one's reply to a harmless prompt
+    # beside the first model's, in both orders, and says which is better; "": none is.
+    config.evaluate.win_rate_judge = ""
     config.evaluate.prefill = (10,)  # besides none: tokens of a harmful reply that are written for the model
     # GCG against each prompt of harmful sets that has a target: steps of the search, 0 for none. It takes long.
     config.evaluate.gcg_steps = 0

@@ -159,7 +159,8 @@ def _web(config: ConfigDict, workdir: Path, _prompts) -> None:
 
 def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> None:
     if compared:
-        sets.compare_evaluations([Path(folder) for folder in compared], workdir)
+        check(config)
+        sets.compare_evaluations([Path(folder) for folder in compared], workdir, config.evaluate)
         return
     settings, name = config.evaluate, Path(_model_path(config, workdir)).name
     questions = mt_bench.read(settings.mt_bench) if settings.mt_bench else []

@@ -113,6 +113,7 @@ _MOST_NUMBER = 1e38  # float32 holds it
 _TEXTS = """
     model.path model.revision model.chat_template data.path data.utility_path data.split data.format
     train.reference_folder web.baseline wandb.project judge.data evaluate.mt_bench evaluate.judge evaluate.system_attack
+    evaluate.win_rate_judge
 """.split()
 _FLAGS = ("data.backtrack", "sample.log_probs", "evaluate.without_resets")
 # Lists, and whether something can be an entry of them.

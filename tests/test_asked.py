@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 
 import jax
 import numpy as np
@@ -12,6 +13,8 @@ from jax_backtrack import Sampler
 from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import ChatTokenizer
+from jax_backtrack.interruption import Interrupted
+from jax_backtrack.progress import progress_bar
 from jax_backtrack.safety import evaluation, page, sets
 from jax_backtrack.safety.asked import Answer, Asked, Condition, ask, is_unsafe
 from jax_backtrack.safety.evaluation import Evaluation
@@ -66,6 +69,21 @@ def test_every_reply_is_judged_and_what_was_shown_before_it(sampler):
         assert answer.unsafe == judged[0] and answer.shown_unsafe == judged.max()
 
 
+class Slow(Lengths):
+    """The same with a bar."""
+
+    def __call__(self, prompts, replies):
+        with progress_bar("judging", len(replies)) as advance:
+            advance(len(replies))
+        return super().__call__(prompts, replies)
+
+
+def test_sampling_and_judging_have_a_bar_each_one_behind_the_other(sampler, capsys):
+    ask(sampler, Slow(), "set", [user("hello"), user("there")], harmful=True)
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines == ["set", "judging"]
+
+
 def test_only_questions_with_a_target_are_begun_for_the_model(sampler):
     asked = ask(
         sampler,
@@ -91,7 +109,7 @@ def test_measures_of_a_set():
 
 def test_the_page_takes_text_for_text_and_compares_prompt_by_prompt(tmp_path):
     models = {"<b>one</b>": evaluated(answered("x" * 20)), "two": evaluated(answered("short", drafts=("x" * 20,)))}
-    page.write(models, "lengths", tmp_path / "w" / "evaluation.html")
+    page.write(models, "lengths", tmp_path / "w" / "evaluation.html", 0.02)
     html = (tmp_path / "w" / "evaluation.html").read_text()
     assert "<script" not in html and "<b>one" not in html and "&lt;script&gt;" in html
     assert f"<del>{'x' * 20}</del>" in html and "100.0 % (100.0–100.0)" in html
@@ -135,20 +153,48 @@ def test_sets_of_a_recipe(sampler, tmp_path, shared):
     assert is_unsafe(asked["AdvBench"].answers[0][0]) == (first["answers"][0]["unsafe"] >= 0.5)
 
 
+def test_an_evaluation_that_was_stopped_goes_on_with_its_replies_and_attacks(sampler, tmp_path, shared, capsys):
+    config = base.get_config()
+    config.evaluate.harmful = (f"AdvBench={shared / 'data/prompts/advbench.csv'}",)
+    config.evaluate.limit, config.evaluate.prefill = 2, ()
+    config.evaluate.gcg_steps, config.evaluate.gcg_width = 1, 4
+    read, calls = sets.read_sets(config), iter((True, False))
+
+    class Stopped(Lengths):
+        """Asks for an end when it is to judge the replies to the attack, as Ctrl-C at that moment would."""
+
+        def __call__(self, prompts, replies):
+            if not next(calls):
+                raise Interrupted(signal.SIGINT)
+            return super().__call__(prompts, replies)
+
+    undisturbed = sets.evaluate_sets(config, sampler, Lengths(), read, "tiny", tmp_path / "undisturbed")
+    with pytest.raises(Interrupted):
+        sets.evaluate_sets(config, sampler, Stopped(), read, "tiny", tmp_path / "w")
+    assert [file.name for file in (tmp_path / "w").iterdir()] == ["evaluation.json.partial"]
+    capsys.readouterr()
+    found = sets.evaluate_sets(config, sampler, Lengths(), read, "tiny", tmp_path / "w")
+    # Two replies to the plain prompts, two suffixes, two replies to the attack.
+    assert "6 parts of it are taken from there" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "w" / "evaluation.json.partial").exists()
+    assert [one.answers for one in found.asked] == [one.answers for one in undisturbed.asked]
+
+
 def test_evaluations_of_several_workdirs_side_by_side(tmp_path):
     two = answered("short", "x" * 20, drafts=("x" * 20,))
     models = {"one": evaluated(answered("x" * 20)), "two": evaluated(two)}
     for model, found in models.items():
         evaluation.write({model: found}, "lengths", tmp_path / model / sets.EVALUATION)
         assert evaluation.read(tmp_path / model / sets.EVALUATION) == ("lengths", {model: found})
-    sets.compare_evaluations([tmp_path / model for model in models], tmp_path)
+    settings = base.get_config().evaluate
+    sets.compare_evaluations([tmp_path / model for model in models], tmp_path, settings)
     html = (tmp_path / "comparison.html").read_text()
     assert "Against one" in html and "12.5 (11.0–14.0)" in html and "100.0 % (100.0\u2013100.0)" in html
     evaluation.write({"two": evaluated(answered("short"))}, "another", tmp_path / "two" / sets.EVALUATION)
     with pytest.raises(InputError, match=r"not the same judge: lengths in .*one, another in .*two"):
-        sets.compare_evaluations([tmp_path / model for model in models], tmp_path)
+        sets.compare_evaluations([tmp_path / model for model in models], tmp_path, settings)
     with pytest.raises(InputError, match="an earlier workdir has too"):
-        sets.compare_evaluations([tmp_path / "one"] * 2, tmp_path)
+        sets.compare_evaluations([tmp_path / "one"] * 2, tmp_path, settings)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"judge": "a", "models": {"m": {"sets": [{}], "perplexity": {}}}}'])
@@ -214,6 +260,7 @@ def test_models_that_were_asked_other_prompts_are_not_compared(tmp_path):
             {"one": evaluated(one), "two": evaluated(dataclasses.replace(other, answers=((moved,),)))},
             "lengths",
             tmp_path / "c.html",
+            0.02,
         )
 
 

@@ -148,10 +148,13 @@ def test_compare_runs_the_stages_and_keeps_those_that_are_done(base, tmp_path, c
     config = demo.get_config()
     for stage in config.stages.values():
         small(stage, base)
-    assert "95 % intervals" in output_of(capsys, "compare", config, tmp_path)
+    config.stages["SFT"].evaluate.win_rate_judge = str(base)
+    assert "preferred to" in output_of(capsys, "compare", config, tmp_path)
     results = json.loads((tmp_path / "comparison.json").read_text())
     assert list(results) == list(config.order)
     assert results["SFT"]["measures"]["resets"]["value"] == 0
+    assert [name for name in config.order if "won" in results[name]["measures"]] == ["SFT"]
+    assert results["SFT"]["measures"]["won"]["count"] == 4
     assert output_of(capsys, "compare", config, tmp_path).count("trained already") == 3
     assert json.loads((tmp_path / "comparison.json").read_text()) == results
     (tmp_path / "backtracking_SFT" / "export").rename(tmp_path / "elsewhere")

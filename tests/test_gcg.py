@@ -11,11 +11,11 @@ import pytest
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.safety.gcg import Attack, Objective, Settings
-from tests import tiny
+from tests import processes, tiny
 from tests.test_tokenizer import small_tokenizer
 
 QUESTION = [{"role": "user", "content": "hello there"}]
-SETTINGS = Settings(suffix="a b c d e f", steps=4, width=24, top_k=8, rows=2, row_length=128)
+SETTINGS = Settings(suffix="a b c d e f", steps=4, width=24, top_k=8, rows=6)
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
@@ -54,14 +54,15 @@ def one_hot(attacked, ids) -> jax.Array:
 
 
 @pytest.mark.parametrize("reset_weight", [0.0, 0.7], ids=["plain", "adaptive"])
-def test_losses_in_trees_are_those_of_single_sequences(attacked, reset_weight):
+def test_losses_behind_what_was_read_are_those_of_single_sequences(attacked, reset_weight):
     searching = attack(attacked, reset_weight)
     rng = np.random.default_rng(0)
     candidates = np.tile(searching.suffix, (20, 1))
     for number, ids in enumerate(candidates[1:]):  # the first is the suffix itself
         ids[number % len(ids)] = rng.integers(5, 250)
     found = searching.losses(candidates)
-    expected = [one_loss(attacked[0], searching._objective, one_hot(attacked, ids)) for ids in candidates]
+    loss = jax.jit(lambda suffix: one_loss(attacked[0], searching._objective, suffix))
+    expected = [loss(one_hot(attacked, ids)) for ids in candidates]
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert len(set(np.round(found, 4))) > 15
 
@@ -70,7 +71,7 @@ def test_losses_in_trees_are_those_of_single_sequences(attacked, reset_weight):
 def test_gradients_are_those_by_one_hot_choices(attacked, reset_weight):
     searching = attack(attacked, reset_weight)
     model, suffix_TxV = attacked[0], one_hot(attacked, searching.suffix)
-    expected = jax.grad(lambda suffix: one_loss(model, searching._objective, suffix))(suffix_TxV)
+    expected = jax.jit(jax.grad(lambda suffix: one_loss(model, searching._objective, suffix)))(suffix_TxV)
     np.testing.assert_allclose(searching.gradients(), expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -108,9 +109,67 @@ def test_what_cannot_be_attacked_is_said(attacked):
         Objective.of(tokenizer, QUESTION, "")
     with pytest.raises(InputError, match="needs a model with \\[RESET\\]"):
         Objective((1,), (2,), (3,), reset_weight=1.0)
-    with pytest.raises(InputError, match="raise row_length = 16"):
-        attack(attacked, row_length=16)
+    with pytest.raises(InputError, match=r"take \d+ tokens; the model has 256 positions"):
+        attack(attacked, suffix="a b c d e f " * 60)
     with pytest.raises(InputError, match="top_k is 100000"):
         attack(attacked, top_k=100000)
     with pytest.raises(InputError, match="starts from is empty"):
         attack(attacked, suffix="")
+
+
+ON_A_MESH = """
+import jax, numpy as np
+from flax import nnx
+from jax_backtrack.hub.reset import add_reset
+from jax_backtrack.models.transformer import Compute
+from jax_backtrack.safety import gcg
+from jax_backtrack.sharding import make_mesh, param_shardings
+from tests import test_gcg, tiny
+from tests.test_tokenizer import small_tokenizer
+
+WIDTHS = dict(num_attention_heads=8, num_key_value_heads=4, hidden_size=32, intermediate_size=64)
+
+def search(mesh):
+    tokenizer = small_tokenizer()
+    how = Compute(mesh=mesh, attention="blocks")
+    model = tiny.model(seed=2, vocab_size=320, compute=how, **tiny.GEMMA2 | WIDTHS)
+    tokenizer = add_reset(model, tokenizer)
+    params = nnx.state(model, nnx.Param)
+    values = map(jax.device_put, jax.tree.leaves(params), jax.tree.leaves(param_shardings(model, mesh)))
+    nnx.update(model, jax.tree.unflatten(jax.tree.structure(params), list(values)))
+    return test_gcg.attack(
+        (model, tokenizer), reset_weight=0.5, steps=2, width=128, rows=24 // gcg.row_parts(mesh)
+    )
+
+one, eight = make_mesh(1, 1, 1, devices=jax.devices()[:1]), make_mesh(2, 2, 2)
+alone, spread = search(one), search(eight)
+gradient = alone.gradients()
+np.testing.assert_allclose(spread.gradients(), gradient, atol=1e-4 * np.abs(gradient).max())
+candidates = alone.candidates(gradient)
+spread.candidates(gradient)  # draws as many random numbers
+losses = alone.losses(candidates)
+assert len(candidates) > 24 and len(set(np.round(losses, 4))) > 12, (len(candidates), losses)
+np.testing.assert_allclose(spread.losses(candidates), losses, atol=1e-5)
+steps, steps_spread = (list(attack.run()) for attack in (alone, spread))
+assert [step.suffix for step in steps] == [step.suffix for step in steps_spread]
+
+def compiled(attack):
+    batch = np.zeros((24, 16), np.int32)
+    has_read = gcg.read(attack._graph, attack._params, None, None, attack._spread(batch), "float32")
+    looked_at, reset_id = attack._objective.looked_at(16), attack._objective.reset_id
+    operands = attack._graph, attack._params, has_read, np.int32(4), attack._spread(batch), looked_at, reset_id
+    lowered = gcg._losses.lower(*operands, 24 // attack._parts)
+    return lowered.compile()
+
+alone, spread = compiled(alone), compiled(spread)
+places = spread.input_shardings[0][3], spread.output_shardings
+assert [place.shard_shape((24, 16)[:ndim]) for ndim, place in zip((2, 1), places)] == [(6, 16), (6,)], places
+work, share = (program.cost_analysis()["flops"] for program in (alone, spread))
+assert share < work / 6, (share, work)
+"""
+
+
+def test_eight_devices_find_what_one_finds_with_their_own_candidates_each():
+    process = processes.start("-c", ON_A_MESH, devices=8)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors

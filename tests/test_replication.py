@@ -65,6 +65,9 @@ def test_all_seeds_are_trained_evaluated_and_summed_up_once(start, shared, tmp_p
     assert output.count("evaluated already") == 4 and output.count("trained already") == 1
 
     config.cuts.all.evaluate.limit = 3
+    with pytest.raises(InputError, match=r"untrained was begun with other settings \(evaluate.limit\)"):
+        replication.replicate(config, tmp_path)
+    (tmp_path / "seed0" / "untrained" / "evaluated.json").unlink()  # as older versions left it
     with pytest.raises(InputError, match=r"keep_SFT was begun with other settings \(evaluate.limit\)"):
         replication.replicate(config, tmp_path)
     config.judge = "refusals "

@@ -28,7 +28,14 @@ def shown(function, *arguments) -> str:
 def test_the_table_has_every_measure_with_its_interval():
     text = shown(report.show, {"one": evaluation, "another": evaluation})
     assert "testbed, 2 held-out prompts per cell" in text
-    assert text.count("50.0 %") == 10 and text.count("9.5–90.5") == 10 and text.count("1.50") == 2
+    assert text.count("50.0 %") == 12 and text.count("9.5–90.5") == 12 and text.count("1.50") == 2
+
+
+def test_a_column_of_what_no_model_was_judged_by_is_left_out():
+    plain = {name: measure for name, measure in measures.items() if name != "won"}
+    without = Evaluation(plain, answers)
+    assert "preferred" not in shown(report.show, {"one": without})
+    assert "preferred to" in shown(report.show, {"one": without, "another": evaluation})
 
 
 def test_a_transcript_shows_the_discarded_draft():

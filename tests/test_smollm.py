@@ -12,6 +12,8 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import load
 from jax_backtrack.models import llama
 from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.safety.pairwise import PairwiseJudge, question
+from jax_backtrack.safety.win_rate import win_rate
 from tests.checkpoints import torch_logits
 
 
@@ -20,22 +22,48 @@ def smollm(smollm_gguf):
     return load(smollm_gguf)
 
 
-def test_logits_equal_transformers_on_real_text(smollm, smollm_gguf, shared, tmp_path):
+@pytest.fixture(scope="module")
+def exported(smollm, tmp_path_factory):
+    """Our export of it, read by transformers, and its tokenizer there."""
+    jax_backtrack.save(*smollm, folder := tmp_path_factory.mktemp("exported") / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_logits_equal_transformers_on_real_text(smollm, exported, smollm_gguf, shared):
     """Within 1e-3 on 512 tokens, argmax equal everywhere; by our export and by transformers' own reader."""
     model, tokenizer = smollm
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == 134_515_008
     tokens = tokenizer.encode((shared / "METHOD.md").read_text())[None, :512]
     assert tokens.shape == (1, 512)
     ours = np.asarray(jax.jit(lambda model, tokens: model(tokens))(model, tokens))
-    jax_backtrack.save(model, tokenizer, tmp_path / "out")
     folder, file = smollm_gguf.parent, smollm_gguf.name
     for theirs in (
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32),
+        exported[0],
         transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32),
     ):
         expected = torch_logits(theirs, tokens)
         assert np.abs(ours - expected).max() < 1e-3
         assert (ours.argmax(-1) == expected.argmax(-1)).all()
+
+
+def test_a_judge_of_pairs_weighs_both_letters_as_transformers_does(smollm, exported):
+    """In both orders, and with the replies exchanged all is turned round."""
+    judge = PairwiseJudge(*smollm, name="SmolLM2", rows=4)
+    prompts = [[{"role": "user", "content": text}] for text in ("What is the capital of France?", "Name a colour.")]
+    ours, others = ["Paris.", "Green, like grass in spring."], ["I like trains.", "Seven."]
+    found, turned = win_rate(judge, prompts, ours, others), win_rate(judge, prompts, others, ours)
+    theirs, hf = exported
+    for number, (prompt, one, other) in enumerate(zip(prompts, ours, others, strict=True)):
+        for place, pair in enumerate([(one, other), (other, one)]):
+            asked = [{"role": "user", "content": question(prompt, *pair)}]
+            ids = hf.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+            logits = torch_logits(theirs, np.array([ids]))[0, -1]
+            chance = jax.nn.softmax(logits[[hf.encode(letter)[0] for letter in "AB"]])[place]
+            assert found.chances[number][place] == pytest.approx(float(chance), abs=1e-3)
+    assert (turned.wins, turned.losses) == (found.losses, found.wins)
+    np.testing.assert_allclose(turned.chances, 1 - np.array(found.chances)[:, ::-1], atol=1e-5)
+    assert len(set(np.round(found.chances, 3).flat)) == 4
 
 
 def test_it_knows_the_capital_of_france(smollm):

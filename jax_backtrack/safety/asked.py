@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jax_backtrack.data.prompt_sets import Question
+from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import Message
 from jax_backtrack.journal import Journal
+from jax_backtrack.progress import progress_bar
 from jax_backtrack.safety.judge import Judge
 from jax_backtrack.safety.measures import Measure, mean, rate, worst_of
 from jax_backtrack.safety.refusals import is_refusal
@@ -115,6 +117,12 @@ class Asked:
         return found
 
 
+def check_same_prompts(one: Asked, other: Asked, model: str, other_model: str) -> None:
+    """Raises InputError unless two models were asked the same in a set and condition."""
+    if one.prompts() != other.prompts():
+        raise InputError(f"{one.title}: {model} and {other_model} were not asked the same prompts")
+
+
 def _doublings(most: int) -> list[int]:
     """2, 4, 8 ... and `most`."""
     return sorted({2**power for power in range(1, most.bit_length()) if 2**power <= most} | ({most} - {1}))
@@ -150,11 +158,10 @@ def ask(
     condition: Condition = Condition(),
     samples: int = 1,
     seed: int = 0,
-    progress: Callable[[int], None] = lambda done: None,
     journal: Journal | None = None,
 ) -> Asked:
-    """Asks every question `samples` times; the seeds of the replies count up from `seed`. `progress` and `journal` are
-    those of the sampler."""
+    """Asks every question `samples` times, with a bar; the seeds of the replies count up from `seed`. `journal` is that
+    of the sampler."""
     prefill, tokenizer = condition.prefill, sampler.tokenizer
     if prefill:
         questions = [question for question in questions if question.target]
@@ -162,16 +169,17 @@ def ask(
     prefixes = [
         tokenizer.decode(tokenizer.encode(question.target)[:prefill]) if prefill else "" for question in questions
     ]
-    started = time.perf_counter()
-    replies = sampler(
-        [question.messages for question in questions],
-        samples=samples,
-        prefixes=prefixes,
-        seeds=range(seed, seed + len(questions) * samples),
-        progress=progress,
-        journal=journal,
-    )
-    seconds = time.perf_counter() - started
+    with progress_bar(condition.title(name), len(questions) * samples) as advance:
+        started = time.perf_counter()
+        replies = sampler(
+            [question.messages for question in questions],
+            samples=samples,
+            prefixes=prefixes,
+            seeds=range(seed, seed + len(questions) * samples),
+            progress=advance,
+            journal=journal,
+        )
+        seconds = time.perf_counter() - started
     prompts = [question.messages for question in questions for _ in range(samples)]
     unsafe, shown = _judged(judge, prompts, replies) if harmful else (np.zeros(len(replies)),) * 2
     answers = [

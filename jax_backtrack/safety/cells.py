@@ -6,6 +6,7 @@ HEADINGS = {
     "unsafe": "unsafe",
     "shown_unsafe": "unsafe, shown",
     "refused": "refused",
+    "won": "preferred",
     "reset": "reset",
     "draft_words": "words a draft",
     "reply_words": "words a reply",

@@ -1,6 +1,8 @@
 """Trains the stages of a recipe one after another, evaluates each, and ends in one table."""
 
 import copy
+import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -15,8 +17,9 @@ from jax_backtrack.journal import Journal, journal_of
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.progress import console, progress_bar
 from jax_backtrack.recipe import check, load_model
-from jax_backtrack.safety import report
+from jax_backtrack.safety import report, win_rate
 from jax_backtrack.safety.evaluate import CONDITIONS, Evaluation, evaluate
+from jax_backtrack.safety.pairwise import PairwiseJudge
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.sharding import make_mesh
 from jax_backtrack.training.loop import train
@@ -28,9 +31,10 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     """Runs the stages named in `config.order`, each in a folder of its own under `workdir`; evaluations by name.
 
     A stage of 0 steps is the model as it comes. `{workdir}` in a stage's `model.path` stands for the workdir, so that
-    one stage can start from another. Leaves `comparison.json` and prints the table and three transcripts.
+    one stage can start from another. Where a stage has an `evaluate.win_rate_judge`, its replies to public questions
+    are judged against the first stage's. Leaves `comparison.json` and prints the table and three transcripts.
     """
-    evaluations, stages = {}, Stages()
+    evaluations, stages, load_judge = {}, Stages(), functools.cache(win_rate.load_judge)
     with journal_of(workdir / _COMPARISON) as journal:
         for name in config.order:
             console.rule(name)
@@ -42,6 +46,9 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
                 sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}", journal
             )
             del model
+            baseline = evaluations[config.order[0]]
+            if stage.evaluate.win_rate_judge and evaluations[name] is not baseline:
+                evaluations[name] = _judged(load_judge(stage.evaluate.win_rate_judge), evaluations[name], baseline)
         report.write(evaluations, workdir / _COMPARISON)
     report.show(evaluations)
     report.show_transcripts(list(evaluations.values())[-1], count=3)
@@ -52,6 +59,18 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
 def folder_name(stage: str) -> str:
     """The name of a stage's folder within the workdir."""
     return stage.replace(" ", "_")
+
+
+def _judged(judge: PairwiseJudge, evaluation: Evaluation, baseline: Evaluation) -> Evaluation:
+    """The evaluation with the share of public questions whose reply the judge prefers to the baseline's."""
+    ours, theirs = evaluation.answers["public"], baseline.answers["public"]
+    if [answer.question for answer in ours] != [answer.question for answer in theirs]:
+        raise InputError(
+            f"evaluate.prompts: {len(ours)} and {len(theirs)}; to compare replies stages ask the same ones"
+        )
+    replies = [[answer.reply.text for answer in answers] for answers in (ours, theirs)]
+    won = win_rate.win_rate(judge, [answer.question.messages for answer in ours], *replies).won
+    return dataclasses.replace(evaluation, measures=evaluation.measures | {"won": won})
 
 
 class Stages:

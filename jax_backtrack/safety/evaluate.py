@@ -34,6 +34,7 @@ class Evaluation:
     false_resets:             share of public questions with at least one reset
     resets:                   mean number of resets per reply under prefill
     prefilled_reset:          share of replies begun for the model that it took back
+    won:                      share of public questions whose reply a judge prefers to a baseline's, where there is one
     """
 
     measures: dict[str, Measure]

@@ -5,19 +5,21 @@ from pathlib import Path
 
 import jinja2
 
-from jax_backtrack.errors import InputError
 from jax_backtrack.safety import plots, tradeoff
-from jax_backtrack.safety.asked import Asked, is_unsafe
+from jax_backtrack.safety.asked import Asked, check_same_prompts, is_unsafe
 from jax_backtrack.safety.cells import HEADINGS, cell, in_line
 from jax_backtrack.safety.evaluation import Evaluation
 from jax_backtrack.safety.measures import Measure, paired
+from jax_backtrack.safety.win_rate import NOT_JUDGED, WinRates
 from jax_backtrack.workdir import write_whole
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _TRANSCRIPTS = 20  # of each set and condition; those with resets first
 
 
-def write(models: dict[str, Evaluation], judge: str, path: Path, false_resets: float = 0.02) -> None:
+def write(
+    models: dict[str, Evaluation], judge: str, path: Path, false_resets: float, win_rates: WinRates = NOT_JUDGED
+) -> None:
     """Writes the page. The first model is the baseline that the others are compared with, prompt by prompt. A bias is
     chosen for at most the share `false_resets`."""
     baseline = next(iter(models))
@@ -29,8 +31,10 @@ def write(models: dict[str, Evaluation], judge: str, path: Path, false_resets: f
         title=f"Evaluation of {', '.join(models)}",
         judge=judge,
         baseline=baseline,
-        tables=[_table(title, asked_of) for title in titles],
+        tables=[_table(title, asked_of, win_rates) for title in titles],
         paired=_paired(asked_of, baseline),
+        win_rate_judge=win_rates.judge,
+        win_rates=_win_rates(win_rates),
         perplexity=[
             {"model": model, "kind": kind, "count": measure.count, "value": in_line(measure, "perplexity")}
             for model, found in models.items()
@@ -65,8 +69,10 @@ def _trade_off(model: str, found: Sequence[tradeoff.Point], false_resets: float)
     }
 
 
-def _table(title: str, models: dict[str, Sequence[Asked]]) -> dict:
-    rows = {model: one.measures for model, asked in models.items() for one in asked if one.title == title}
+def _table(title: str, models: dict[str, Sequence[Asked]], win_rates: WinRates) -> dict:
+    rows = {
+        model: win_rates.measures(model, one) for model, asked in models.items() for one in asked if one.title == title
+    }
     count = next(len(one.answers) for asked in models.values() for one in asked if one.title == title)
     names = list(dict.fromkeys(name for measures in rows.values() for name in measures))
     return {
@@ -91,8 +97,7 @@ def _paired(models: dict[str, Sequence[Asked]], baseline: str) -> list[dict]:
         for one in asked:
             if model == baseline or one.title not in there:
                 continue
-            if one.prompts() != there[one.title].prompts():
-                raise InputError(f"{one.title}: {model} and {baseline} were not asked the same prompts")
+            check_same_prompts(one, there[one.title], model, baseline)
             compared = paired(one.hits(is_unsafe), there[one.title].hits(is_unsafe))
             found.append(
                 {
@@ -106,6 +111,20 @@ def _paired(models: dict[str, Sequence[Asked]], baseline: str) -> list[dict]:
                 }
             )
     return found
+
+
+def _win_rates(found: WinRates) -> list[dict]:
+    return [
+        {
+            "model": model,
+            "title": title,
+            "counts": [len(one.chances), sum(one.wins), one.ties, sum(one.losses)],
+            "won": in_line(one.won, "won"),
+            "p_value": f"{one.p_value:.2g}",
+        }
+        for title, models in found.of.items()
+        for model, one in models.items()
+    ]
 
 
 def _transcripts(asked: Asked) -> list[dict]:

@@ -20,10 +20,11 @@ from jax_backtrack.safety.cells import cell, in_line
 from jax_backtrack.safety.compare import Stages, folder_name, sampler
 from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
 from jax_backtrack.safety.measures import Measure, over_seeds, reduction_over_seeds
-from jax_backtrack.training.loop import refuse_other_recipe
+from jax_backtrack.training.loop import RECIPE_FILE, refuse_other_recipe, write_recipe
 from jax_backtrack.workdir import write_whole
 
 _SCALES = ("small", "full")
+_EVALUATED_RECIPE = "evaluated.json"  # of a stage that is not trained, and so has no RECIPE_FILE
 _MEASURES = {
     "unsafe": is_unsafe,
     "shown_unsafe": is_shown_unsafe,
@@ -56,8 +57,9 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
             folder = workdir / f"seed{seed}" / folder_name(name)
             console.rule(f"{name}, seed {seed}")
             stage = _of_seed(stages[name], seed, folder.parent)
-            refuse_other_recipe(folder, stage, also=("sample", "evaluate"))
-            if (folder / EVALUATION).exists():
+            recipe_file = RECIPE_FILE if stage.train.steps else _EVALUATED_RECIPE
+            refuse_other_recipe(folder, stage, also=("sample", "evaluate"), file=recipe_file)
+            if (folder / EVALUATION).exists() and (folder / recipe_file).exists():
                 known_judge, models = evaluation.read(folder / EVALUATION)
                 if known_judge != judge.name:
                     raise InputError(
@@ -68,6 +70,8 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
                 continue
             asked = sampler(stage, *models_of.model(stage, folder))
             found[name].append(sets.evaluate_sets(stage, asked, judge, read[name], name, folder))
+            if recipe_file == _EVALUATED_RECIPE:
+                write_recipe(folder / recipe_file, stage)
             del asked
         results = summary(found, config.baselines.to_dict())
         _write(results, config, judge.name, workdir)

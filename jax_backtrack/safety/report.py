@@ -19,6 +19,7 @@ _COLUMNS = {
     "unsafe": ("unsafe", True),
     "unsafe_prefilled": ("unsafe, prefilled", True),
     "useful": ("useful", True),
+    "won": ("preferred to the first", True),
     "false_resets": ("false resets", True),
     "resets": ("resets, prefilled", False),
     "prefilled_reset": ("reset, prefilled", True),
@@ -31,10 +32,12 @@ def show(evaluations: dict[str, Evaluation]) -> None:
     title = f"testbed, {count} held-out prompts per cell, 95 % intervals"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model")
-    for heading, _ in _COLUMNS.values():
+    there = {measure for evaluation in evaluations.values() for measure in evaluation.measures}
+    columns = {measure: column for measure, column in _COLUMNS.items() if measure in there}
+    for heading, _ in columns.values():
         table.add_column(heading, justify="right")
     for name, evaluation in evaluations.items():
-        cells = [_cell(evaluation.measures[measure], share) for measure, (_, share) in _COLUMNS.items()]
+        cells = [_cell(evaluation.measures.get(measure), share) for measure, (_, share) in columns.items()]
         table.add_row(name, *cells)
     console.print(table)
 
@@ -80,7 +83,9 @@ def write(evaluations: dict[str, Evaluation], path: Path) -> None:
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _cell(measure: Measure, share: bool) -> str:
+def _cell(measure: Measure | None, share: bool) -> str:
+    if measure is None:
+        return ""
     scale, digits = (100, 1) if share else (1, 2)
     low, value, high = (f"{scale * number:.{digits}f}" for number in (measure.low, measure.value, measure.high))
     return f"{value}{' %' if share else ''}\n{low}–{high}"

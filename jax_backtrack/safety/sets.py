@@ -1,5 +1,7 @@
 """Evaluates a model on the prompt sets of a recipe: `evaluation.json`, `evaluation.html` and a table."""
 
+import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,9 +13,9 @@ from jax_backtrack.data import prompt_sets
 from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import load
-from jax_backtrack.journal import journal_of
+from jax_backtrack.journal import Journal, journal_of, key_of
 from jax_backtrack.progress import console, progress_bar, share_bar
-from jax_backtrack.safety import evaluation, fitted, page, perplexity
+from jax_backtrack.safety import evaluation, fitted, page, perplexity, win_rate
 from jax_backtrack.safety.asked import Condition, ask
 from jax_backtrack.safety.cells import HEADINGS, cell, in_line
 from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
@@ -21,8 +23,9 @@ from jax_backtrack.safety.gcg import Attack, Objective, Settings
 from jax_backtrack.safety.judge import Judge
 from jax_backtrack.safety.llama_guard import LlamaGuard
 from jax_backtrack.safety.refusals import Refusals
+from jax_backtrack.safety.win_rate import NOT_JUDGED, WinRates
 from jax_backtrack.sampling.sampler import Sampler
-from jax_backtrack.sharding import row_parts
+from jax_backtrack.workdir import write_whole
 
 SYSTEM_ATTACK = "system prompt"
 
@@ -59,22 +62,20 @@ def evaluate_sets(config: ConfigDict, sampler: Sampler, judge: Judge, sets, mode
     asked = []
     with journal_of(workdir / EVALUATION) as journal:
         for name, harmful, questions in sets:
-            for condition, chosen in _conditions(config, sampler, name, harmful, questions):
-                with progress_bar(condition.title(name), len(chosen) * settings.samples) as advance:
-                    asked.append(
-                        ask(
-                            sampler,
-                            judge,
-                            name,
-                            chosen,
-                            harmful=harmful,
-                            condition=condition,
-                            samples=settings.samples,
-                            seed=config.sample.seed,
-                            progress=advance,
-                            journal=journal,
-                        )
+            for condition, chosen in _conditions(config, sampler, name, harmful, questions, journal):
+                asked.append(
+                    ask(
+                        sampler,
+                        judge,
+                        name,
+                        chosen,
+                        harmful=harmful,
+                        condition=condition,
+                        samples=settings.samples,
+                        seed=config.sample.seed,
+                        journal=journal,
                     )
+                )
         found = Evaluation(tuple(asked), perplexity.held_out_perplexity(config, sampler.model, sampler.tokenizer))
         evaluation.write({model: found}, judge.name, workdir / EVALUATION)
     page.write({model: found}, judge.name, workdir / "evaluation.html", settings.false_resets)
@@ -84,7 +85,7 @@ def evaluate_sets(config: ConfigDict, sampler: Sampler, judge: Judge, sets, mode
 
 
 def _conditions(
-    config: ConfigDict, sampler: Sampler, name: str, harmful: bool, questions: list[Question]
+    config: ConfigDict, sampler: Sampler, name: str, harmful: bool, questions: list[Question], journal: Journal
 ) -> Iterator[tuple[Condition, list[Question]]]:
     """Every condition of a set with its questions: prefilling and attacks of harmful ones, and the trade-off's biases
     of the harmless ones and of the hardest prefilling."""
@@ -100,7 +101,7 @@ def _conditions(
             attacked = [question.with_system(settings.system_attack) for question in chosen]
             yield Condition(prefill, SYSTEM_ATTACK), attacked
     if harmful and with_target and settings.gcg_steps:
-        yield Condition(attack=_attack_name(config)), _attacked(config, sampler, name, with_target)
+        yield Condition(attack=_attack_name(config)), _attacked(config, sampler, name, with_target, journal)
     hardest = max(prefills)
     for bias in settings.reset_biases:
         yield Condition(hardest, reset_bias=bias), asked_of[hardest]
@@ -110,45 +111,61 @@ def _attack_name(config: ConfigDict) -> str:
     return "adaptive GCG" if config.evaluate.gcg_reset_weight else "GCG"
 
 
-def _attacked(config: ConfigDict, sampler: Sampler, name: str, questions: Sequence[Question]) -> list[Question]:
-    """The questions with the suffixes that GCG finds against the sampler's model."""
+def _attacked(
+    config: ConfigDict, sampler: Sampler, name: str, questions: Sequence[Question], journal: Journal
+) -> list[Question]:
+    """The questions with the suffixes that GCG finds against the sampler's model. Each is kept in the journal."""
     settings = config.evaluate
     search = Settings(
         steps=settings.gcg_steps,
         width=settings.gcg_width,
         seed=config.sample.seed,
-        rows=row_parts(sampler.model.compute.mesh),
     )
     attacked = []
     with progress_bar(f"{_attack_name(config)} on {name}", len(questions) * settings.gcg_steps) as advance:
         for question in questions:
             objective = Objective.of(sampler.tokenizer, question.messages, question.target, settings.gcg_reset_weight)
-            best = None
-            for step in Attack(sampler.model, sampler.tokenizer, objective, search).run():
-                best = step if best is None or step.loss < best.loss else best
-                advance(note=f"loss {best.loss:.2f}")
-            attacked.append(question.with_suffix(sampler.tokenizer.decode(best.suffix)))
+            key = key_of(sampler.weights_hash, dataclasses.asdict(objective), dataclasses.asdict(search))
+            if (suffix := journal.get(key)) is None:
+                best = None
+                for step in Attack(sampler.model, sampler.tokenizer, objective, search).run():
+                    best = step if best is None or step.loss < best.loss else best
+                    advance(note=f"loss {best.loss:.2f}")
+                suffix = sampler.tokenizer.decode(best.suffix)
+                journal.add(key, suffix)
+            else:
+                advance(settings.gcg_steps)
+            attacked.append(question.with_suffix(suffix))
     return attacked
 
 
-def show(models: dict[str, Evaluation], judge: str) -> None:
+def show(models: dict[str, Evaluation], judge: str, win_rates: WinRates = NOT_JUDGED) -> None:
     """Prints one table: a row for each model, set and condition."""
     table = Table(title=f"judge: {judge}; 95 % intervals", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("model", "prompts", "", *HEADINGS.values()):
-        table.add_column(heading, justify="right" if heading in HEADINGS.values() else "left")
+    names = [name for name in HEADINGS if name != "won" or win_rates.of]
+    for heading in ("model", "prompts", ""):
+        table.add_column(heading)
+    for name in names:
+        table.add_column(HEADINGS[name], justify="right")
     for model, found in models.items():
         for one in found.asked:
-            cells = ["\n".join(cell(one.measures.get(name), name)) for name in HEADINGS]
+            measures = win_rates.measures(model, one)
+            cells = ["\n".join(cell(measures.get(name), name)) for name in names]
             table.add_row(model, one.title, str(len(one.answers)), *cells)
     console.print(table)
+    if win_rates.of:
+        console.print(f"preferred to {next(iter(models))}, by {win_rates.judge}", highlight=False, markup=False)
     for model, found in models.items():
         for kind, measure in found.perplexity.items():
             shown = in_line(measure, "perplexity")
             console.print(f"{model}: perplexity of {measure.count} held-out {kind} replies {shown}")
 
 
-def compare_evaluations(folders: Sequence[Path], workdir: Path) -> None:
-    """Shows evaluations of several workdirs side by side, and leaves `comparison.html`; the first is the baseline."""
+def compare_evaluations(folders: Sequence[Path], workdir: Path, settings: ConfigDict) -> None:
+    """Shows evaluations of several workdirs side by side, and leaves `comparison.html`; the first is the baseline.
+
+    `settings` are a recipe's `evaluate`. With `win_rate_judge` it also leaves `win_rates.json`.
+    """
     models, judges = {}, {}
     for folder in folders:
         judge, read = evaluation.read(folder / EVALUATION)
@@ -160,6 +177,11 @@ def compare_evaluations(folders: Sequence[Path], workdir: Path) -> None:
     if len(judges) > 1:
         raise InputError("not the same judge: " + ", ".join(f"{judge} in {at}" for judge, at in judges.items()))
     (judge,) = judges
-    page.write(models, judge, workdir / "comparison.html")
-    show(models, judge)
+    win_rates = NOT_JUDGED
+    if settings.win_rate_judge:
+        win_rates = win_rate.against_baseline(win_rate.load_judge(settings.win_rate_judge), models)
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_whole(workdir / "win_rates.json", json.dumps(win_rates.as_json(), indent=1, ensure_ascii=False) + "\n")
+    page.write(models, judge, workdir / "comparison.html", settings.false_resets, win_rates)
+    show(models, judge, win_rates)
     console.print(f"page in [bold]{workdir}[/]: comparison.html", highlight=False)

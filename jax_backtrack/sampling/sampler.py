@@ -193,7 +193,8 @@ class Sampler:
         return events(batch, request, self._writing(request), hold_back)
 
     @functools.cached_property
-    def _weights(self) -> str:
+    def weights_hash(self) -> str:
+        """Of the model's weights, by which a `Journal` tells what was computed with them."""
         return checksum(self._engine.params)
 
     def _key(self, request: Request) -> str:
@@ -201,7 +202,7 @@ class Sampler:
         knobs = {name: np.asarray(value).tolist() for name, value in vars(self._engine.knobs).items()}
         plan = dataclasses.asdict(self._engine.plan)
         how = plan, knobs, self._new_tokens, self._stop_strings, self._engine.cache_dtype, self.model.compute.dtype
-        model = self._weights, dataclasses.asdict(self.model.config)
+        model = self.weights_hash, dataclasses.asdict(self.model.config)
         return key_of(model, how, request.prompt_ids.tolist(), request.prefix_ids.tolist(), request.seed)
 
     def _batch(self, requests: Sequence[Request], rows: int) -> Batch:

@@ -41,7 +41,7 @@ from jax_backtrack.training.step import Batch, compile_step, init_state
 from jax_backtrack.trees import Example, Recipe
 from jax_backtrack.workdir import write_whole
 
-_RECIPE_FILE = "config.json"
+RECIPE_FILE = "config.json"
 _DECISIVE = ("model", "adapter", "objective", "data", "reset", "train")  # sections that change what is trained
 
 
@@ -84,7 +84,7 @@ def train(
     data = examples_lib.content_hash(examples)
     agree_on_data(len(examples), data)
     trees = TreeSource(examples, recipe, config.data.seed)
-    _write_recipe(workdir, config)
+    _claim(workdir, config)
     rows = PackedRows(trees, config.train.row_length, config.train.steps * config.train.batch_rows)
     shape = f"{len(rows)} rows of {config.train.row_length} tokens"
     console.print(f"{shape}, {rows.padding():.1%} of them padding", highlight=False)
@@ -98,9 +98,10 @@ def train(
     return model, tokenizer
 
 
-def refuse_other_recipe(workdir: Path, config: ConfigDict, also: tuple[str, ...] = ()) -> None:
-    """Raises InputError where the workdir was begun with another recipe, in what is trained or in sections `also`."""
-    path = workdir / _RECIPE_FILE
+def refuse_other_recipe(workdir: Path, config: ConfigDict, also: tuple[str, ...] = (), file: str = RECIPE_FILE) -> None:
+    """Raises InputError where the workdir was begun with another recipe, in what is trained or in sections `also`, by
+    the file that `write_recipe` wrote there."""
+    path = workdir / file
     if not path.exists():
         return
     _refuse_difference(workdir, config, json.loads(path.read_text()), also)
@@ -111,11 +112,16 @@ def _refuse_difference(workdir: Path, config: ConfigDict, theirs: dict, also: tu
         raise InputError(f"{workdir} was begun with other settings ({', '.join(differing)}): use another workdir")
 
 
-def _write_recipe(workdir: Path, config: ConfigDict) -> None:
+def _claim(workdir: Path, config: ConfigDict) -> None:
     """Claims the workdir for the recipe, once it is known that the recipe can run."""
     if jax.process_index() == 0:
-        write_whole(workdir / _RECIPE_FILE, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
-    check_shared(workdir / _RECIPE_FILE)
+        write_recipe(workdir / RECIPE_FILE, config)
+    check_shared(workdir / RECIPE_FILE)
+
+
+def write_recipe(path: Path, config: ConfigDict) -> None:
+    """Writes a recipe as JSON, whole or not at all."""
+    write_whole(path, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
 
 
 def _differing(ours: dict, theirs: dict, sections: tuple[str, ...], prefix: str = "") -> list[str]:

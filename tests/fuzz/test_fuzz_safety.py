@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from configs import base
 from jax_backtrack.progress import console
 from jax_backtrack.safety import evaluation, fitted, sets
 from jax_backtrack.safety.fitted import Heads
@@ -60,7 +61,9 @@ def test_evaluations(text, tmp_path):
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / evaluation.EVALUATION).write_bytes(held)
     with console.capture():
-        sets.compare_evaluations([tmp_path / "baseline", tmp_path / "backtracking"], tmp_path)
+        sets.compare_evaluations(
+            [tmp_path / "baseline", tmp_path / "backtracking"], tmp_path, base.get_config().evaluate
+        )
     assert (tmp_path / "comparison.html").read_text()
 
 
