@@ -1,6 +1,7 @@
 """What people see while something runs: how far it is, and how long it will take."""
 
 import contextlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,8 +18,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# Where the output goes to a file, tables need not fit a narrow screen.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100)
+# Where the output goes to a file, tables need not fit a narrow screen. In a notebook without widgets a bar cannot grow,
+# and rich would say so under every cell; what is then shown is its end.
+console = Console(
+    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100,
+    force_jupyter=None if importlib.util.find_spec("ipywidgets") else False,
+)
 
 
 @contextlib.contextmanager
