@@ -82,13 +82,16 @@ def mask(row: trees.Rows, tokenizer: ChatTokenizer, start: int = 0, window: int 
 
 
 def cache(looks: Sequence[Look], tokenizer: ChatTokenizer, row: int = 0, start: int = 0) -> Figure:
-    """What one row of a batch sees of its slots, step by step downwards; slots before `start` are left out.
+    """What one row of a batch sees of its slots, step by step downwards, as long as it writes.
 
-    Dark is the slot that is written, blue are those seen besides, grey those whose token is not seen (any more).
+    Dark is the slot that is written, blue are those seen besides, grey those whose token is not seen. Slots before
+    `start` are left out, and those that the row never writes, as behind a prompt that is shorter than another.
     """
+    looks = [look for look in looks if not look.done[row]]
     if not looks:
-        raise InputError("there are no steps to draw: looks is empty")
-    slots = np.arange(start, looks[0].sees.shape[1])
+        raise InputError(f"row {row} has no steps that could be drawn")
+    slots = np.flatnonzero(looks[-1].holds[row] != NOTHING)
+    slots = slots[slots >= start]
     figure, axes = _empty(0.56 * len(slots) + 0.8, 0.24 * len(looks) + 0.5)
     kinds = []
     for look in looks:
@@ -102,9 +105,9 @@ def cache(looks: Sequence[Look], tokenizer: ChatTokenizer, row: int = 0, start: 
                 colour = "white" if slot == look.slot else "black" if seen else "#aaa"
                 _write(axes, column, step, _spelt(tokenizer, token, 9), size=6, color=colour)
         if look.fed[row] == tokenizer.reset_id:
-            axes.axhline(step - 0.5, color=_RESET, lw=2)
+            axes.axhline(step - 0.5, color=_RESET, lw=2, zorder=3)
     _grid(axes, len(slots), len(looks))
-    axes.axvline(looks[0].prompt - start - 0.5, color="black", lw=1.5)
+    axes.axvline(np.sum(slots < looks[0].prompt) - 0.5, color="black", lw=1.5)
     axes.set_xticks(range(len(slots)), slots, fontsize=6)
     axes.set_yticks(range(len(looks)), range(1, len(looks) + 1), fontsize=6)
     axes.tick_params(length=0)
