@@ -131,7 +131,7 @@ def reset_chances(trace: Trace, tokenizer: ChatTokenizer) -> Figure:
     axes.bar(range(len(ids)), chances, color=colours)
     for text in axes.set_xticks(range(len(ids)), [_spelt(tokenizer, token) for token in ids], rotation=90, fontsize=7):
         text.label1.set_parse_math(False)
-    axes.set(yscale="log", ylim=(min(1e-6, *chances), 1.5), ylabel=f"p({RESET})")
+    axes.set(yscale="log", ylim=(1e-6, 1.5), ylabel=f"p({RESET})")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

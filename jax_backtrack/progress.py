@@ -18,12 +18,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# Where the output goes to a file, tables need not fit a narrow screen. In a notebook without widgets a bar cannot grow,
-# and rich would say so under every cell; what is then shown is its end.
-console = Console(
-    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100,
-    force_jupyter=None if importlib.util.find_spec("ipywidgets") else False,
-)
+
+def _output() -> Console:
+    # Where the output goes to a file, tables need not fit a narrow screen.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
+    if "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is None:
+        # In a notebook bars grow by widgets. Without those a kernel says of itself that it is a terminal, and every
+        # picture of a bar would be a line: what is shown is its end.
+        return Console(width=width, force_jupyter=False, force_terminal=False)
+    return Console(width=width)
+
+
+console = _output()
 
 
 @contextlib.contextmanager
