@@ -16,6 +16,7 @@ from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.journal import journal_of
 from jax_backtrack.progress import console
 from jax_backtrack.recipe import check, check_stages, load_model
+from jax_backtrack.recipes import known_recipes
 from jax_backtrack.safety import compare, fit_judge, mt_bench, replication, report, sets
 from jax_backtrack.sampling import files, web
 from jax_backtrack.sampling.chat import chat, typed_lines
@@ -29,12 +30,6 @@ _PLANS = "runs/plan"
 _INTERACTIVE = ("chat", "web")  # Ctrl-C ends a reply, or the page, there
 
 
-def recipes_folder(package: Path) -> Path:
-    """Where the recipes are: within the installed package, and beside it in the repository (`setup.py`)."""
-    installed = package / "shipped" / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
 def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
     """The command line with `--config=NAME` made a path, where NAME is no file here but one in `folder`."""
     argv = list(argv)
@@ -45,11 +40,7 @@ def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
         at = index if equals else index + 1
         name = value if equals else (argv[at] if at < len(argv) else "")
         if (name or equals) and not os.path.isfile(name):
-            known = {
-                path.relative_to(folder).as_posix(): path
-                for path in folder.rglob("*.py")
-                if path.stem not in ("__init__", "base")
-            }
+            known = known_recipes(folder)
             if name not in known:
                 _say_error(f"--config={name}: no such file, and no such recipe: {nearest(name, known)}")
                 raise SystemExit(2)

@@ -4,18 +4,16 @@ This file is kept short: it reads the command line and calls the library.
 """
 
 import sys
-from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jax_backtrack import command_line
+from jax_backtrack import command_line, recipes
 
 FLAGS = flags.FLAGS
-_RECIPES = command_line.recipes_folder(Path(__file__).parent)
 _KEY_FLAGS = "config", "workdir", "mode", "prompts", "topology", "compare", "coordinator", "processes", "process"
 
-config_flags.DEFINE_config_file("config", None, f"Recipe: a path, or a name in {_RECIPES}.")
+config_flags.DEFINE_config_file("config", None, f"Recipe: a path, or a name in {recipes.FOLDER}.")
 flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves; a plan goes to runs/plan without one.")
 flags.DEFINE_string("mode", "train", f"One of {', '.join(command_line.MODES)}.")
 flags.DEFINE_string(
@@ -51,13 +49,12 @@ def main(argv):
 
 def run():
     """The command: `jax-backtrack`, or `python main.py` in the repository."""
-    # Recipes begin with `from configs import`; where the package is installed, that folder is not on the path yet.
-    sys.path.insert(0, str(_RECIPES.parent))
+    recipes.make_importable()
     # --help shows what belongs to the started program, and these flags are defined in a module that it imports.
     sys.modules["__main__"].__doc__ = __doc__
     for name in _KEY_FLAGS:
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
-    app.run(main, argv=command_line.with_config_path(sys.argv, _RECIPES), flags_parser=command_line.parse_flags)
+    app.run(main, argv=command_line.with_config_path(sys.argv, recipes.FOLDER), flags_parser=command_line.parse_flags)
 
 
 if __name__ == "__main__":

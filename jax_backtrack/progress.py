@@ -1,6 +1,7 @@
 """What people see while something runs: how far it is, and how long it will take."""
 
 import contextlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,8 +18,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# Where the output goes to a file, tables need not fit a narrow screen.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100)
+
+def _output() -> Console:
+    # Where the output goes to a file, tables need not fit a narrow screen.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
+    if "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is None:
+        # In a notebook bars grow by widgets. Without those a kernel says of itself that it is a terminal, and every
+        # picture of a bar would be a line: what is shown is its end.
+        return Console(width=width, force_jupyter=False, force_terminal=False)
+    return Console(width=width)
+
+
+console = _output()
 
 
 @contextlib.contextmanager

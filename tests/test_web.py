@@ -27,7 +27,7 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.recipe import check
 from jax_backtrack.sampling import web
-from jax_backtrack.sampling.conversation import Answer, Draft, Turn, answers, messages
+from jax_backtrack.sampling.conversation import Answer, Draft, Turn, answers, messages, worth_drawing
 from jax_backtrack.sampling.conversation_page import conversation_html
 from jax_backtrack.sampling.reply import Reply
 from tests import tiny
@@ -148,6 +148,21 @@ def test_what_was_stopped_or_failed_is_not_said_again(samplers):
     (failed,) = conversation(samplers, ["long " * 300], bias=0.0)
     assert all("exceed the model's 256 positions" in answer.error for answer in failed.answers) and failed.ended
     assert messages([part, failed], 0, "now") == [{"role": "user", "content": "now"}]
+
+
+def test_a_system_message_stands_over_the_conversation(samplers):
+    asked = dict(prefix="", seed=0, hold_back=0)
+    *_, turn = answers(samplers, [], "Hello", system="Be brief.", **asked)
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    for sampler, answer in zip(samplers, turn.answers, strict=True):
+        (reply,) = sampler([said], seeds=[0])
+        assert (answer.reply.text, answer.reply.drafts) == (reply.text, reply.drafts)
+
+
+def test_of_a_turn_that_grows_the_first_state_and_the_last_are_drawn():
+    growing = [Turn("", (Answer(pieces=(Piece("word ", None),) * count),)) for count in range(500)]
+    drawn = list(worth_drawing([*growing, growing[-1].stop()]))
+    assert drawn[0] == growing[0] and drawn[-1].ended and len(drawn) < len(growing)
 
 
 def test_a_session_that_is_stopped_or_cleared_takes_nothing_more(samplers):

@@ -6,7 +6,7 @@ several samples of it mostly is, is copied there and not read again.
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_backtrack.models.cache import Cache
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sampling.loop import Knobs, Plan, Row, admit, admit_again, decode, read, start
+from jax_backtrack.sampling.loop import Knobs, Plan, Row, State, admit, admit_again, decode, read, start
 from jax_backtrack.sharding import row_parts
 
 # Prompts are padded to one of two lengths per doubling, and at least to a multiple of this: one compilation each.
@@ -94,14 +94,28 @@ class Batch:
         self._count = np.zeros(rows, np.int32)
         self._cancelled = np.zeros(rows, bool)
 
-    def run(self, requests: Sequence[Request], steps: int | None = None) -> Iterator[list[Update]]:
-        """Updates, after every call of the loop, of the rows that wrote: after at most `steps` tokens each."""
+    @property
+    def requests(self) -> tuple[Request | None, ...]:
+        """What was last given to each row."""
+        return tuple(self._requests)
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        steps: int | None = None,
+        before: Callable[[State], None] = lambda state: None,
+    ) -> Iterator[list[Update]]:
+        """Updates, after every call of the loop, of the rows that wrote: after at most `steps` tokens each.
+
+        before: is shown the rows before every call, which takes them: their arrays are gone afterwards
+        """
         engine, steps = self._engine, steps or self._engine.plan.steps
         waiting = deque(requests)
         while waiting or self._is_open.any():
             while waiting and not self._is_open.all():
                 self._admit(waiting)
             self._note("write replies")
+            before(self._state)
             self._state, written = decode(
                 engine.graph,
                 engine.params,

