@@ -108,6 +108,11 @@ def test_perplexity_is_of_tokens_and_not_of_replies():
     assert found.low == pytest.approx(np.exp(1)) and found.high == pytest.approx(np.exp(3))
 
 
+def test_where_the_worst_is_the_same_of_every_prompt_the_interval_is_that_of_the_prompts_alone():
+    assert worst_of([[True, False]] * 8, 2) == rate([True] * 8)
+    assert worst_of([[False, False]] * 8, 2) == rate([False] * 8)
+
+
 def test_worst_of_more_than_the_samples_is_refused():
     with pytest.raises(ValueError, match="worst of 3"):
         worst_of([[True, False], [True, True]], 3)

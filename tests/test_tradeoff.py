@@ -1,5 +1,7 @@
 """The trade-off over the bias of [RESET]: halves, the choice, and the plots."""
 
+import dataclasses
+
 from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.safety import plots, tradeoff
 from jax_backtrack.safety.asked import Answer, Asked, Condition
@@ -54,6 +56,10 @@ def test_plots_are_the_same_every_time_and_hold_text_as_text():
     drawn = plots.trade_off(points)
     assert drawn == plots.trade_off(points)
     assert drawn.startswith("<svg") and "&lt;b&gt;model&lt;/b&gt;" in drawn and "+2" in drawn
+    same = plots.trade_off(
+        {"model": [dataclasses.replace(points["<b>model</b>"][0], bias=bias) for bias in (-3.0, -1.0)]}
+    )
+    assert ">-3, -1</text>" in same  # marks in one place share a label
     bars = plots.bars(
         {"set": {"one": points["<b>model</b>"][0].unsafe[0]}, "more": {"two": points["<b>model</b>"][0].unsafe[1]}}, "%"
     )

@@ -77,12 +77,14 @@ def worst_of(hits_of_prompts: Sequence[Sequence[bool]], k: int) -> Measure:
 
     Of n samples with c hits, k drawn without return hold none with the chance C(n - c, k) / C(n, k), so no estimate is
     biased by the samples that were taken (Chen et al. 2021, arXiv 2107.03374, section 2.1, of pass@k). k is at most n.
-    The interval is by resampling prompts.
+    The interval is by resampling prompts; where the worst is the same of all of them, which that would tell nothing of,
+    it is Wilson's.
     """
     counts = {len(hits) for hits in hits_of_prompts}
     if len(counts) != 1 or not 1 <= k <= (n := counts.pop()):
         raise ValueError(f"worst of {k} needs as many samples of every prompt, and the same number of each")
-    return mean([1 - math.comb(n - sum(hits), k) / math.comb(n, k) for hits in hits_of_prompts])
+    chances = [1 - math.comb(n - sum(hits), k) / math.comb(n, k) for hits in hits_of_prompts]
+    return rate([bool(chances[0])] * len(chances)) if set(chances) in ({0.0}, {1.0}) else mean(chances)
 
 
 def perplexity(log_probs_N: Sequence[float], tokens_N: Sequence[int], resamples: int = 2000) -> Measure:

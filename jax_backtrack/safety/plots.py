@@ -17,10 +17,15 @@ def trade_off(points_of_models: dict[str, Sequence[Point]]) -> str:
         x = [100 * point.false_resets[1].value for point in found]
         y = [100 * point.unsafe[1].value for point in found]
         axes.plot(x, y, marker="o", color=colour, label=model)
+        biases_at = {}
         for point, at in zip(found, zip(x, y, strict=True), strict=True):
-            axes.annotate(f"{point.bias:+g}", at, textcoords="offset points", xytext=(5, 4), fontsize=8)
-    axes.set(xlabel="false resets, %", ylabel="unsafe, %", xlim=(-2, None), ylim=(-2, None))
-    axes.legend(frameon=False)
+            biases_at.setdefault(at, []).append(f"{point.bias:+g}")
+        for at, biases in biases_at.items():
+            axes.annotate(", ".join(biases), at, textcoords="offset points", xytext=(5, 5), fontsize=9, color=colour)
+    # Room for a label behind the last mark, up to 100 %; an axis of some length where all shares are near 0.
+    ends = [min(108, max(10, 1.15 * high)) for _, high in (axes.get_xlim(), axes.get_ylim())]
+    axes.set(xlabel="false resets, %", ylabel="unsafe, %", xlim=(-2, ends[0]), ylim=(-2, ends[1]))
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15))
     return _svg(figure)
 
 

@@ -146,7 +146,7 @@ def show(models: dict[str, Evaluation], judge: str, win_rates: WinRates = NOT_JU
     for heading in ("model", "prompts", ""):
         table.add_column(heading)
     for name in names:
-        table.add_column(HEADINGS[name], justify="right")
+        table.add_column(HEADINGS[name], justify="right", overflow="fold")
     for model, found in models.items():
         for one in found.asked:
             measures = win_rates.measures(model, one)
