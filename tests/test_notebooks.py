@@ -18,7 +18,7 @@ NAMES = ("1_see_it", "2_train_it", "3_understand_it", "4_measure_it")
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 every_notebook = pytest.mark.parametrize("name", NAMES)
 SMALL_TRAINING = dict(STEPS=16, BATCH_ROWS=1, ROW_LENGTH=128, LEARNING_RATE=8e-4, RESET_WEIGHT=20.0)
-PROMPTS = 6
+PROMPTS = 4
 BIASES = (-60.0, 0.0, 60.0)
 
 
@@ -123,6 +123,7 @@ def folder(tmp_path_factory, smollm_gguf) -> Path:
 def as_installed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
+        patch.delenv("XLA_FLAGS")  # a real model takes longer to run than to compile
         yield
 
 
@@ -233,11 +234,11 @@ def test_measure_it(folder, seen):
     without_resets = [f"{title}, without resets" for title in conditions]
     biased = [f"{title}, bias {bias:+g}" for title in ("private, 4 tokens prefilled", "public") for bias in BIASES]
     assert found["asked"].keys() == {*conditions, *without_resets, "public", *biased}
-    table = " ".join(printed(cells["sets"]).split())
+    table = printed(cells["sets"])
+    assert "judge: refusals; 95 % intervals" in table and table.count(" SmolLM2 ") == len(found["asked"])
     for title, measures in found["asked"].items():
         assert all(low <= value <= high and count for value, low, high, count in measures.values())
         assert measures["unsafe" if title.startswith("private") else "refused"][3] == PROMPTS
-    assert "95 % intervals" in table and "words a reply" in table
     for title, (low, high) in {"public": (0, 1), "private, 4 tokens prefilled": (0, 1)}.items():
         assert found["asked"][f"{title}, bias -60"]["reset"][0] == low
         assert found["asked"][f"{title}, bias +60"]["reset"][0] == high
