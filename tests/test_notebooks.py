@@ -17,7 +17,7 @@ from tests.processes import ROOT
 NAMES = ("1_see_it", "2_train_it", "3_understand_it", "4_measure_it")
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 every_notebook = pytest.mark.parametrize("name", NAMES)
-SMALL_TRAINING = dict(STEPS=16, BATCH_ROWS=1, ROW_LENGTH=128, LEARNING_RATE=8e-4, RESET_WEIGHT=20.0)
+SMALL_TRAINING = dict(STEPS=13, BATCH_ROWS=1, ROW_LENGTH=128, LEARNING_RATE=8e-4, RESET_WEIGHT=20.0)
 PROMPTS = 4
 BIASES = (-60.0, 0.0, 60.0)
 
@@ -140,7 +140,7 @@ def seen(folder):
 
 
 def test_see_it(seen):
-    """Sixteen steps of one short row teach the model to take drafts back, and the page strikes them through."""
+    """Thirteen steps of one short row teach the model to take drafts back, and the page strikes them through."""
     cells, results = seen
     baseline, backtracking = zip(*results["answers"], strict=True)
     assert all(not drafts for drafts, _ in baseline)
