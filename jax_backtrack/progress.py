@@ -20,11 +20,12 @@ from rich.progress import (
 
 
 def _output() -> Console:
+    in_notebook = "ipykernel" in sys.modules  # a kernel says of its output that it is a terminal, but has no width
     # Where the output goes to a file, tables need not fit a narrow screen.
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
-    if "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is None:
-        # In a notebook bars grow by widgets. Without those a kernel says of itself that it is a terminal, and every
-        # picture of a bar would be a line: what is shown is its end.
+    width = None if (sys.stdout.isatty() and not in_notebook) or "COLUMNS" in os.environ else 100
+    if in_notebook and importlib.util.find_spec("ipywidgets") is None:
+        # In a notebook bars grow by widgets. Without those every picture of a bar would be a line: what is shown is its
+        # end.
         return Console(width=width, force_jupyter=False, force_terminal=False)
     return Console(width=width)
 

@@ -12,6 +12,7 @@ from hypothesis import settings
 from tests.processes import COMPILE_FAST
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test never asks the network
+os.environ["COLUMNS"] = "120"  # of tables; xdist says 80 to its workers, whatever the terminal has
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or libtpu, where it is installed, would look for TPUs
 # Torch's threads spin where they wait for each other: beside a second process that costs many times the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -69,6 +69,7 @@ def test_ctrl_c_ends_a_reply_and_then_the_chat(arguments):
     screen.type("", "you  ")
     screen.type("hello\n", *[UP] * 7)
     screen.type("\x03", "stopped: the", "you  ")
+    time.sleep(1)  # a signal between Python's prompt and its wait for a line would only be seen with the next key
     screen.type("\x03", "ended")
     assert process.wait(timeout=60) == 0
     assert "Traceback" not in screen.text

@@ -68,6 +68,7 @@ REPLACED = {
     "google/gemma-2-2b": "gemma",
     "mistralai/Mistral-7B-Instruct-v0.2": "tiny-mistral",  # which the document makes
     "meta-llama/Meta-Llama-Guard-2-8B": "base",
+    "meta-llama/Llama-3.1-8B-Instruct": "base",
     "('AdvBench',)": "('AdvBench=advbench.csv',)",
     "('XSTest',)": "('XSTest=xstest.csv',)",
     "DATA/judge/llamaguard2-labels.jsonl.gz": "labels.jsonl.gz",

@@ -31,7 +31,8 @@ def show(evaluations: dict[str, Evaluation]) -> None:
     count = next(iter(next(iter(evaluations.values())).measures.values())).count
     title = f"testbed, {count} held-out prompts per cell, 95 % intervals"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("model")
+    # Where a terminal is too narrow for all, names are what must not be lost.
+    table.add_column("model", min_width=max(len(word) for name in evaluations for word in name.split()))
     there = {measure for evaluation in evaluations.values() for measure in evaluation.measures}
     columns = {measure: column for measure, column in _COLUMNS.items() if measure in there}
     for heading, _ in columns.values():

@@ -143,8 +143,10 @@ def show(models: dict[str, Evaluation], judge: str, win_rates: WinRates = NOT_JU
     """Prints one table: a row for each model, set and condition."""
     table = Table(title=f"judge: {judge}; 95 % intervals", title_justify="left", box=box.SIMPLE_HEAD)
     names = [name for name in HEADINGS if name != "won" or win_rates.of]
-    for heading in ("model", "prompts", ""):
-        table.add_column(heading)
+    # Where a terminal is too narrow for all, names are what must not be lost.
+    table.add_column("model", min_width=max(len(word) for model in models for word in model.split()))
+    table.add_column("prompts")
+    table.add_column("")
     for name in names:
         table.add_column(HEADINGS[name], justify="right", overflow="fold")
     for model, found in models.items():
