@@ -84,6 +84,8 @@ def test_samples_that_were_begun_are_finished(sampler, tmp_path, capsys):
     assert f"{len(journal)} parts of it are taken from there" in " ".join(capsys.readouterr().out.split())
     assert path.read_text() == (tmp_path / "undisturbed" / "samples.jsonl").read_text()
     assert [file.name for file in path.parent.iterdir()] == ["samples.jsonl"]
+    write_samples(sampler, asked[:1], path, seed=0)
+    assert "instead of those that were there" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("damage", ['{"key": "c", "res', "[1, 2]\n", '{"key": "c"}\n', "\n", "\x00\n"])

@@ -64,6 +64,7 @@ def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path, seed: in
     ids and log-probabilities.
     """
     wanted = [one for one in asked for _ in range(samples)]
+    replaced = path.exists()
     with journal_of(path) as journal:
         with progress_bar("sampling", len(wanted)) as advance:
             replies = sampler(
@@ -77,7 +78,9 @@ def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path, seed: in
         lines = [json.dumps(_fields(*each), ensure_ascii=False) + "\n" for each in zip(wanted, replies, strict=True)]
         write_whole(path, "".join(lines))
     reset = sum(reply.resets > 0 for reply in replies)
-    console.print(f"{len(replies)} replies in [bold]{path}[/], {reset} of them after a reset", highlight=False)
+    instead = " (instead of those that were there)" if replaced else ""
+    shown = f"{len(replies)} replies in [bold]{path}[/]{instead}, {reset} of them after a reset"
+    console.print(shown, highlight=False)
     console.print(f"compiled: {'; '.join(sampler.compiled)}", style="dim", highlight=False)
 
 
