@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import datasets
 import pyarrow
 from pyarrow import parquet
 
@@ -112,6 +111,8 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _saved_rows(folder: Path, split: str) -> Iterator[tuple[str, dict]]:
+    import datasets  # takes a second, which runs without it should not cost
+
     try:
         table = datasets.load_from_disk(str(folder))
     except Exception as error:
@@ -124,6 +125,8 @@ def _saved_rows(folder: Path, split: str) -> Iterator[tuple[str, dict]]:
 
 
 def _hub_rows(path: str, split: str) -> Iterator[tuple[str, dict]]:
+    import datasets  # takes a second, which runs without it should not cost
+
     name, _, folder = path.partition(":")
     try:
         table = datasets.load_dataset(name, data_dir=folder or None, split=split)

@@ -8,8 +8,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import datasets
-
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.tokenizer import Message, check_messages
 
@@ -100,6 +98,8 @@ def _is_published(path: str) -> bool:
 
 
 def _hub_rows(path: str) -> tuple[str, Iterable[dict]]:
+    import datasets  # takes a second, which runs without it should not cost
+
     at = PUBLISHED.get(path, Published(path))
     if not at.hub:
         raise InputError(f"{path} is not on the Hub: get {at.instead}, as {path}=FILE")
