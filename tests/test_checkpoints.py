@@ -136,10 +136,10 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(base, whole, cut_short):  
     output = (process := processes.start(*command, stderr=subprocess.STDOUT)).communicate(timeout=300)[0]
     said = without_spaces(output)
     assert process.returncode == 2, output
-    # Orbax's threads have said a lot before it.
+    # Orbax's threads say a lot before it, and may say more behind it.
     assert re.search(
         r"error:acheckpointcannotbewrittento\S+\(.*Filetoolarge.*\);thenewestwholeoneisofstep6\."
-        r"Oncethereisroom,thesamecommandgoesonfromthere$",
+        r"Oncethereisroom,thesamecommandgoesonfromthere",
         said,
     ), output
     assert all(path.read_bytes() == content for path, content in before.items())
