@@ -18,6 +18,7 @@ from jax_backtrack.progress import console
 from jax_backtrack.recipe import check, check_stages, load_model
 from jax_backtrack.recipes import known_recipes
 from jax_backtrack.safety import compare, fit_judge, mt_bench, replication, report, sets
+from jax_backtrack.safety.evaluation import EVALUATION
 from jax_backtrack.sampling import files, web
 from jax_backtrack.sampling.chat import chat, typed_lines
 from jax_backtrack.sampling.sampler import Sampler
@@ -164,11 +165,11 @@ def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> Non
         mt_bench.write_answers(sampler, questions, name, workdir / "mt_bench.jsonl")
     if read or questions:
         return
-    with journal_of(workdir / "evaluation.json") as journal:
+    with journal_of(workdir / EVALUATION) as journal:
         evaluation = compare.evaluate_with_progress(sampler, settings.prompts, "evaluating", journal)
-        report.write({name: evaluation}, workdir / "evaluation.json")
+        report.write({name: evaluation}, workdir / EVALUATION)
     report.show({name: evaluation})
-    console.print(f"numbers and replies in [bold]{workdir}[/]: evaluation.json", highlight=False)
+    console.print(f"numbers and replies in [bold]{workdir}[/]: {EVALUATION}", highlight=False)
 
 
 def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jax_backtrack.progress import console
+from jax_backtrack.safety.cells import longest_word
 from jax_backtrack.safety.evaluate import Evaluation
 from jax_backtrack.safety.measures import Measure
 from jax_backtrack.sampling.chat import struck
@@ -31,8 +32,7 @@ def show(evaluations: dict[str, Evaluation]) -> None:
     count = next(iter(next(iter(evaluations.values())).measures.values())).count
     title = f"testbed, {count} held-out prompts per cell, 95 % intervals"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    # Where a terminal is too narrow for all, names are what must not be lost.
-    table.add_column("model", min_width=max(len(word) for name in evaluations for word in name.split()))
+    table.add_column("model", min_width=longest_word(evaluations))
     there = {measure for evaluation in evaluations.values() for measure in evaluation.measures}
     columns = {measure: column for measure, column in _COLUMNS.items() if measure in there}
     for heading, _ in columns.values():

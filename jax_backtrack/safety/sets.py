@@ -17,7 +17,7 @@ from jax_backtrack.journal import Journal, journal_of, key_of
 from jax_backtrack.progress import console, progress_bar, share_bar
 from jax_backtrack.safety import evaluation, fitted, page, perplexity, win_rate
 from jax_backtrack.safety.asked import Condition, ask
-from jax_backtrack.safety.cells import HEADINGS, cell, in_line
+from jax_backtrack.safety.cells import HEADINGS, cell, in_line, longest_word
 from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
 from jax_backtrack.safety.gcg import Attack, Objective, Settings
 from jax_backtrack.safety.judge import Judge
@@ -143,8 +143,7 @@ def show(models: dict[str, Evaluation], judge: str, win_rates: WinRates = NOT_JU
     """Prints one table: a row for each model, set and condition."""
     table = Table(title=f"judge: {judge}; 95 % intervals", title_justify="left", box=box.SIMPLE_HEAD)
     names = [name for name in HEADINGS if name != "won" or win_rates.of]
-    # Where a terminal is too narrow for all, names are what must not be lost.
-    table.add_column("model", min_width=max(len(word) for model in models for word in model.split()))
+    table.add_column("model", min_width=longest_word(models))
     table.add_column("prompts")
     table.add_column("")
     for name in names:
