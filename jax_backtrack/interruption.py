@@ -30,7 +30,7 @@ class Interrupted(KeyboardInterrupt):
 @contextlib.contextmanager
 def caught() -> Iterator[None]:
     """Here SIGTERM and Ctrl-C raise Interrupted, in the main thread, which must enter this; behind it they do what they
-    did before.
+    did before, and what came is forgotten.
 
     Of several hosts SIGTERM is left to JAX's preemption service, which took it over when they met.
     """
@@ -43,6 +43,7 @@ def caught() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _asked = None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Real inputs that several tests share. On a developer's machine they may be missing; in CI they must be there."""
 
+import copy
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tokenizers import Tokenizer
 
 from tests.processes import COMPILE_FAST
 
@@ -26,6 +29,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.load import packaged_gguf
 from jax_backtrack.hub.tokenizer import ChatTokenizer, with_reset
+from tests import tiny
 
 # A shell has what runs in its background ignore Ctrl-C, and so would the processes that tests start there.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -88,6 +92,17 @@ def smollm_file(smollm_gguf) -> GGUFFile:
 def tokenizer(smollm_file) -> ChatTokenizer:
     """SmolLM2's tokenizer as it comes."""
     return ChatTokenizer(smollm_file.tokenizer())
+
+
+@pytest.fixture(scope="session")
+def short_tokenizer(tokenizer) -> ChatTokenizer:
+    """SmolLM2's tokenizer as it was after its first merges: of a tiny model the vocabulary takes most of the time."""
+    hf = copy.deepcopy(tokenizer.hf)
+    parts = json.loads(hf.backend_tokenizer.to_str())
+    parts["model"]["vocab"] = {text: index for text, index in parts["model"]["vocab"].items() if index < tiny.SHORT}
+    parts["model"]["merges"] = [pair for pair in parts["model"]["merges"] if "".join(pair) in parts["model"]["vocab"]]
+    hf._tokenizer = Tokenizer.from_str(json.dumps(parts))
+    return ChatTokenizer(hf)
 
 
 @pytest.fixture(scope="session")

@@ -235,3 +235,4 @@ def test_outside_of_steps_a_signal_ends_at_once(tmp_path, monkeypatch):
     monkeypatch.setitem(command_line.MODES, "train", mode)
     assert command_line.run("train", recipe("m"), str(tmp_path)) == interruption.RESTART
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert interruption.asked(step=1) is None  # of what this process trains next

@@ -26,11 +26,11 @@ from tests import processes, tiny
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, tokenizer):
-    """A tiny random model on disk, with SmolLM2's tokenizer."""
+def base(tmp_path_factory, short_tokenizer):
+    """A tiny random model on disk, with a shortened tokenizer."""
     folder = tmp_path_factory.mktemp("base") / "model"
-    model = tiny.model(vocab_size=49152, max_position_embeddings=512, num_key_value_heads=2)
-    save(model, tokenizer, folder)
+    model = tiny.model(vocab_size=tiny.SHORT, max_position_embeddings=512, num_key_value_heads=2)
+    save(model, short_tokenizer, folder)
     return folder
 
 
@@ -84,7 +84,7 @@ def test_sft_learns_and_leaves_a_model_that_can_reset(sft_workdir):
     assert any((sft_workdir / "tensorboard").iterdir())
     model, tokenizer = load(str(sft_workdir))
     assert tokenizer.reset_id == 4 and tokenizer.reset_context == "rewind"
-    assert model.config.vocab_size == 49152
+    assert model.config.vocab_size == tiny.SHORT
 
 
 def test_dpo_starts_from_an_sft_workdir_at_exactly_log_2(sft_workdir, tmp_path):

@@ -8,6 +8,7 @@ from jax_backtrack.models.transformer import Compute, Transformer, TransformerCo
 from jax_backtrack.trees import Branch, Example
 
 VOCAB = 61
+SHORT = 4096  # entries of the fixture `short_tokenizer`
 RESET_ID, EOT_ID = 3, 2
 
 
