@@ -17,9 +17,9 @@ from tests.test_training import run_main
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, tokenizer):
+def base(tmp_path_factory, short_tokenizer):
     folder = tmp_path_factory.mktemp("base") / "model"
-    save(tiny.model(vocab_size=49152, max_position_embeddings=512), tokenizer, folder)
+    save(tiny.model(vocab_size=tiny.SHORT, max_position_embeddings=512), short_tokenizer, folder)
     return folder
 
 

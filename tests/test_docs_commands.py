@@ -133,12 +133,12 @@ PARSED = [(file, command) for file, command in EVERY if isinstance(command, Comm
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory, tokenizer) -> Path:
+def given(tmp_path_factory, short_tokenizer) -> Path:
     """A folder with the models and files that documents name."""
     folder = tmp_path_factory.mktemp("given")
-    model = tiny.model(vocab_size=49152, max_position_embeddings=1024)
-    save(model, tokenizer, folder / "base")
-    with_reset = add_reset(model, tokenizer)
+    model = tiny.model(vocab_size=tiny.SHORT, max_position_embeddings=1024)
+    save(model, short_tokenizer, folder / "base")
+    with_reset = add_reset(model, short_tokenizer)
     with_reset.reset_context = "rewind"
     for run in ("sft", "dpo", "baseline"):
         save(model, with_reset, folder / "runs" / run / "export")

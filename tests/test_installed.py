@@ -95,9 +95,9 @@ def test_a_mistake_is_named_in_one_line(installed, tmp_path):
     assert refused.strip() == "error: --topology and --mode=plan go together: --mode=plan --topology=v5e:4x4"
 
 
-def test_the_command_trains_by_a_shipped_recipe_and_by_one_of_ours(installed, tmp_path, tokenizer):
+def test_the_command_trains_by_a_shipped_recipe_and_by_one_of_ours(installed, tmp_path, short_tokenizer):
     """What it leaves has the files that the package carries as data."""
-    save(tiny.model(vocab_size=49152, max_position_embeddings=512), tokenizer, tmp_path / "base")
+    save(tiny.model(vocab_size=tiny.SHORT, max_position_embeddings=512), short_tokenizer, tmp_path / "base")
     mine = """
         from configs import sft_smollm
 

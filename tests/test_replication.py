@@ -19,9 +19,9 @@ from tests import tiny
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory, tokenizer):
+def start(tmp_path_factory, short_tokenizer):
     folder = tmp_path_factory.mktemp("base") / "model"
-    save(tiny.model(vocab_size=49152, max_position_embeddings=1024), tokenizer, folder)
+    save(tiny.model(vocab_size=tiny.SHORT, max_position_embeddings=1024), short_tokenizer, folder)
     return folder
 
 
