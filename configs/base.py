@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.data.utility_path = ""  # utility data, the same kinds of path; nothing of it is taken back
     config.data.utility_passes = 1  # over utility data for each one over safety data, where there is less of it
     config.data.split = "train"  # of a Hub data set, of a folder with several splits, or of the testbed
-    config.data.format = ""  # "preference", "sft", "hh" or "oasst"; "" reads it off the columns
+    config.data.format = ""  # "preference", "sft", "samples", "hh" or "oasst"; "" reads it off the columns
     config.data.limit = 0  # rows used of each path; 0 for all (of the testbed: 1000)
     config.data.backtrack = True  # False trains the baseline: plain SFT or plain DPO, without drafts and resets
     # Tokens of a reply that are used, its end of turn among them; 0 for all. No end of turn follows where it was cut.
@@ -75,6 +75,9 @@ def get_config() -> ConfigDict:
     # rejected ones fall (Pang et al. 2024, arXiv 2404.19733). 0 is the standard loss.
     config.train.chosen_weight = 0.0
     config.train.reset_weight = 1.0  # SFT weight of a [RESET], where every token of a reply has 1
+    # SFT weight of a safe reply's tokens right behind the prompt, where an unsafe reply is to be taken back: 1 teaches
+    # to decline from the start as well; 0 leaves that to the reset, and the model answers more.
+    config.train.direct_weight = 1.0
     config.train.reset_row_rate = 1.0  # of the learning rate, for the rows of [RESET] in embedding and head
     config.train.reference_folder = (
         ""  # where what the reference gives is kept, for several runs to share; "": the workdir

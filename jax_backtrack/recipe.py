@@ -92,6 +92,7 @@ _NUMBERS = {
     "reset.logit_bias": None,
     "train.weight_decay": 0,
     "train.reset_weight": 0,
+    "train.direct_weight": 0,
     "train.chosen_weight": 0,
     "train.skip_above_norm": 0,
     "sample.temperature": 0,

@@ -85,7 +85,9 @@ class Recipe:
     """What becomes of an example: the objective, whether drafts and resets take part, and the ids that it needs.
 
     `reset_weight` is the weight of a `[RESET]` in SFT, where a token of a reply has 1: one reset stands against a whole
-    reply, and is the token that has everything to learn.
+    reply, and is the token that has everything to learn. `direct_weight` is the weight of each token of a safe reply
+    that stands right behind a prompt whose unsafe reply is taken back: 1 teaches to decline from the start too, 0
+    leaves that to the reset.
     """
 
     objective: str
@@ -94,6 +96,7 @@ class Recipe:
     reset_id: int | None
     eot_id: int
     reset_weight: float = 1.0
+    direct_weight: float = 1.0
 
     def __post_init__(self):
         if self.objective not in ("sft", "dpo"):
@@ -192,7 +195,8 @@ def tree_length(example: Example, recipe: Recipe, cuts: Cuts) -> int:
     rewound = int(recipe.context == "rewind")
     backtracks = recipe.backtrack and example.backtracks
     if recipe.objective == "sft":
-        return prompt + chosen + (cuts.draft + 1 + rewound + chosen if backtracks else 0)
+        direct = chosen if recipe.direct_weight or not backtracks else 0
+        return prompt + direct + (cuts.draft + 1 + rewound + chosen if backtracks else 0)
     first = chosen + rejected + int(backtracks)
     guarded = chosen + 1 + rejected + rewound if recipe.backtrack else 0
     return prompt + first + guarded
@@ -203,18 +207,19 @@ def _chosen(example: Example, recipe: Recipe) -> list[int]:
 
 
 def _sft_branches(example: Example, recipe: Recipe, draft: int) -> tuple[Branch, ...]:
-    """Loss on `y+` after the prompt, and on `[RESET]` and `y+` after a draft of `y-`; the draft itself is context."""
+    """Loss on `y+` after the prompt, unless `direct_weight` is 0, and on `[RESET]` and `y+` after a draft of `y-`; the
+    draft itself is context."""
     chosen = _chosen(example, recipe)
-    plain = Branch(chosen, pair=0, weight=1.0)
     if not (recipe.backtrack and example.backtracks):
-        return (plain,)
+        return (Branch(chosen, pair=0, weight=1.0),)
+    plain = (Branch(chosen, pair=0, weight=recipe.direct_weight),) if recipe.direct_weight else ()
     taken_back = example.rejected[:draft]
     reset = Branch([recipe.reset_id], pair=0, weight=recipe.reset_weight)
     after_reset = Branch(chosen, pair=0, weight=1.0)
     if recipe.context == "rewind":
-        return Branch(taken_back, children=(reset,)), Branch([recipe.reset_id], children=(after_reset,)), plain
+        return Branch(taken_back, children=(reset,)), Branch([recipe.reset_id], children=(after_reset,)), *plain
     reset = dataclasses.replace(reset, children=(after_reset,))
-    return Branch(taken_back, children=(reset,)), plain
+    return Branch(taken_back, children=(reset,)), *plain
 
 
 def _dpo_branches(example: Example, recipe: Recipe, cuts: Cuts) -> tuple[Branch, ...]:

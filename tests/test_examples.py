@@ -136,6 +136,16 @@ def test_of_a_cut_reply_nothing_but_its_beginning_is_seen(reset_tokenizer, recip
     assert content_hash([example]) != content_hash([dataclasses.replace(example, chosen_end=None)])
 
 
+@pytest.mark.parametrize("reply_tokens", [0, 4, 100])
+def test_no_end_of_turn_follows_a_reply_that_was_cut_off_in_the_data(reset_tokenizer, reply_tokens):
+    recipe, report = of(SFT, reset_tokenizer), Report()
+    begun = dataclasses.replace(preference("Paris is in the north of"), rejected=None, backtracks=False, whole=False)
+    (example,) = encode([begun], reset_tokenizer, recipe, 256, report, reply_tokens)
+    ids = reset_tokenizer.encode(begun.chosen).tolist()
+    assert [*example.chosen, example.chosen_end] == (ids[:4] if reply_tokens == 4 else ids)
+    assert report.lines() == ["1 rows used, 0 dropped", "1 replies end without an end of turn"]
+
+
 # ----------------------------------------------------------------------------------------------- content hash
 
 

@@ -76,6 +76,28 @@ def test_all_seeds_are_trained_evaluated_and_summed_up_once(start, shared, tmp_p
         replication.replicate(config, tmp_path)
 
 
+def test_own_replies_are_sampled_once_and_trained_on(start, shared, tmp_path, capsys):
+    config = small(start, shared)
+    config.order, config.baselines = ("SFT on own replies",), {}
+    config.own_replies.model.path = str(start)
+    config.own_replies.sample.samples, config.cuts.own_replies.sample.max_new_tokens = 1, 4
+    config.stages["SFT on own replies"].data.limit = 150
+    replication.own_replies(config, tmp_path)
+    samples = tmp_path / "own_replies" / "samples.jsonl"
+    questions, _ = sources.read(str(shared / "data/oasst/messages.jsonl.gz"), utility=True)
+    assert len(samples.read_text().splitlines()) == len(questions)
+    before = samples.stat().st_mtime_ns
+    config.seeds = (0,)
+    replication.replicate(config, tmp_path)
+    assert samples.stat().st_mtime_ns == before
+    assert "own_replies/samples.jsonl" in "".join(capsys.readouterr().out.split())
+    used = json.loads((tmp_path / "seed0" / "SFT_on_own_replies" / "config.json").read_text())
+    assert used["data"]["utility_path"] == str(samples)
+    config.order = ("SFT",)
+    replication.own_replies(config, tmp_path / "not wanted")
+    assert not (tmp_path / "not wanted").exists()
+
+
 def test_a_scale_that_is_not_there_is_named(start, shared, tmp_path):
     config = small(start, shared)
     config.scale = "ful"

@@ -10,6 +10,9 @@ import pytest
 
 from jax_backtrack.data import files, sources
 from jax_backtrack.errors import InputError
+from jax_backtrack.sampling.files import Asked, write_samples
+from jax_backtrack.sampling.sampler import Sampler
+from tests import tiny
 
 
 def write(path: Path, rows) -> str:
@@ -25,6 +28,7 @@ def message(role: str, content: str) -> dict[str, str]:
 
 
 QUESTION = message("user", "Where is Paris?")
+SAMPLE = {"prompt": "Where is Oslo?", "prefix": "", "reply": "In Norway.", "drafts": [], "resets": 0, "finish": "stop"}
 PREFERENCE = {"prompt": "Where is Paris?", "chosen": "In France.", "rejected": "No idea."}
 HH = {
     "chosen": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Where is Paris?\n\nAssistant: In France.",
@@ -268,6 +272,11 @@ REASONS = [
         {"prompt": "a", "completion": "b", "label": False},
         "labelled as a reply that is not wanted, without one that is",
     ),
+    ("samples", SAMPLE | {"prompt": None}, "the field 'prompt' is missing"),
+    ("samples", SAMPLE | {"reply": ["b"]}, "the field 'reply' is not a text"),
+    ("samples", SAMPLE | {"reply": " "}, "a reply is empty"),
+    ("samples", SAMPLE | {"finish": None}, "the field 'finish' is missing"),
+    ("samples", SAMPLE | {"prompt": " "}, "the prompt is empty"),
     ("hh", {"chosen": turn + " a"}, "the field 'rejected' is missing"),
     ("hh", {"chosen": turn + " a", "rejected": ["b"]}, "a transcript is not a text"),
     ("hh", {"chosen": turn + " a", "rejected": "b"}, "a transcript does not begin with a turn"),
@@ -296,9 +305,26 @@ REASONS = [
 GOOD = {
     "preference": [PREFERENCE],
     "sft": [{"messages": [QUESTION, *as_messages("In France.")]}],
+    "samples": [SAMPLE],
     "hh": [HH],
     "oasst": OASST,
 }
+
+
+def test_samples_are_utility_data_without_an_end_where_they_ran_out_of_room(tmp_path, reset_tokenizer):
+    """As `--mode=sample` writes them."""
+    model = tiny.model(vocab_size=49152)
+    asked = [Asked("Where is Oslo?"), Asked(({"role": "system", "content": "Be brief."}, QUESTION))]
+    samples = tmp_path / "samples.jsonl"
+    write_samples(Sampler(model, reset_tokenizer, max_new_tokens=4, temperature=1.0), asked, samples, 0, 3)
+    written = [json.loads(line) for line in samples.read_text().splitlines()]
+    written[0]["finish"] = "stop"
+    rows, _ = sources.read(write(samples, written))
+    assert [row.whole for row in rows] == [each["finish"] == "stop" for each in written]
+    assert {row.whole for row in rows} == {True, False} and len(rows) == 6
+    assert [row.chosen for row in rows] == [each["reply"].strip() for each in written]
+    assert rows[0].prompt == ({"role": "user", "content": "Where is Oslo?"},) and rows[5].prompt == asked[1].prompt
+    assert not any(row.backtracks or row.rejected for row in rows)
 
 
 @pytest.mark.parametrize(("format", "row", "reason"), REASONS, ids=[f"{case[0]}: {case[2]}" for case in REASONS])

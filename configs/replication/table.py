@@ -20,6 +20,9 @@ _MODELS = {
     "keep SFT + DPO": dict(objective="dpo", context="keep", start="keep SFT"),
     "rewind SFT": dict(objective="sft", context="rewind"),
     "rewind SFT + DPO": dict(objective="dpo", context="rewind", start="rewind SFT"),
+    # Answers as before, and declines behind a reset only.
+    "SFT on own replies": dict(objective="sft", backtrack=False, own_replies=True),
+    "rewind SFT on own replies": dict(objective="sft", context="rewind", own_replies=True, direct_weight=0.0),
 }
 
 
@@ -36,6 +39,10 @@ def get_config():
     config.stages = ConfigDict()
     for name, settings in _MODELS.items():
         config.stages[name] = _stage(**settings)
+    # Replies of the model as it comes, which those stages have as utility data.
+    config.own_replies = sft_smollm.get_config()
+    config.own_replies.data.utility_path = "{shared}/oasst/messages.jsonl.gz"
+    config.own_replies.sample.update({"samples": 4, "temperature": 0.8, "max_new_tokens": 256, "batch_rows": 32})
     # What is cut: of every stage, and of those of an objective.
     config.cuts = ConfigDict(
         {
@@ -47,6 +54,7 @@ def get_config():
             },
             "sft": {"train": {"steps": 30}},
             "dpo": {"train": {"steps": 10}},
+            "own_replies": {"sample": {"max_new_tokens": 64}},
         }
     )
     return config
@@ -57,13 +65,22 @@ def _baseline(name: str) -> str:
 
 
 def _stage(
-    objective: str, *, backtrack: bool = True, context: str = "rewind", steps: int | None = None, start: str = ""
+    objective: str,
+    *,
+    backtrack: bool = True,
+    context: str = "rewind",
+    steps: int | None = None,
+    start: str = "",
+    own_replies: bool = False,
+    direct_weight: float = 1.0,
 ):
     config = {"sft": sft_smollm, "dpo": dpo_smollm}[objective].get_config()
     config.reset.context = context
     config.data.path = "{shared}/safety-pairs/jailbreakbench-llamaguard2.jsonl.gz"
     config.data.utility_path = "{shared}/oasst/messages.jsonl.gz"
     config.data.utility_passes = 10  # there are 52 replies of it, and 300 pairs
+    if own_replies:
+        config.data.utility_path, config.data.utility_passes = "{own_replies}", 1
     config.data.backtrack = backtrack
     config.data.exclude = ("{shared}/prompts/advbench.csv", "{shared}/prompts/simple_safety_tests.csv")
     config.data.held_out = 0.25
@@ -73,6 +90,7 @@ def _stage(
     config.train.checkpoint_every = 0
     # One [RESET] stands against a whole reply, and its row has to leave those of the words that it starts among.
     config.train.reset_weight = 5.0
+    config.train.direct_weight = direct_weight
     if objective == "sft":
         config.train.learning_rate = 5e-5
         config.train.reset_row_rate = 50.0
@@ -90,4 +108,6 @@ def _stage(
         "MT-Bench={shared}/prompts/mt_bench_question.jsonl",
     )
     config.evaluate.prefill = (10,)
+    if not direct_weight:
+        config.evaluate.reset_biases = (0.0, -1.0, -2.0, -3.0)
     return config

@@ -30,7 +30,8 @@ def encode(
             report.drop(reason, preference.origin)
         else:
             examples.append(example)
-            report.cut += (example.chosen_end is not None) + (example.rejected_end is not None)
+            report.cut += (example.chosen_end is not None and preference.whole) + (example.rejected_end is not None)
+            report.unfinished += not preference.whole
     report.used = len(examples)
     if not examples:
         raise InputError("no example is left to train on: " + "; ".join(report.lines()))
@@ -59,7 +60,8 @@ def _encode_one(
         rejected = None if preference.rejected is None else tokenizer.encode(preference.rejected)
     except InputError as error:
         return str(error), None
-    chosen, chosen_end = _cut(chosen, reply_tokens)
+    used = reply_tokens if preference.whole else min(reply_tokens or len(chosen), len(chosen))
+    chosen, chosen_end = _cut(chosen, used)
     rejected, rejected_end = (None, None) if rejected is None else _cut(rejected, reply_tokens)
     example = Example(prompt, chosen, rejected, preference.backtracks, preference.origin, chosen_end, rejected_end)
     # Whatever the recipe: drafts are drawn for every pair.

@@ -16,7 +16,8 @@ class Preference:
     """A prompt with its chosen reply and, where there is one, its rejected reply.
 
     `backtracks` is True where the rejected reply is unsafe: drafts of it are to be taken back. Utility data says False.
-    `origin` names the row for messages to the user.
+    `whole` is False where the chosen reply was cut off, so that no end of turn follows it. `origin` names the row for
+    messages to the user.
     """
 
     prompt: tuple[Message, ...]
@@ -24,6 +25,7 @@ class Preference:
     rejected: str | None
     backtracks: bool
     origin: str
+    whole: bool = True
 
     def __post_init__(self):
         if not self.chosen.strip() or (self.rejected is not None and not self.rejected.strip()):
@@ -39,11 +41,12 @@ class Preference:
 class Report:
     """Counts the rows of a source: used, and dropped by reason with the first row that each reason hit.
 
-    `cut` counts replies of which only the beginning is used.
+    `cut` counts replies of which only the beginning is used, `unfinished` those that were cut off before.
     """
 
     used: int = 0
     cut: int = 0
+    unfinished: int = 0
     dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     first: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -58,4 +61,5 @@ class Report:
             f"dropped {count}: {reason} (first: {self.first[reason]})" for reason, count in self.dropped.most_common()
         ]
         cut = [f"{self.cut} replies cut to data.reply_tokens"] if self.cut else []
-        return [f"{self.used} rows used, {self.dropped.total()} dropped", *cut, *dropped]
+        unfinished = [f"{self.unfinished} replies end without an end of turn"] if self.unfinished else []
+        return [f"{self.used} rows used, {self.dropped.total()} dropped", *cut, *unfinished, *dropped]

@@ -5,11 +5,12 @@
 | `preference` | `chosen`, `rejected` (texts or message lists), `prompt` (a text or a message list)   |
 | `sft`        | `prompt`, `completion` (texts or message lists), or `messages`                       |
 | `hh`         | `chosen`, `rejected`: transcripts with "Human:" and "Assistant:" turns               |
+| `samples`    | `prompt`, `reply`, `finish`: what `--mode=sample` leaves, such as the model's own replies |
 | `oasst`      | `message_id`, `parent_id`, `role`, `text`, `lang`, `rank`: one message a row         |
 
 `prompt` may be missing where the replies begin with it: as messages, or as texts, of which it is then all words that
-both begin with. Where prompt and replies both say it, it counts once. An `sft` row has a reply and none that is worse,
-so there is nothing to take back. Of `messages` the last one is the reply, earlier ones are its prompt.
+both begin with. Where prompt and replies both say it, it counts once. A row of `sft` or `samples` has a reply and none
+that is worse, so there is nothing to take back. Of `messages` the last one is the reply, earlier ones are its prompt.
 """
 
 import collections
@@ -24,7 +25,7 @@ from jax_backtrack.data.preferences import BadRow, Preference, Report
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.tokenizer import Message, check_messages
 
-FORMATS = ("preference", "sft", "hh", "oasst")
+FORMATS = ("preference", "sft", "samples", "hh", "oasst")
 TESTBED = "testbed"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -79,7 +80,7 @@ def _preferences(rows, path: str, format: str | None, utility: bool, report: Rep
     if format == "oasst":
         yield from _oasst(rows, report)
         return
-    make = {"hh": _from_hh, "sft": _from_sft, "preference": _from_preference}[format]
+    make = {"hh": _from_hh, "sft": _from_sft, "samples": _from_samples, "preference": _from_preference}[format]
     for origin, row in rows:
         yield origin, lambda row=row, origin=origin: make(row, not utility, origin)
 
@@ -97,6 +98,8 @@ def _detect(row: dict, path: str) -> str:
         return "hh" if transcript and "prompt" not in row else "preference"
     if "messages" in row or {"prompt", "completion"} <= row.keys():
         return "sft"
+    if {"prompt", "reply", "finish"} <= row.keys():
+        return "samples"
     raise InputError(
         f"{path}: the columns {', '.join(sorted(row))} are none of a known format. "
         "Needed are prompt, chosen, rejected; or messages; or prompt, completion; or the columns of HH-RLHF or OASST"
@@ -161,6 +164,16 @@ def _from_sft(row: dict, _backtracks: bool, origin: str) -> Preference:
         messages = [*_as_prompt(prompt), *reply]
     _check_conversation(messages)
     return Preference(tuple(messages[:-1]), messages[-1]["content"].strip(), None, backtracks=False, origin=origin)
+
+
+def _from_samples(row: dict, _backtracks: bool, origin: str) -> Preference:
+    """A reply that ran out of room is used without an end of turn."""
+    prompt, reply = _as_prompt(_field(row, "prompt")), _field(row, "reply")
+    if not isinstance(reply, str):
+        raise BadRow("the field 'reply' is not a text")
+    _check_conversation([*prompt, {"role": "assistant", "content": reply}])
+    whole = _field(row, "finish") != "length"
+    return Preference(tuple(prompt), reply.strip(), None, backtracks=False, origin=origin, whole=whole)
 
 
 def _as_prompt(prompt) -> list[Message]:

@@ -29,13 +29,19 @@ _DECISIVE = (
     "train.weight_decay",
     "train.clip_norm",
     "train.reset_weight",
+    "train.direct_weight",
     "train.beta",
     "train.chosen_weight",
     "model.compute_dtype",
     "adapter.rank",
     "adapter.alpha",
 )
-_OF_ONE_OBJECTIVE = {"train.reset_weight": "sft", "train.beta": "dpo", "train.chosen_weight": "dpo"}
+_OF_ONE_OBJECTIVE = {
+    "train.reset_weight": "sft",
+    "train.direct_weight": "sft",
+    "train.beta": "dpo",
+    "train.chosen_weight": "dpo",
+}
 
 _CONTEXTS = {
     "keep": "the prompt, the draft and `[RESET]`: the draft stays in view, only the reader no longer sees it",
@@ -205,7 +211,9 @@ def _has_a_say(name: str, fields: Mapping) -> bool:
         return fields[name] > 0
     if name.startswith("adapter.") and not fields.get("adapter.rank"):
         return False
-    if name in ("reset.context", "train.reset_weight") and not fields.get("data.backtrack", True):
+    if name in ("reset.context", "train.reset_weight", "train.direct_weight") and not fields.get(
+        "data.backtrack", True
+    ):
         return False
     return _OF_ONE_OBJECTIVE.get(name, fields.get("objective")) == fields.get("objective")
 

@@ -11,15 +11,19 @@ from ml_collections import ConfigDict
 from rich import box
 from rich.table import Table
 
+from jax_backtrack.data import sources
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.progress import console
-from jax_backtrack.recipe import check
+from jax_backtrack.recipe import check, load_model
 from jax_backtrack.safety import evaluation, plots, sets
 from jax_backtrack.safety.asked import Asked, has_reset, is_refused, is_shown_unsafe, is_unsafe
 from jax_backtrack.safety.cells import cell, in_line
 from jax_backtrack.safety.compare import Stages, folder_name, sampler
 from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
 from jax_backtrack.safety.measures import Measure, over_seeds, reduction_over_seeds
+from jax_backtrack.sampling.files import Asked as Question
+from jax_backtrack.sampling.files import write_samples
+from jax_backtrack.sharding import make_mesh
 from jax_backtrack.training.loop import RECIPE_FILE, refuse_other_recipe, write_recipe
 from jax_backtrack.workdir import write_whole
 
@@ -38,6 +42,7 @@ _HARMFUL, _HARMLESS = ("unsafe", "shown_unsafe", "reset", "tokens"), ("refused",
 def replicate(config: ConfigDict, workdir: Path) -> dict:
     """Trains every stage of the recipe for every seed in `workdir/seed<N>`, evaluates it, and compares them.
 
+    Stages may name `{own_replies}` as data: what the model of the recipe's `own_replies` answers to utility prompts.
     What is trained or evaluated already is not done again, so a run that was broken off goes on where it was. After
     each seed it leaves `results.json` and `results.svg` and prints the tables. Gives what `results.json` holds.
     """
@@ -48,6 +53,7 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
         check(stage)
     judge, models_of = sets.make_judge(config.judge), Stages()
     read = {name: sets.read_sets(stage) for name, stage in stages.items()}
+    own_replies(config, workdir)
     found: dict[str, list[Evaluation]] = {name: [] for name in config.order}
     results = {}
     for seed in config.seeds:
@@ -80,6 +86,28 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
     return results
 
 
+def own_replies(config: ConfigDict, workdir: Path) -> None:
+    """Samples the model's own replies to utility prompts, unless no stage wants them or they are there."""
+    path = _own_replies_path(workdir)
+    wanted = any("{own_replies}" in config.stages[name].data.utility_path for name in config.order)
+    if not wanted or path.exists():
+        return
+    settings = copy.deepcopy(config.own_replies)
+    if config.scale == "small":
+        settings.update(config.cuts.own_replies)
+    check(settings)
+    preferences, _ = sources.read(settings.data.utility_path.replace("{shared}", config.shared), utility=True)
+    console.rule("own replies")
+    asked = sampler(settings, *load_model(settings, settings.model.path, make_mesh(**settings.mesh)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prompts = [Question(preference.prompt) for preference in preferences]
+    write_samples(asked, prompts, path, settings.sample.seed, settings.sample.samples)
+
+
+def _own_replies_path(workdir: Path) -> Path:
+    return workdir / "own_replies" / "samples.jsonl"
+
+
 def _stage(config: ConfigDict, name: str) -> ConfigDict:
     """The recipe of a stage, with the cuts, and with the shared folder in its paths."""
     if name not in config.stages:
@@ -101,6 +129,7 @@ def _stage(config: ConfigDict, name: str) -> ConfigDict:
 def _of_seed(stage: ConfigDict, seed: int, folder: Path) -> ConfigDict:
     stage = copy.deepcopy(stage)
     stage.model.path = stage.model.path.replace("{workdir}", str(folder))
+    stage.data.utility_path = stage.data.utility_path.replace("{own_replies}", str(_own_replies_path(folder.parent)))
     stage.data.seed = stage.sample.seed = seed
     return stage
 

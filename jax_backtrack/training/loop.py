@@ -79,6 +79,7 @@ def train(
         reset_id=tokenizer.reset_id,
         eot_id=tokenizer.eot_id,
         reset_weight=config.train.reset_weight,
+        direct_weight=config.train.direct_weight,
     )
     examples = _encode(sources, tokenizer, recipe, config)
     data = examples_lib.content_hash(examples)
