@@ -4,7 +4,7 @@
         --config.shared=../shared/data --config.judge=runs/judge
 
 Every model is trained once for each seed and asked prompts that none was trained on. With the `cuts` the first seven
-took two hours for three seeds on two busy cores; with `--config.scale=full` they are left out.
+took 112 minutes for three seeds on two busy cores; with `--config.scale=full` they are left out.
 """
 
 from ml_collections import ConfigDict
