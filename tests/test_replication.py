@@ -93,6 +93,9 @@ def test_own_replies_are_sampled_once_and_trained_on(start, shared, tmp_path, ca
     assert "own_replies/samples.jsonl" in "".join(capsys.readouterr().out.split())
     used = json.loads((tmp_path / "seed0" / "SFT_on_own_replies" / "config.json").read_text())
     assert used["data"]["utility_path"] == str(samples)
+    config.own_replies.sample.temperature = 0.5
+    with pytest.raises(InputError, match=r"own_replies was begun with other settings \(sample.temperature\)"):
+        replication.own_replies(config, tmp_path)
     config.order = ("SFT",)
     replication.own_replies(config, tmp_path / "not wanted")
     assert not (tmp_path / "not wanted").exists()

@@ -20,7 +20,7 @@ from tests import tiny
 S = 96
 MODELS = {family: nnx.split(tiny.model(**fields)) for family, fields in tiny.FAMILIES.items()}
 every_family = pytest.mark.parametrize("family", MODELS)
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=15, deadline=None)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -43,7 +43,7 @@ def get_config():
     config.own_replies = sft_smollm.get_config()
     config.own_replies.data.utility_path = "{shared}/oasst/messages.jsonl.gz"
     config.own_replies.sample.update({"samples": 4, "temperature": 0.8, "max_new_tokens": 256, "batch_rows": 32})
-    # What is cut: of every stage, and of those of an objective.
+    # What is cut: of every stage, of those of an objective, and of the own replies.
     config.cuts = ConfigDict(
         {
             "all": {

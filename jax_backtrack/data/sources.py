@@ -5,7 +5,7 @@
 | `preference` | `chosen`, `rejected` (texts or message lists), `prompt` (a text or a message list)   |
 | `sft`        | `prompt`, `completion` (texts or message lists), or `messages`                       |
 | `hh`         | `chosen`, `rejected`: transcripts with "Human:" and "Assistant:" turns               |
-| `samples`    | `prompt`, `reply`, `finish`: what `--mode=sample` leaves, such as the model's own replies |
+| `samples`    | `prompt`, `reply`, `finish`: what `--mode=sample` leaves, as utility data            |
 | `oasst`      | `message_id`, `parent_id`, `role`, `text`, `lang`, `rank`: one message a row         |
 
 `prompt` may be missing where the replies begin with it: as messages, or as texts, of which it is then all words that
@@ -102,7 +102,8 @@ def _detect(row: dict, path: str) -> str:
         return "samples"
     raise InputError(
         f"{path}: the columns {', '.join(sorted(row))} are none of a known format. "
-        "Needed are prompt, chosen, rejected; or messages; or prompt, completion; or the columns of HH-RLHF or OASST"
+        "Needed are prompt, chosen, rejected; or messages; or prompt, completion; or prompt, reply, finish; "
+        "or the columns of HH-RLHF or OASST"
     )
 
 

@@ -42,6 +42,7 @@ _OF_ONE_OBJECTIVE = {
     "train.beta": "dpo",
     "train.chosen_weight": "dpo",
 }
+_OF_BACKTRACKING = ("reset.context", "train.reset_weight", "train.direct_weight")
 
 _CONTEXTS = {
     "keep": "the prompt, the draft and `[RESET]`: the draft stays in view, only the reader no longer sees it",
@@ -211,9 +212,7 @@ def _has_a_say(name: str, fields: Mapping) -> bool:
         return fields[name] > 0
     if name.startswith("adapter.") and not fields.get("adapter.rank"):
         return False
-    if name in ("reset.context", "train.reset_weight", "train.direct_weight") and not fields.get(
-        "data.backtrack", True
-    ):
+    if name in _OF_BACKTRACKING and not fields.get("data.backtrack", True):
         return False
     return _OF_ONE_OBJECTIVE.get(name, fields.get("objective")) == fields.get("objective")
 

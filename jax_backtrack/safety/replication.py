@@ -87,19 +87,26 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
 
 
 def own_replies(config: ConfigDict, workdir: Path) -> None:
-    """Samples the model's own replies to utility prompts, unless no stage wants them or they are there."""
-    path = _own_replies_path(workdir)
-    wanted = any("{own_replies}" in config.stages[name].data.utility_path for name in config.order)
-    if not wanted or path.exists():
+    """Samples the model's own replies to utility prompts, unless no stage wants them or they are there.
+
+    Raises InputError where those that are there, or were begun, are of other settings.
+    """
+    if not any("{own_replies}" in config.stages[name].data.utility_path for name in config.order):
         return
+    path = _own_replies_path(workdir)
     settings = copy.deepcopy(config.own_replies)
     if config.scale == "small":
         settings.update(config.cuts.own_replies)
+    settings.data.utility_path = settings.data.utility_path.replace("{shared}", config.shared)
     check(settings)
-    preferences, _ = sources.read(settings.data.utility_path.replace("{shared}", config.shared), utility=True)
+    refuse_other_recipe(path.parent, settings, also=("sample",))
+    if path.exists():
+        return
+    preferences, _ = sources.read(settings.data.utility_path, utility=True)
     console.rule("own replies")
     asked = sampler(settings, *load_model(settings, settings.model.path, make_mesh(**settings.mesh)))
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_recipe(path.parent / RECIPE_FILE, settings)
     prompts = [Question(preference.prompt) for preference in preferences]
     write_samples(asked, prompts, path, settings.sample.seed, settings.sample.samples)
 
