@@ -1,5 +1,7 @@
 """Dense attention with grouped heads: the reference, and what a cache is attended to with."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -62,6 +64,38 @@ def attend_to_cache(
     weight_BxKxQxS = _weights(score_BxKxQxS, visible_BxQxS[:, None], scale, softcap).astype(value.dtype)
     mixed = jnp.matmul(weight_BxKxQxS.reshape(score.shape), value)
     return mixed.reshape(grouped_BxKxTxGxD.shape).swapaxes(1, 2).reshape(query_BxTxNxD.shape)
+
+
+def attend_behind(
+    query_BxTxNxD: jax.Array,
+    key_BxTxKxD: jax.Array,
+    value_BxTxKxD: jax.Array,
+    read_key_CxKxSxD: jax.Array,
+    read_value_CxKxSxD: jax.Array,
+    visible_TxS: jax.Array,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> jax.Array:
+    """`attend` of rows that go on behind the same tokens, of which `read_key` and `read_value` are, `[B, T, N, D]`.
+
+    There are `C` copies, one for `B / C` rows each. All queries of these rows meet a copy in one product; it is never
+    repeated for a row. `visible`, the same for all rows, is first of the `S` read tokens, then of the row's own `T`.
+    """
+    rows, queries, _, dim = query_BxTxNxD.shape
+    copies, kv_heads, slots, _ = read_key_CxKxSxD.shape
+    query_KxBxTxGxD = jnp.moveaxis(query_BxTxNxD.reshape(rows, queries, kv_heads, -1, dim), 2, 0)
+    grouped = query_KxBxTxGxD.shape[:-1]
+    by_copy, by_row = (kv_heads, copies, -1), (kv_heads, rows, -1)
+    products = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    of_read = products("kcqd,cksd->kcqs", query_KxBxTxGxD.reshape(*by_copy, dim), read_key_CxKxSxD)
+    of_own = products("kbqd,bskd->kbqs", query_KxBxTxGxD.reshape(*by_row, dim), key_BxTxKxD)
+    score_KxBxTxGxS = jnp.concatenate([of_read.reshape(*grouped, slots), of_own.reshape(*grouped, queries)], axis=-1)
+    weight_KxBxTxGxS = _weights(score_KxBxTxGxS, visible_TxS[:, None], scale, softcap).astype(value_BxTxKxD.dtype)
+    to_read, to_own = jnp.split(weight_KxBxTxGxS, [slots], axis=-1)
+    mixed = products("kcqs,cksd->kcqd", to_read.reshape(*by_copy, slots), read_value_CxKxSxD).reshape(*grouped, dim)
+    mixed += products("kbqs,bskd->kbqd", to_own.reshape(*by_row, queries), value_BxTxKxD).reshape(*grouped, dim)
+    return jnp.moveaxis(mixed, 0, 2).reshape(query_BxTxNxD.shape).astype(query_BxTxNxD.dtype)
 
 
 def _weights(score, visible, scale, softcap) -> jax.Array:

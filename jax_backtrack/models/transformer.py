@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from jax_backtrack import trees
 from jax_backtrack.kernels.tree_attention import RESIDUALS, Blocks
-from jax_backtrack.models.attention import attend, attend_to_cache, soft_cap
+from jax_backtrack.models.attention import attend_behind, attend_to_cache, soft_cap
 from jax_backtrack.models.block_attention import BLOCKS
 from jax_backtrack.models.cache import Cache
 from jax_backtrack.models.linear import (
@@ -240,10 +240,10 @@ class Transformer(nnx.Module):
     def hidden_behind(self, beginning: Cache, kept: jax.Array, tokens_BxT: jax.Array) -> jax.Array:
         """Final hidden states `[B, T, M]` of plain sequences that all go on behind the same `kept` tokens.
 
-        `beginning` is a stacked cache that has read these tokens, and maybe more, in every one of its `N` rows, which
+        `beginning` is a stacked cache that has read these tokens, and maybe more, in every one of its `C` rows, which
         divide `B`; on a mesh one for each part of the rows. It is read where it lies, and not grown.
         """
-        mesh, (rows, tokens), (count, _, slots, _) = self.compute.mesh, tokens_BxT.shape, beginning.keys.shape[1:]
+        mesh, tokens, slots = self.compute.mesh, tokens_BxT.shape[1], beginning.keys.shape[3]
         windows = self._windows(slots + tokens)
         later_T, slot_S = jnp.arange(tokens), jnp.arange(slots)
         behind_TxS, behind_TxT = kept + later_T[:, None] - slot_S, later_T[:, None] - later_T
@@ -254,19 +254,13 @@ class Transformer(nnx.Module):
                     (behind_TxT >= 0) & (behind_TxT < (window or tokens)),
                 ],
                 axis=1,
-            )[None]
+            )
             for window in windows
         }
 
         def attention(index, window, query, key, value, _cache):
-            def behind_read(read_NxKxSxD, new_BxTxKxD):
-                read_NxSxKxD = read_NxKxSxD.swapaxes(1, 2)
-                of_rows = (count, rows // count, *read_NxSxKxD.shape[1:])
-                read_BxSxKxD = jnp.broadcast_to(read_NxSxKxD[:, None], of_rows).reshape(rows, *of_rows[2:])
-                return place(jnp.concatenate([read_BxSxKxD, new_BxTxKxD], axis=1), "BxTxKxD", mesh)
-
-            keys, values = map(behind_read, beginning.layer(index), (key, value))
-            return attend(query, keys, values, visible[window], **self._scores()), None
+            mixed_BxTxNxD = attend_behind(query, key, value, *beginning.layer(index), visible[window], **self._scores())
+            return place(mixed_BxTxNxD, "BxTxNxD", mesh), None
 
         position_BxT = jnp.broadcast_to(kept + later_T, tokens_BxT.shape)
         hidden_BxTxM, _ = self._through_layers(tokens_BxT, position_BxT, windows, attention, None)

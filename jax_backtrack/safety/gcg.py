@@ -34,7 +34,8 @@ from jax_backtrack.trees import Branch, Rows, common_beginning, flatten, pack, s
 _LENGTH_STEP = 128  # of the row that gradients are taken of, as attention's blocks are
 # Lengths that are multiples of these share a compilation, with those of other prompts too: of what a batch's rows read,
 # and of the targets.
-_ROW_STEP, _TARGET_STEP = 4, 8
+_ROW_STEP, _TARGET_STEP = 2, 8
+_GRADIENT_CHUNK = 32  # tokens of the target whose logits exist at once when gradients are taken
 _LOGITS = 256  # tokens of one part whose logits exist at once, at most, unless one candidate has more
 
 
@@ -238,7 +239,7 @@ def _gradients(graph, params, rows: Rows, place_T: jax.Array) -> jax.Array:
     def loss(added_TxM):
         shape = (*rows.tokens.shape, model.config.hidden_size)
         added_BxSxM = jnp.zeros(shape, added_TxM.dtype).at[0, place_T].set(added_TxM)
-        scores_BxS = token_scores(model, rows, added=added_BxSxM)
+        scores_BxS = token_scores(model, rows, _GRADIENT_CHUNK, added_BxSxM)
         return -jnp.sum(rows.weight * scores_BxS)
 
     by_embedding_TxM = jax.grad(loss)(jnp.zeros((len(place_T), model.config.hidden_size), model.compute.dtype))
