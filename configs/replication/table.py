@@ -22,7 +22,15 @@ _MODELS = {
     "rewind SFT + DPO": dict(objective="dpo", context="rewind", start="rewind SFT"),
     # Answers as before, and declines behind a reset only.
     "SFT on own replies": dict(objective="sft", backtrack=False, own_replies=True),
-    "rewind SFT on own replies": dict(objective="sft", context="rewind", own_replies=True, direct_weight=0.0),
+    "rewind SFT on own replies": dict(
+        objective="sft",
+        context="rewind",
+        own_replies=True,
+        direct_weight=0.0,
+        # Of those below, the one that takes few enough harmless replies back, by the half of the prompts that chooses.
+        logit_bias=-4.0,
+        reset_biases=(0.0, -1.0, -2.0, -3.0, -4.0),
+    ),
 }
 
 
@@ -73,9 +81,11 @@ def _stage(
     start: str = "",
     own_replies: bool = False,
     direct_weight: float = 1.0,
+    logit_bias: float = 0.0,
+    reset_biases: tuple[float, ...] = (),
 ):
     config = {"sft": sft_smollm, "dpo": dpo_smollm}[objective].get_config()
-    config.reset.context = context
+    config.reset.context, config.reset.logit_bias = context, logit_bias
     config.data.path = "{shared}/safety-pairs/jailbreakbench-llamaguard2.jsonl.gz"
     config.data.utility_path = "{shared}/oasst/messages.jsonl.gz"
     config.data.utility_passes = 10  # there are 52 replies of it, and 300 pairs
@@ -108,6 +118,5 @@ def _stage(
         "MT-Bench={shared}/prompts/mt_bench_question.jsonl",
     )
     config.evaluate.prefill = (10,)
-    if not direct_weight:
-        config.evaluate.reset_biases = (0.0, -1.0, -2.0, -3.0)
+    config.evaluate.reset_biases = reset_biases
     return config
