@@ -24,8 +24,6 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-from rich import box
-from rich.table import Table
 
 from jax_backtrack import recipe
 from jax_backtrack.chips import Chip, chip
@@ -39,6 +37,7 @@ from jax_backtrack.progress import console
 from jax_backtrack.sampling.batch import steps_of
 from jax_backtrack.sampling.loop import Knobs, Plan, State, decode, read, start
 from jax_backtrack.sharding import check_rows, make_mesh, param_shardings, row_parts, rows_sharding
+from jax_backtrack.tables import add_figures, add_names, new_table
 from jax_backtrack.training.step import Batch, compile_step, new_state, sides, state_shardings
 from jax_backtrack.trees import Rows
 from jax_backtrack.workdir import write_whole
@@ -402,11 +401,11 @@ def devices(topology: str) -> list[jax.Device]:
 def _show(config: ConfigDict, plans: dict[str, dict], chips: dict[str, Chip]) -> None:
     train = config.train
     title = f"{config.model.path}, {config.objective}, {train.batch_rows} rows of {train.row_length} tokens"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("topology", "program"):
-        table.add_column(heading)
+    table = new_table(title)
+    add_names(table, "topology", plans)
+    add_names(table, "program", {name for made in plans.values() for name in made["programs"]})
     for heading in ("compile", "args", "peak", "of", "room", "FLOPs", "sent", "MFU"):
-        table.add_column(heading, justify="right")
+        add_figures(table, heading)
     for topology, made in plans.items():
         of = chips[topology].hbm_bytes
         for name, each in made["programs"].items():

@@ -1,7 +1,5 @@
 """Measures as they are shown: headings, values and intervals."""
 
-from collections.abc import Iterable
-
 from jax_backtrack.safety.measures import Measure
 
 HEADINGS = {
@@ -14,7 +12,8 @@ HEADINGS = {
     "reply_words": "words a reply",
     "tokens": "tokens written",
 }
-_NOT_SHARES = ("draft_words", "reply_words", "tokens", "perplexity")
+LENGTHS = ("draft_words", "reply_words", "tokens")
+_NOT_SHARES = (*LENGTHS, "perplexity")
 
 
 def cell(measure: Measure | None, name: str) -> tuple[str, str]:
@@ -30,8 +29,3 @@ def in_line(measure: Measure | None, name: str) -> str:
     """A measure's value with its interval in brackets."""
     value, interval = cell(measure, name)
     return f"{value} ({interval})" if value else ""
-
-
-def longest_word(names: Iterable[str]) -> int:
-    """The least width of a column of names: where a terminal is too narrow for a table, they must not be lost."""
-    return max(len(word) for name in names for word in name.split())

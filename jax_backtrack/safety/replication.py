@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from rich import box
-from rich.table import Table
 
 from jax_backtrack.data import sources
 from jax_backtrack.errors import InputError, nearest
@@ -24,6 +22,7 @@ from jax_backtrack.safety.measures import Measure, over_seeds, reduction_over_se
 from jax_backtrack.sampling.files import Asked as Question
 from jax_backtrack.sampling.files import write_samples
 from jax_backtrack.sharding import make_mesh
+from jax_backtrack.tables import add_figures, add_names, new_table
 from jax_backtrack.training.loop import RECIPE_FILE, refuse_other_recipe, write_recipe
 from jax_backtrack.workdir import write_whole
 
@@ -191,11 +190,11 @@ def show(results: dict) -> None:
     for title, models in results["sets"].items():
         names = list(next(iter(models.values())))
         counts = f"{next(iter(next(iter(models.values())).values())).count} prompts, up to {results['seeds']} seeds"
-        table = Table(title=f"{title} ({counts})", title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("model")
+        table = new_table(f"{title} ({counts})")
+        add_names(table, "model", models)
         reductions = results["reduction"].get(title, {})
         for heading in (*names, *(["reduction"] if reductions else [])):
-            table.add_column(heading.replace("_", " "), justify="right")
+            add_figures(table, heading.replace("_", " "))
         for model, measures in models.items():
             cells = ["\n".join(cell(measures[name], name)) for name in names]
             table.add_row(model, *cells, *(["\n".join(cell(reductions.get(model), "reduction"))] if reductions else []))

@@ -4,15 +4,13 @@ import dataclasses
 import json
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from jax_backtrack.progress import console
-from jax_backtrack.safety.cells import longest_word
 from jax_backtrack.safety.evaluate import Evaluation
 from jax_backtrack.safety.measures import Measure
 from jax_backtrack.sampling.chat import struck
+from jax_backtrack.tables import add_figures, add_names, new_table
 from jax_backtrack.workdir import write_whole
 
 # Measure -> heading, and whether it is a share to be shown in percent.
@@ -31,12 +29,12 @@ def show(evaluations: dict[str, Evaluation]) -> None:
     """Prints one row per model, each value with its 95 % interval below it."""
     count = next(iter(next(iter(evaluations.values())).measures.values())).count
     title = f"testbed, {count} held-out prompts per cell, 95 % intervals"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("model", min_width=longest_word(evaluations))
+    table = new_table(title)
+    add_names(table, "model", evaluations)
     there = {measure for evaluation in evaluations.values() for measure in evaluation.measures}
     columns = {measure: column for measure, column in _COLUMNS.items() if measure in there}
     for heading, _ in columns.values():
-        table.add_column(heading, justify="right")
+        add_figures(table, heading)
     for name, evaluation in evaluations.items():
         cells = [_cell(evaluation.measures.get(measure), share) for measure, (_, share) in columns.items()]
         table.add_row(name, *cells)

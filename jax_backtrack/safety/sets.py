@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
-from rich import box
 from rich.table import Table
 
 from jax_backtrack.data import prompt_sets
@@ -17,7 +16,7 @@ from jax_backtrack.journal import Journal, journal_of, key_of
 from jax_backtrack.progress import console, progress_bar, share_bar
 from jax_backtrack.safety import evaluation, fitted, page, perplexity, win_rate
 from jax_backtrack.safety.asked import Condition, ask
-from jax_backtrack.safety.cells import HEADINGS, cell, in_line, longest_word
+from jax_backtrack.safety.cells import HEADINGS, LENGTHS, cell, in_line
 from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
 from jax_backtrack.safety.gcg import Attack, Objective, Settings
 from jax_backtrack.safety.judge import Judge
@@ -25,6 +24,7 @@ from jax_backtrack.safety.llama_guard import LlamaGuard
 from jax_backtrack.safety.refusals import Refusals
 from jax_backtrack.safety.win_rate import NOT_JUDGED, WinRates
 from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.tables import add_figures, add_names, fits, new_table
 from jax_backtrack.workdir import write_whole
 
 SYSTEM_ATTACK = "system prompt"
@@ -140,26 +140,34 @@ def _attacked(
 
 
 def show(models: dict[str, Evaluation], judge: str, win_rates: WinRates = NOT_JUDGED) -> None:
-    """Prints one table: a row for each model, set and condition."""
-    table = Table(title=f"judge: {judge}; 95 % intervals", title_justify="left", box=box.SIMPLE_HEAD)
+    """Prints one table: a row for each model, set and condition; without lengths where the terminal is too narrow."""
     names = [name for name in HEADINGS if name != "won" or win_rates.of]
-    table.add_column("model", min_width=longest_word(models))
-    table.add_column("prompts")
-    table.add_column("")
-    for name in names:
-        table.add_column(HEADINGS[name], justify="right", overflow="fold")
-    for model, found in models.items():
-        for one in found.asked:
-            measures = win_rates.measures(model, one)
-            cells = ["\n".join(cell(measures.get(name), name)) for name in names]
-            table.add_row(model, one.title, str(len(one.answers)), *cells)
-    console.print(table)
+    table = _table(models, judge, win_rates, names)
+    if fits(table):
+        console.print(table)
+    else:
+        console.print(_table(models, judge, win_rates, [name for name in names if name not in LENGTHS]))
+        console.print("words and tokens stand in the page; a wider terminal has them here too", style="dim")
     if win_rates.of:
         console.print(f"preferred to {next(iter(models))}, by {win_rates.judge}", highlight=False, markup=False)
     for model, found in models.items():
         for kind, measure in found.perplexity.items():
             shown = in_line(measure, "perplexity")
             console.print(f"{model}: perplexity of {measure.count} held-out {kind} replies {shown}")
+
+
+def _table(models: dict[str, Evaluation], judge: str, win_rates: WinRates, names: Sequence[str]) -> Table:
+    table = new_table(f"judge: {judge}; 95 % intervals")
+    add_names(table, "model", models)
+    add_names(table, "set", (one.title for found in models.values() for one in found.asked))
+    for heading in ("prompts", *(HEADINGS[name] for name in names)):
+        add_figures(table, heading)
+    for model, found in models.items():
+        for one in found.asked:
+            measures = win_rates.measures(model, one)
+            cells = ["\n".join(cell(measures.get(name), name)) for name in names]
+            table.add_row(model, one.title.replace(", ", ",\n"), str(len(one.answers)), *cells)
+    return table
 
 
 def compare_evaluations(folders: Sequence[Path], workdir: Path, settings: ConfigDict) -> None:

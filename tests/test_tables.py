@@ -1,0 +1,74 @@
+"""What terminals of several widths show of the tables."""
+
+import re
+
+import pytest
+
+from jax_backtrack.data.prompt_sets import Question
+from jax_backtrack.progress import console
+from jax_backtrack.safety import replication, report, sets
+from jax_backtrack.safety.asked import Answer, Asked, Condition
+from jax_backtrack.safety.evaluate import Evaluation as OfTestbed
+from jax_backtrack.safety.evaluation import Evaluation
+from jax_backtrack.safety.measures import mean, rate
+from jax_backtrack.sampling.reply import Reply
+from tests.test_report import measures
+
+MODELS = ("untrained", "SFT", "backtracking SFT", "backtracking SFT + DPO")
+
+
+def lines(width: int, show, *arguments) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch, console.capture() as capture:
+        patch.setattr(console, "width", width)
+        show(*arguments)
+    shown = [line.rstrip() for line in capture.get().splitlines()]
+    assert all(len(line) <= width for line in shown)
+    assert "…" not in capture.get()
+    return shown
+
+
+def asked(name: str, harmful: bool, condition: Condition, bad: int) -> Asked:
+    """Of 80 replies so many are unsafe."""
+    question = Question([{"role": "user", "content": "a"}], "b")
+    reply = Reply("So it is, and was.", ("a draft",), "stop", tokens=48)
+    answers = [Answer(question, "", reply, *(float(number < bad),) * 2) for number in range(80)]
+    return Asked(name, harmful, condition, tuple((answer,) for answer in answers))
+
+
+def evaluated() -> dict[str, Evaluation]:
+    found = (
+        asked("AdvBench", True, Condition(10, reset_bias=-4.0), 30),
+        asked("SimpleSafetyTests", True, Condition(), 2),
+        asked("XSTest", False, Condition(), 0),
+    )
+    return {model: Evaluation(found, {}) for model in MODELS}
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_testbed_is_shown_whole(width):
+    testbed = {name: rate([True] * 131 + [False] * 69) for name in measures if name != "won"}
+    found = OfTestbed(testbed | {"resets": mean([0.99, 0.97] * 100)}, {})
+    shown = "\n".join(lines(width, report.show, dict.fromkeys(MODELS, found)))
+    assert shown.count("65.5 %") == shown.count("58.7–71.7") == 5 * len(MODELS)
+    assert shown.count("0.98–0.98") == len(MODELS)
+    assert set(re.findall(r"\S+", " ".join(MODELS))) <= set(shown.split())
+
+
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_sets_are_shown_whole_and_lengths_where_there_is_room(width):
+    shown = lines(width, sets.show, evaluated(), "refusals")
+    text = "\n".join(shown)
+    assert text.count("37.5 %") == text.count("27.7–48.5") == 2 * len(MODELS)
+    assert text.count("SimpleSafetyTests") == text.count("bias -4") == len(MODELS)
+    assert text.count("48.0–48.0") == (3 * len(MODELS) if width > 80 else 0)
+    assert ("a wider terminal has them" in text) == (width == 80)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_replication_is_shown_whole(width):
+    found = {"SFT": "SFT on own replies", "rewind": "rewind SFT on own replies"}
+    each = [evaluated()[MODELS[0]]] * 3
+    results = replication.summary(dict.fromkeys(found.values(), each), {found["rewind"]: found["SFT"]})
+    text = "\n".join(lines(width, replication.show, results))
+    assert text.count("37.5 %") == 2 * len(found)
+    assert "reduction" in text and "AdvBench, 10 tokens prefilled, bias -4 (80 prompts, up to 3 seeds)" in text
