@@ -35,7 +35,7 @@ _LENGTH_STEP = 128  # of the row that gradients are taken of, as attention's blo
 # Lengths that are multiples of these share a compilation, with those of other prompts too: of what a batch's rows read,
 # and of the targets.
 _ROW_STEP, _TARGET_STEP = 2, 8
-_GRADIENT_CHUNK = 32  # tokens of the target whose logits exist at once when gradients are taken
+_GRADIENT_CHUNK = 32  # scored tokens whose logits exist at once when gradients are taken
 _LOGITS = 256  # tokens of one part whose logits exist at once, at most, unless one candidate has more
 
 
