@@ -33,13 +33,23 @@ def get_config() -> ConfigDict:
     config.adapter.weights = TARGETS  # which weights of each layer have an adapter
 
     config.data = ConfigDict()
-    # Safety pairs, whose rejected replies are unsafe: a .jsonl, .json or .parquet file, a folder of
-    # datasets.save_to_disk, a Hub id (owner/name or owner/name:folder), or "testbed".
+    # Safety pairs, whose rejected replies are unsafe: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), a pattern
+    # of files, a folder, a Hub id (owner/name or owner/name:folder), or "testbed"; several are parted by commas.
     config.data.path = ""
     config.data.utility_path = ""  # utility data, the same kinds of path; nothing of it is taken back
     config.data.utility_passes = 1  # over utility data for each one over safety data, where there is less of it
     config.data.split = "train"  # of a Hub data set, of a folder with several splits, or of the testbed
-    config.data.format = ""  # "preference", "sft", "samples", "hh" or "oasst"; "" reads it off the columns
+    config.data.config_name = ""  # configuration of a Hub data set, or of its clone, that has several
+    config.data.format = ""  # a name of docs/DATA.md, such as "preference" or "hh"; "" tells it by the columns
+    # Names of the file's columns, by the names that they have in the formats; "" for the same name.
+    config.data.columns = ConfigDict()
+    config.data.columns.prompt = ""
+    config.data.columns.chosen = ""
+    config.data.columns.rejected = ""
+    config.data.columns.completion = ""
+    config.data.columns.messages = ""
+    config.data.columns.system = ""
+    config.data.columns.label = ""
     config.data.limit = 0  # rows used of each path; 0 for all (of the testbed: 1000)
     config.data.backtrack = True  # False trains the baseline: plain SFT or plain DPO, without drafts and resets
     # Tokens of a reply that are used, its end of turn among them; 0 for all. No end of turn follows where it was cut.

@@ -25,9 +25,11 @@ from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.sharding import make_mesh
 from jax_backtrack.training.checkpoints import DamagedCheckpoint
 from jax_backtrack.training.loop import train
+from jax_backtrack.training.show_data import show_data
 from jax_backtrack.workdir import check_links
 
 _PLANS = "runs/plan"
+_RECORDS = 3  # of each path, that --mode=show-data prints
 _INTERACTIVE = ("chat", "web")  # Ctrl-C ends a reply, or the page, there
 
 
@@ -68,6 +70,7 @@ def run(
     prompts: str | None = None,
     topology: Sequence[str] = (),
     compared: Sequence[str] = (),
+    records: int | None = None,
     placement: tuple = (None, None, None),
 ) -> int:
     """Runs one mode and returns the exit code: 0, or 2 after an error of the user's input. Where the same command goes
@@ -83,23 +86,29 @@ def run(
             raise InputError(f"--mode={mode}: {nearest(mode, MODES)}")
         if prompts is not None and mode != "sample":
             raise InputError(f"--prompts goes with --mode=sample, not with --mode={mode}")
+        if records is not None and mode != "show-data":
+            raise InputError(f"--records goes with --mode=show-data, not with --mode={mode}")
         if bool(topology) != (mode == "plan"):
             raise InputError("--topology and --mode=plan go together: --mode=plan --topology=v5e:4x4")
         if compared and mode != "evaluate":
             raise InputError(f"--compare goes with --mode=evaluate, not with --mode={mode}")
         if "stages" in config and mode != "compare":
             raise InputError(f"the recipe has stages, for --mode=compare; --mode={mode} takes a recipe of one run")
-        if workdir is None and mode != "plan":
+        if workdir is None and mode not in ("plan", "show-data"):
             raise InputError(f"--workdir=DIR must be given with --mode={mode}")
-        workdir = workdir or _PLANS
-        if "://" in workdir:
+        if mode == "plan":
+            workdir = workdir or _PLANS
+        if workdir is not None and "://" in workdir:
             raise InputError(f"--workdir={workdir}: only local folders are supported yet")
         if mode != "train" and hosts.asked_for(*placement):
             raise InputError(f"--mode={mode} runs on one host; of several, only --mode=train can make use")
-        check_links(Path(workdir))
+        folder = None if workdir is None else Path(workdir)
+        if folder is not None:
+            check_links(folder)
         hosts.start(*placement)
         with contextlib.nullcontext() if mode in _INTERACTIVE else interruption.caught():
-            MODES[mode](config, Path(workdir), {"plan": topology, "evaluate": compared}.get(mode, prompts))
+            given = {"plan": topology, "evaluate": compared, "show-data": records}.get(mode, prompts)
+            MODES[mode](config, folder, given)
         hosts.finish()
     except (InputError, FloatingPointError, OSError) as error:
         _say_error(error)
@@ -131,6 +140,10 @@ def _train(config: ConfigDict, workdir: Path, _prompts) -> None:
     _say_next(f"the same command with --mode=chat, --mode=sample or --mode=evaluate uses the model in {workdir}")
     if config.objective == "sft" and config.data.backtrack:
         _say_next(f"DPO begins from it with a DPO recipe, a workdir of its own and --config.model.path={workdir}")
+
+
+def _show_data(config: ConfigDict, workdir: Path | None, records: int | None) -> None:
+    show_data(config, workdir, _RECORDS if records is None else records)
 
 
 def _sample(config: ConfigDict, workdir: Path, prompts: str | None) -> None:
@@ -195,6 +208,7 @@ def _plan(config: ConfigDict, workdir: Path, topology: Sequence[str]) -> None:
 
 MODES = {
     "plan": _plan,
+    "show-data": _show_data,
     "train": _train,
     "sample": _sample,
     "chat": _chat,

@@ -11,14 +11,30 @@ from ml_collections import config_flags
 from jax_backtrack import command_line, recipes
 
 FLAGS = flags.FLAGS
-_KEY_FLAGS = "config", "workdir", "mode", "prompts", "topology", "compare", "coordinator", "processes", "process"
+_KEY_FLAGS = (
+    "config",
+    "workdir",
+    "mode",
+    "prompts",
+    "records",
+    "topology",
+    "compare",
+    "coordinator",
+    "processes",
+    "process",
+)
 
 config_flags.DEFINE_config_file("config", None, f"Recipe: a path, or a name in {recipes.FOLDER}.")
-flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves; a plan goes to runs/plan without one.")
+flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder for everything that the run leaves; a plan goes to runs/plan without one, --mode=show-data needs none.",
+)
 flags.DEFINE_string("mode", "train", f"One of {', '.join(command_line.MODES)}.")
 flags.DEFINE_string(
     "prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none."
 )
+flags.DEFINE_integer("records", None, "For --mode=show-data: how many records of each path are printed; 3 if none.", 0)
 flags.DEFINE_list("topology", [], "For --mode=plan: TPU topologies to compile for, as in v5e:4x4,v5p:2x2x2,v5e:4x4*2.")
 flags.DEFINE_list(
     "compare", [], "For --mode=evaluate: workdirs that were evaluated on prompt sets; shows them side by side."
@@ -40,6 +56,7 @@ def main(argv):
         FLAGS.config,
         FLAGS.workdir,
         prompts=FLAGS.prompts,
+        records=FLAGS.records,
         topology=FLAGS.topology,
         compared=FLAGS.compare,
         placement=placement,

@@ -8,6 +8,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jax_backtrack.data import sources
+from jax_backtrack.data.files import split_paths
+from jax_backtrack.data.formats import NAMES as FORMATS
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import DTYPES, load
@@ -40,6 +42,7 @@ _NAMES = {
     "model.param_dtype": DTYPES,
     "model.compute_dtype": DTYPES,
     "model.attention": ("auto", *tree_attention.KINDS),
+    "data.format": ("", *FORMATS),
     "train.remat": tuple(REMAT),
     "train.first_moment_dtype": DTYPES,
     "train.second_moment_dtype": DTYPES,
@@ -112,7 +115,9 @@ _ABOVE_0 = (
 _AT_MOST_1 = ("sample.top_p", "sample.min_p")
 _MOST_NUMBER = 1e38  # float32 holds it
 _TEXTS = """
-    model.path model.revision model.chat_template data.path data.utility_path data.split data.format
+    model.path model.revision model.chat_template data.path data.utility_path data.split data.config_name
+    data.columns.prompt data.columns.chosen data.columns.rejected data.columns.completion data.columns.messages
+    data.columns.system data.columns.label
     train.reference_folder web.baseline wandb.project judge.data evaluate.mt_bench evaluate.judge evaluate.system_attack
     evaluate.win_rate_judge
 """.split()
@@ -285,16 +290,28 @@ def add_adapters(config: ConfigDict, model: Transformer, reset_id: int | None) -
         )
 
 
-def read_data(config: ConfigDict, *, utility: bool) -> tuple[list[Preference], Report]:
-    """The recipe's safety data, or its utility data, with the account of the rows."""
+def read_data(config: ConfigDict, *, utility: bool) -> list[tuple[str, list[Preference], Report]]:
+    """Reads the recipe's safety data, or its utility data: each path with its preferences and their account."""
     data = config.data
-    return sources.read(
-        data.utility_path if utility else data.path,
-        utility=utility,
-        split=data.split,
-        format=data.format or None,
-        limit=data.limit or None,
-    )
+    read = []
+    for path in data_paths(config, utility=utility):
+        preferences, report = sources.read(
+            path,
+            utility=utility,
+            split=data.split,
+            format=data.format or None,
+            limit=data.limit or None,
+            columns=data.columns.to_dict(),
+            config_name=data.config_name,
+        )
+        read.append((path, preferences, report))
+    return read
+
+
+def data_paths(config: ConfigDict, *, utility: bool) -> list[str]:
+    """Returns the paths of the recipe's safety data, or of its utility data."""
+    path = config.data.utility_path if utility else config.data.path
+    return split_paths(path) if path else []
 
 
 def load_model(

@@ -32,7 +32,7 @@ def test_both_turns_are_answered_and_the_second_sees_the_first(reset_tokenizer, 
         ("{}", "question 1 has no list of texts `turns`"),
         ('{"turns": ["a", " "]}', "question 1 has no list"),
         ('{"turns": ["a"]}', "has no `question_id`"),
-        ("{", "cannot be read"),
+        ("{", "line 1: not JSON"),
     ],
 )
 def test_broken_questions_are_named(tmp_path, text, message):

@@ -32,6 +32,10 @@ def write(path: Path, text: str) -> str:
         ("prompts.csv", 'goal,target\none,a\n"two","b, c"\nthr\u2028ee,\n'),
         ("prompts.csv", "prompts_final\r\none\r\ntwo\r\nthr\u2028ee\r\n"),
         ("prompts.csv", "\ufeffquestion\none\ntwo\nthr\u2028ee\n"),
+        ("prompts.csv", "Prompt;id\none;1\ntwo;2\nthr\u2028ee;3\n"),
+        ("prompts.tsv", "id\tprompt\n1\tone\n2\ttwo\n3\tthr\u2028ee\n"),
+        ("prompts.txt", "one\rtwo\rthr\u2028ee\r"),
+        ("prompts.json", '["one", {"prompt": "two"}, {"goal": "thr\\u2028ee", "prefix": null}]'),
     ],
 )
 def test_one_prompt_a_line_or_row(tmp_path, name, text):
@@ -80,18 +84,26 @@ def test_real_prompt_sets(shared, name, column, count):
         ("prompts.txt", "\n \n", "no prompts in .*prompts.txt"),
         ("prompts.jsonl", "", "no prompts in .*prompts.jsonl"),
         ("prompts.csv", "prompt\n", "no prompts in .*prompts.csv"),
-        ("prompts.json", "[]", "must end in .txt, .jsonl or .csv"),
-        ("prompts.jsonl", '{"prompt": "a"}\n{"prompt', "prompts.jsonl, line 2 is not JSON"),
-        ("prompts.jsonl", '["a"]', "line 1 is not a JSON object"),
-        ("prompts.jsonl", '{"text": "a"}', "line 1: none of the fields prompt, goal, .* is there, only text"),
-        ("prompts.jsonl", '{"prompt": null}', "line 1: a conversation is a list of messages"),
-        ("prompts.jsonl", '{"prompt": 7}', "line 1: "),
-        ("prompts.jsonl", '{"prompt": [{"role": "usr", "content": "a"}]}', "line 1: .*'usr': did you mean 'user'"),
+        ("prompts.doc", "a", "a file of prompts ends in .txt, .jsonl"),
+        ("prompts.json", "[]", "no prompts in .*prompts.json"),
+        ("prompts.json", "[7]", "row 0 is neither a text nor an object"),
+        ("prompts.jsonl", '{"prompt": "a"}\n{"prompt', "prompts.jsonl, line 2: not JSON"),
+        ("prompts.jsonl", '["a"]', "line 1 is neither a text nor an object"),
+        ("prompts.jsonl", '{"text": "a"}', "line 1: none of the fields prompt, goal, .* has a prompt, of text"),
+        ("prompts.jsonl", '{"prompt": null}', "line 1: none of the fields prompt, .* has a prompt, of prompt"),
+        ("prompts.jsonl", '{"prompt": ""}', "line 1: the field 'prompt' is empty"),
+        ("prompts.jsonl", '{"prompt": "\\u200b"}', "line 1: the field 'prompt' is empty"),
+        ("prompts.jsonl", '{"prompt": []}', "line 1: the field 'prompt' is an empty list"),
+        ("prompts.jsonl", '{"prompt": 7}', "line 1: the field 'prompt' is a number, not a list of messages"),
+        ("prompts.jsonl", '{"prompt": [{"role": "usr", "content": "a"}]}', "line 1: message 0 has the role 'usr'"),
+        ("prompts.jsonl", '{"prompt": [{"role": "assistant", "content": "a"}]}', "ends with the assistant"),
         ("prompts.jsonl", '{"prompt": "a", "prefix": 7}', "line 1: the prefix is not a text"),
-        ("prompts.csv", "text,id\na,1\n", "none of the fields prompt, goal, .* is there, only text, id"),
-        ("prompts.csv", "id,prompt\n1,a\n2\n", "prompts.csv, row 2: the column 'prompt' is empty"),
-        ("prompts.csv", "id,prompt\n1, \n", "prompts.csv, row 1: the column 'prompt' is empty"),
-        ("prompts.csv", 'prompt\n"' + "a" * 200_000, "prompts.csv is not CSV: field larger"),
+        ("prompts.csv", "text,id\na,1\n", "none of the fields prompt, goal, .* has a prompt, of text, id"),
+        ("prompts.csv", "id,prompt\n1,a\n2\n", "prompts.csv, line 3: none of the fields prompt"),
+        ("prompts.csv", "id,prompt\n1, \n", "prompts.csv, line 2: the field 'prompt' is empty"),
+        ("prompts.csv", "prompt\na, b\n", "prompts.csv, line 2: a row of 2 fields under 1 column names"),
+        ("prompts.csv", "prompt,prompt\na,b\n", "the column 'prompt' stands twice"),
+        ("prompts.csv", 'prompt\n"' + "a" * 200_000, "prompts.csv cannot be read: unexpected end of data"),
     ],
 )
 def test_broken_prompt_files_are_refused(tmp_path, name, text, problem):
@@ -117,7 +129,7 @@ def test_standard_input_that_is_no_text_is_refused(monkeypatch):
 def test_what_an_error_quotes_can_be_printed(tmp_path):
     with pytest.raises(InputError) as error:
         read_prompts(write(tmp_path / "prompts.jsonl", '{"\\udc00": "a"}'))
-    assert str(error.value).encode().endswith(b"only \\udc00")
+    assert str(error.value).encode().endswith(b"of \\udc00")
 
 
 # ---------------------------------------------------------------------------------------------------- recipes

@@ -55,15 +55,16 @@ def test_a_line_separator_does_not_end_a_row_of_csv(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", '{"prompt": "one"}\n{"promt": "two"}', "row 2: none of prompt, goal"),
-        ("a.jsonl", '{"prompt": 3}', "row 1, prompt: "),
-        ("a.jsonl", "{", "cannot be read"),
-        ("a.jsonl", "[1]", "row 1 is neither a text nor an object"),
-        ("a.json", '{"prompts": []}', "neither a list of prompts nor"),
+        ("a.jsonl", '{"prompt": "one"}\n{"promt": "two"}', "line 2: none of prompt, goal"),
+        ("a.jsonl", '{"prompt": 3}', "line 1: the field 'prompt' is a number"),
+        ("a.jsonl", "{", "line 1: not JSON"),
+        ("a.jsonl", "[1]", "line 1 is neither a text nor an object"),
+        ("a.json", '{"prompts": []}', "has no harmful prompts"),
         ("a.csv", "prompt\n", "has no harmful prompts"),
         ("a.csv", "prompt,label\none,safe\n", "has no harmful prompts"),
-        ("a.csv", "prompt,target\n,Sure\n", "row 1: none of prompt"),
-        ("a.parquet", "", "ends in .csv, .json, .jsonl or .txt"),
+        ("a.csv", "prompt,target\n,Sure\n", "line 2: none of prompt"),
+        ("a.parquet", "", "a.parquet cannot be read"),
+        ("a.html", "", "a file of prompts ends in .txt, .jsonl"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, name, text, message):

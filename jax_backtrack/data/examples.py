@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jax_backtrack.data.preferences import Preference, Report
+from jax_backtrack.data.preferences import NoUsableRow, Preference, Report
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.trees import Cuts, Example, Recipe, shortest_draft, tree_length
@@ -23,19 +23,31 @@ def encode(
 
     Of a reply the first `reply_tokens` tokens are used, its end of turn among them; all for 0. Those cut are counted.
     """
-    examples = []
+    return [example for _, example in encode_each(preferences, tokenizer, recipe, row_length, report, reply_tokens)]
+
+
+def encode_each(
+    preferences: Sequence[Preference],
+    tokenizer: ChatTokenizer,
+    recipe: Recipe,
+    row_length: int,
+    report: Report,
+    reply_tokens: int = 0,
+) -> list[tuple[Preference, Example]]:
+    """Encodes as `encode` does, and returns each example with the preference that it was made of."""
+    used = []
     for preference in preferences:
         reason, example = _encode_one(preference, tokenizer, recipe, row_length, reply_tokens)
         if reason:
             report.drop(reason, preference.origin)
         else:
-            examples.append(example)
+            used.append((preference, example))
             report.cut += (example.chosen_end is not None and preference.whole) + (example.rejected_end is not None)
             report.unfinished += not preference.whole
-    report.used = len(examples)
-    if not examples:
-        raise InputError("no example is left to train on: " + "; ".join(report.lines()))
-    return examples
+    report.used = len(used)
+    if not used:
+        raise NoUsableRow("no example is left to train on", report)
+    return used
 
 
 def content_hash(examples: Sequence[Example]) -> str:

@@ -1,113 +1,124 @@
-"""Rows of data sets, wherever they lie: JSON lines, JSON, Parquet, folders of `datasets.save_to_disk`, the Hub."""
+"""Finds the rows of a data set, wherever they lie: files, folders, the Hub."""
 
-import gzip
-import json
+import glob
 import os
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow
-from pyarrow import parquet
-
 from jax_backtrack.data.preferences import Report
+from jax_backtrack.data.tables import arrow_objects, parquet_objects
+from jax_backtrack.data.text_files import COMPRESSIONS, csv_objects, json_objects, suffix
 from jax_backtrack.errors import InputError, nearest
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".gz")
-_LONGEST_LINE = 2**26  # bytes: of a longer one, which a small .gz file can hold, no more is read at once
-_SAVED = "state.json", "dataset_dict.json"  # of one split, of several
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+_SAVED = "state.json", "dataset_dict.json"  # of datasets.save_to_disk: of one split, of several
+# Files that a data set's folder has beside its data.
+_NO_DATA = ("README.md", "LICENSE", "dataset_infos.json", "dataset_info.json")
 
 
-def rows(path: str, split: str, report: Report) -> Iterator[tuple[str, dict]]:
-    """Rows of a file, a saved data set or a Hub data set with their places; what is no object is counted in `report`.
+def split_paths(path: str) -> list[str]:
+    """The paths that `path` names: several are parted by commas, unless there is a file of the whole name."""
+    return [path] if _exists(path) else [part.strip() for part in path.split(",") if part.strip()] or [path]
 
-    split: of a Hub data set, and of a saved one that has several
+
+def rows(path: str, split: str, report: Report, config_name: str = "") -> Iterator[tuple[str, dict]]:
+    """Yields the rows of a data set with their places; what is no row is counted in `report`.
+
+    path:        a file, a pattern of files ("data/*.jsonl"), a folder of files, one of `datasets.save_to_disk`, a clone
+                 of a Hub repository, or a Hub id ("owner/name", or "owner/name:folder")
+    split:       of a Hub data set, and of a folder or a JSON document that has several
+    config_name: of a Hub data set, or of its clone, that has several configurations
     """
-    local = _local(path)
-    if local is None:
-        return _hub_rows(path, split)
-    if local.is_dir():
-        return _saved_rows(local, split)
-    if local.suffix == ".parquet":
-        return _parquet_rows(local)
-    return _objects(_json_values(local, report), report)
-
-
-def _local(path: str) -> Path | None:
-    """The file or saved data set that `path` names, or None for a Hub id."""
     local = Path(os.path.expanduser(path))  # which, unlike that of Path, leaves an unknown user's as it is
-    if os.path.isfile(local) or any(os.path.isfile(local / name) for name in _SAVED):
-        return local  # where a text cannot be a path, Path.is_file raises
-    if (
-        os.path.isdir(local)
-        or path.startswith((".", "/", "~"))
-        or path.endswith(SUFFIXES)
-        or path.partition(":")[0].count("/") != 1
-    ):
-        raise InputError(
-            f"{path} is no file here, no folder of datasets.save_to_disk, no Hub id (owner/name) and not 'testbed'"
-        )
-    return None
+    if os.path.isfile(local):  # where a text cannot be a path, Path.is_file raises
+        return _file_rows(local, split, report)
+    if any(os.path.isfile(local / name) for name in _SAVED):
+        return _saved_rows(local, split)
+    if os.path.isdir(local):
+        return _folder_rows(local, split, report, config_name)
+    if glob.has_magic(path):
+        return _matching_rows(str(local), path, split, report)
+    if path.startswith((".", "/", "~")) or path.lower().endswith((*SUFFIXES, *COMPRESSIONS)) or not _is_hub_id(path):
+        raise InputError(f"{path} is no file or folder here, no Hub id (owner/name) and not 'testbed'")
+    return _hub_rows(path, split, config_name)
 
 
-# ------------------------------------------------------------------------------------------------------- JSON
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path)) if "\0" not in path else False
 
 
-def _json_values(file: Path, report: Report) -> Iterator[tuple[str, object]]:
-    """Values of a file of JSON lines, or of a `.json` file that is one list, with their places."""
+def _is_hub_id(path: str) -> bool:
+    return path.partition(":")[0].count("/") == 1
+
+
+def _file_rows(file: Path, split: str, report: Report) -> Iterator[tuple[str, dict]]:
+    kind = suffix(file)
+    with open(file, "rb") as start:
+        magic = start.read(6)
+    if magic.startswith(b"PAR1") or kind == ".parquet":
+        return parquet_objects(file)
+    if magic == b"ARROW1" or kind == ".arrow":
+        return arrow_objects(file)
+    if kind in (".csv", ".tsv"):
+        return csv_objects(file, report)
+    return json_objects(file, split, report)
+
+
+def _matching_rows(pattern: str, shown: str, split: str, report: Report) -> Iterator[tuple[str, dict]]:
+    files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+    if not files:
+        raise InputError(f"{shown}: no file has such a name")
+    report.note(f"{len(files)} files: {_some([file.name for file in files])}")
+    return _all_rows(files, split, report)
+
+
+def _all_rows(files: list[Path], split: str, report: Report) -> Iterator[tuple[str, dict]]:
+    for file in files:
+        yield from _file_rows(file, split, report)
+
+
+def _some(names: list[str], shown: int = 5) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+# ----------------------------------------------------------------------------------------------------- folders
+
+
+def _folder_rows(folder: Path, split: str, report: Report, config_name: str) -> Iterator[tuple[str, dict]]:
+    """Reads the files that `datasets` takes for the split: by the README's configurations, or by their names."""
+    import datasets  # takes a second, which runs without it should not cost
+
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            if file.name.endswith((".json", ".json.gz")) and lines.peek(1)[:1] == b"[":
-                values = json.loads(lines.read())
-                yield from ((f"{file.name}, row {number}", value) for number, value in enumerate(values))
-                return
-            # Lines end at line feeds alone, and one that is broken is one dropped row.
-            for number, line in enumerate(_lines(lines), start=1):
-                place = f"{file.name}, line {number}"
-                if not line.strip():
-                    continue
-                if len(line) > _LONGEST_LINE:
-                    report.drop(f"a line of more than {_LONGEST_LINE // 2**20} MiB", place)
-                    continue
-                try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError):
-                    report.drop("not JSON", place)
-                    continue
-                yield place, value
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        names = datasets.get_dataset_config_names(str(folder))
+        if config_name not in ("", *names):
+            raise InputError(f"{folder} has no configuration {config_name!r} (data.config_name): {_one_of(names)}")
+        if not config_name and len(names) > 1 and "default" not in names:
+            raise InputError(f"{folder} has several configurations: choose data.config_name: {_one_of(names)}")
+        files_by_split = datasets.load_dataset_builder(str(folder), config_name or None).config.data_files
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{folder}: no data files are found in this folder: {error}") from error
+    splits = {str(name): [Path(file) for file in files] for name, files in (files_by_split or {}).items()}
+    if split not in splits:
+        raise InputError(f"{folder} has no split {split!r} (data.split): {nearest(split, splits)}")
+    files = splits[split]
+    report.note(f"{len(files)} files of split {split!r}: {_some([file.name for file in files])}")
+    if unread := _unread(folder, splits):
+        report.note(f"{len(unread)} files in the folder are not read: {_some(unread)}")
+    return _all_rows(files, split, report)
 
 
-def _lines(file) -> Iterator[bytes]:
-    """Lines of an open file. One that is too long ends a byte behind the limit, and the rest of it is passed over."""
-    while line := file.readline(_LONGEST_LINE + 1):
-        yield line
-        while len(line) > _LONGEST_LINE and not line.endswith(b"\n"):
-            line = file.readline(_LONGEST_LINE + 1)
+def _one_of(names) -> str:
+    return ", ".join(sorted(names))
 
 
-def _objects(values: Iterable[tuple[str, object]], report: Report) -> Iterator[tuple[str, dict]]:
-    for place, value in values:
-        if isinstance(value, dict):
-            yield place, value
-        else:
-            report.drop("not a JSON object", place)
-
-
-# ----------------------------------------------------------------------------------------------------- tables
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
-    try:
-        number = 0
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches():
-                for row in batch.to_pylist():
-                    yield f"{file.name}, row {number}", row
-                    number += 1
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+def _unread(folder: Path, splits: dict[str, list[Path]]) -> list[str]:
+    """Files of the folder that belong to none of the splits, but for hidden ones and those about the data."""
+    known = {file.resolve() for files in splits.values() for file in files}
+    inside = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    named = {file.relative_to(folder): file for file in inside if file.resolve() not in known}
+    return [str(name) for name in named if name.name not in _NO_DATA and not any(p.startswith(".") for p in name.parts)]
 
 
 def _saved_rows(folder: Path, split: str) -> Iterator[tuple[str, dict]]:
@@ -124,12 +135,15 @@ def _saved_rows(folder: Path, split: str) -> Iterator[tuple[str, dict]]:
     yield from ((f"{folder.name}, row {number}", row) for number, row in enumerate(table))
 
 
-def _hub_rows(path: str, split: str) -> Iterator[tuple[str, dict]]:
+# ----------------------------------------------------------------------------------------------------- the Hub
+
+
+def _hub_rows(path: str, split: str, config_name: str) -> Iterator[tuple[str, dict]]:
     import datasets  # takes a second, which runs without it should not cost
 
     name, _, folder = path.partition(":")
     try:
-        table = datasets.load_dataset(name, data_dir=folder or None, split=split)
+        table = datasets.load_dataset(name, config_name or None, data_dir=folder or None, split=split)
     except Exception as error:
         raise InputError(f"{path}: no such file here, and the Hub does not give it: {error}") from error
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(table))

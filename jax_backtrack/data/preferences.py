@@ -2,13 +2,37 @@
 
 import collections
 import dataclasses
+import re
 from collections.abc import Sequence
 
+from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import Message, is_unicode
+
+# White space, and characters that take no room: zero-width spaces and joiners, marks of direction, byte order marks.
+_UNSEEN = r"[\s\u00ad\u180e\u200b-\u200f\u2060-\u2064\ufeff]*"
+_ENDS = re.compile(rf"\A{_UNSEEN}|{_UNSEEN}\Z")
+
+
+class NoUsableRow(InputError):
+    """No row of a data source can be used. `report` is the account of its rows."""
+
+    def __init__(self, message: str, report: "Report"):
+        super().__init__(f"{message}: " + "; ".join(report.lines()))
+        self.report = report
 
 
 class BadRow(ValueError):
     """One row of a data source cannot be used. The message is the reason under which it is counted."""
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: it is empty, or white space and characters of no width."""
+    return re.fullmatch(_UNSEEN, text) is not None
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two texts are alike but for what shows nothing at their ends."""
+    return _ENDS.sub("", one) == _ENDS.sub("", other)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +52,12 @@ class Preference:
     whole: bool = True
 
     def __post_init__(self):
-        if not self.chosen.strip() or (self.rejected is not None and not self.rejected.strip()):
+        if is_blank(self.chosen) or (self.rejected is not None and is_blank(self.rejected)):
             raise BadRow("a reply is empty")
         texts = [*(message["content"] for message in self.prompt), self.chosen, self.rejected or ""]
         if not all(map(is_unicode, texts)):
             raise BadRow("a text is not valid Unicode: it holds half of a surrogate pair")
-        if self.chosen == self.rejected:
+        if self.rejected is not None and same_text(self.chosen, self.rejected):
             raise BadRow("chosen and rejected are the same reply")
 
 
@@ -41,25 +65,55 @@ class Preference:
 class Report:
     """Counts the rows of a source: used, and dropped by reason with the first row that each reason hit.
 
-    `cut` counts replies of which only the beginning is used, `unfinished` those that were cut off before.
+    `read_as` is the format. `unused` counts, by column, the rows that hold something there that is not read; a key of a
+    message stands as "messages.name". `tidied` counts rows with a reply whose ends lost white space, `cut` replies of
+    which only the beginning is used, and `unfinished` those that were cut off before. `notes` are other things to know,
+    such as which files were read.
     """
 
+    read_as: str = ""
     used: int = 0
+    tidied: int = 0
     cut: int = 0
     unfinished: int = 0
     dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     first: dict[str, str] = dataclasses.field(default_factory=dict)
+    unused: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def drop(self, reason: str, origin: str) -> None:
         """Counts one dropped row."""
         self.dropped[reason] += 1
         self.first.setdefault(reason, origin)
 
+    def note(self, text: str) -> None:
+        """Adds a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
     def lines(self) -> Sequence[str]:
-        """The account in words, one line for the used rows and one per reason."""
+        """Returns the account in words, one line for the used rows and one per reason."""
         dropped = [
             f"dropped {count}: {reason} (first: {self.first[reason]})" for reason, count in self.dropped.most_common()
         ]
         cut = [f"{self.cut} replies cut to data.reply_tokens"] if self.cut else []
         unfinished = [f"{self.unfinished} replies end without an end of turn"] if self.unfinished else []
-        return [f"{self.used} rows used, {self.dropped.total()} dropped", *cut, *unfinished, *dropped]
+        tidied = [f"{self.tidied} rows with white space left out at the ends of a reply"] if self.tidied else []
+        unused = [f"columns that are not read: {', '.join(sorted(self.unused))}"] if self.unused else []
+        read_as = f", read as {self.read_as}" if self.read_as else ""
+        rows = f"{self.used} rows used, {self.dropped.total()} dropped{read_as}"
+        return [rows, *self.notes, *unused, *tidied, *cut, *unfinished, *dropped]
+
+    def account(self) -> dict:
+        """Returns the account as JSON has it."""
+        return {
+            "read_as": self.read_as,
+            "used": self.used,
+            "dropped": dict(self.dropped.most_common()),
+            "first_dropped": self.first,
+            "unused_columns": sorted(self.unused),
+            "tidied": self.tidied,
+            "cut": self.cut,
+            "unfinished": self.unfinished,
+            "notes": self.notes,
+        }

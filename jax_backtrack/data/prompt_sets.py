@@ -1,15 +1,13 @@
 """Prompt sets: what a model is asked, by the set's name, by Hub id or from a file."""
 
-import csv
 import dataclasses
-import io
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from jax_backtrack.data.prompt_files import prompt_messages, prompt_rows
 from jax_backtrack.errors import InputError, nearest
-from jax_backtrack.hub.tokenizer import Message, check_messages
+from jax_backtrack.hub.tokenizer import Message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +55,7 @@ PUBLISHED = {
 
 # Columns that may hold the prompt, in this order. The last three are lists: messages, or turns of which the first one
 # is asked.
-_PROMPTS = ("prompt", "goal", "prompts_final", "forbidden_prompt", "question", "turns", "messages")
+_PROMPTS = ("prompt", "goal", "prompts_final", "forbidden_prompt", "instruction", "question", "turns", "messages")
 _TARGET, _LABEL = "target", "label"
 _OASST = {"message_id", "parent_id", "role", "text"}
 
@@ -67,7 +65,7 @@ def read(
 ) -> tuple[str, list[Question]]:
     """The name of a set and its questions, in their order, up to `limit`.
 
-    entry:   a name of PUBLISHED, a Hub id, a file (.csv, .json, .jsonl, .txt), or "NAME=FILE"
+    entry:   a name of PUBLISHED, a Hub id, a file (`prompt_files.SUFFIXES`), or "NAME=FILE"
     harmful: of a set with a column `label`, the rows "unsafe"; else those "safe". A set without one is all of one kind
 
     Raises InputError for what is not to be had, and for the first row without a prompt, with its place.
@@ -76,9 +74,8 @@ def read(
     path = path.strip()
     if not name:
         name = path if path in PUBLISHED else Path(path).stem
-    where, rows = _hub_rows(path) if _is_published(path) else file_rows(path)
     questions = []
-    for place, row in _of_kind(where, rows, harmful):
+    for place, row in _of_kind(_hub_rows(path) if _is_published(path) else prompt_rows(path), harmful):
         questions.append(_question(place, row))
         if len(questions) == limit:
             break
@@ -97,48 +94,22 @@ def _is_published(path: str) -> bool:
     raise InputError(f"prompt set {path!r} is no file here, no Hub id, and no known set: {nearest(path, PUBLISHED)}")
 
 
-def _hub_rows(path: str) -> tuple[str, Iterable[dict]]:
+def _hub_rows(path: str) -> Iterable[tuple[str, dict]]:
     import datasets  # takes a second, which runs without it should not cost
 
     at = PUBLISHED.get(path, Published(path))
     if not at.hub:
         raise InputError(f"{path} is not on the Hub: get {at.instead}, as {path}=FILE")
     try:
-        return at.hub, datasets.load_dataset(at.hub, at.configuration, split=at.split)
+        rows = datasets.load_dataset(at.hub, at.configuration, split=at.split)
     except Exception as error:
         raise InputError(f"{path}: the Hub does not give {at.hub}: {error}. A file does too: {path}=FILE") from error
+    return ((f"{at.hub}, row {number}", row) for number, row in enumerate(rows))
 
 
-def file_rows(path: str) -> tuple[str, list]:
-    """The path, and the rows of a file of prompts as they stand; a text alone becomes a row with `prompt`."""
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        match file.suffix:
-            case ".csv":
-                rows = list(csv.DictReader(io.StringIO(text)))
-            case ".jsonl":
-                rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-            case ".json":
-                rows = json.loads(text)
-                rows = rows["instructions"] if isinstance(rows, dict) and "instructions" in rows else rows
-            case ".txt":
-                rows = [line.strip() for line in text.split("\n") if line.strip()]
-            case suffix:
-                raise InputError(f"{path}: a file of prompts ends in .csv, .json, .jsonl or .txt, not in {suffix!r}")
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: neither a list of prompts nor an object with `instructions`")
-    return path, [{"prompt": row} if isinstance(row, str) else row for row in rows]
-
-
-def _of_kind(where: str, rows: Iterable[dict], harmful: bool) -> Iterable[tuple[str, dict]]:
+def _of_kind(rows: Iterable[tuple[str, dict]], harmful: bool) -> Iterable[tuple[str, dict]]:
     """Rows of the wanted kind with their places; of OASST's messages, the first ones of conversations in English."""
-    for number, row in enumerate(rows, start=1):
-        place = f"{where}, row {number}"
-        if not isinstance(row, dict):
-            raise InputError(f"{place} is neither a text nor an object")
+    for place, row in rows:
         if row.keys() >= _OASST:
             if row["parent_id"] is None and row.get("lang") == "en" and not row.get("deleted"):
                 yield place, {"prompt": row["text"]}
@@ -153,16 +124,10 @@ def _question(place: str, row: dict) -> Question:
     field = next((field for field in _PROMPTS if row.get(field)), None)
     if field is None:
         raise InputError(f"{place}: none of {', '.join(_PROMPTS)} has a prompt; there are {', '.join(map(str, row))}")
-    prompt = row[field]
-    if isinstance(prompt, list) and prompt and all(isinstance(turn, str) for turn in prompt):
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt.strip()}]
-    try:
-        check_messages(prompt)
-    except InputError as error:
-        raise InputError(f"{place}, {field}: {error}") from None
+    messages = prompt_messages(place, field, row)
+    if isinstance(row[field], str):
+        messages[-1]["content"] = messages[-1]["content"].strip()
     target = row.get(_TARGET) or ""
     if not isinstance(target, str):
         raise InputError(f"{place}: the target is not a text")
-    return Question(tuple(prompt), target.strip())
+    return Question(tuple(messages), target.strip())

@@ -14,15 +14,19 @@ _FILES = ["*.json", "*.safetensors", "*.jinja"]
 _NOT = ["original/*"]
 
 
-def download(path: str, revision: str | None = None, token: str | None = None) -> Path:
-    """The local folder of a Hub id (owner/name), at a branch, tag or commit.
+def download(path: str, revision: str | None = None, token: str | None = None, *, weights: bool = True) -> Path:
+    """The local folder of a Hub id (owner/name), at a branch, tag or commit; without weights where they are not wanted.
 
     `token` is that of a user who may read it; by default the one of `hf auth login` or of the variable HF_TOKEN. With
     the variable HF_HUB_OFFLINE=1, or where the Hub cannot be reached, the cache is taken as it is.
     """
     with _said_clearly(path, revision):
         folder = huggingface_hub.snapshot_download(
-            path, revision=revision, token=token, allow_patterns=_FILES, ignore_patterns=_NOT
+            path,
+            revision=revision,
+            token=token,
+            allow_patterns=_FILES,
+            ignore_patterns=_NOT if weights else [*_NOT, "*.safetensors"],
         )
     return Path(folder)
 

@@ -66,6 +66,14 @@ def load(
     return model, tokenizer
 
 
+def load_tokenizer(
+    path: str, *, chat_template: str = "", revision: str | None = None, token: str | None = None
+) -> ChatTokenizer:
+    """Loads the tokenizer of a model as `load` does, and reads none of its weights."""
+    _, hf_config, open_tokenizer = _open(path, revision, token, weights=False)
+    return ChatTokenizer(open_tokenizer(), _backtracking(hf_config).get("context"), chat_template)
+
+
 def read_config(path: str, revision: str | None = None, token: str | None = None) -> TransformerConfig:
     """The configuration of a model whose weights need not be here: a local one's, a published one's, or the Hub's."""
     if path in PUBLISHED and not Path(path).exists():
@@ -116,7 +124,7 @@ def _backtracking(hf_config: dict) -> dict:
     return said
 
 
-def _open(path: str, revision: str | None, token: str | None):
+def _open(path: str, revision: str | None, token: str | None, weights: bool = True):
     """Of whatever `path` names: a function that opens its weights, its configuration as a dict, and one that opens its
     tokenizer."""
     try:
@@ -132,7 +140,7 @@ def _open(path: str, revision: str | None, token: str | None):
         file = GGUFFile(local)
         return lambda: file, file.hf_config(), file.tokenizer
     if not here:
-        local = download(path, revision, token)
+        local = download(path, revision, token, weights=weights)
     elif (local / EXPORT / "config.json").is_file():
         local = local / EXPORT
     if not (local / "config.json").is_file():

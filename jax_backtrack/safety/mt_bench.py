@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from jax_backtrack.data import prompt_sets
+from jax_backtrack.data.prompt_files import prompt_rows
 from jax_backtrack.errors import InputError
 from jax_backtrack.journal import journal_of
 from jax_backtrack.progress import console, progress_bar
@@ -16,9 +16,9 @@ from jax_backtrack.workdir import write_whole
 
 def read(path: str) -> list[dict]:
     """The questions of FastChat's `question.jsonl`: objects with `question_id` and `turns`, a list of texts."""
-    _, questions = prompt_sets.file_rows(path)
+    questions = [row for _, row in prompt_rows(path)]
     for number, question in enumerate(questions, start=1):
-        turns = question.get("turns") if isinstance(question, dict) else None
+        turns = question.get("turns")
         if not (isinstance(turns, list) and turns and all(isinstance(turn, str) and turn.strip() for turn in turns)):
             raise InputError(f"evaluate.mt_bench: {path}, question {number} has no list of texts `turns`")
         if "question_id" not in question:

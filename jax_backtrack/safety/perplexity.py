@@ -19,17 +19,18 @@ def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatT
     found, train = {}, config.train
     # The plain reply to the plain prompt, of weight 1: the chosen side of a tree is the reply's log-probability.
     recipe = Recipe(objective="sft", backtrack=False, context="keep", reset_id=None, eot_id=tokenizer.eot_id)
-    for kind, path in (("safety", config.data.path), ("utility", config.data.utility_path)):
-        if not (path and config.data.held_out):
+    for kind in ("safety", "utility") if config.data.held_out else ():
+        encoded = []
+        for path, preferences, report in read_data(config, utility=kind == "utility"):
+            kept = [each for each in preferences if held_out.is_held_out(each.prompt, config.data.held_out)]
+            if not kept:
+                continue
+            report.dropped.clear()  # of the file as a whole; what follows is of the held-out part
+            encoded += examples.encode(kept, tokenizer, recipe, train.row_length, report, config.data.reply_tokens)
+            for line in report.lines():
+                console.print(f"{path}, held out: {line}", highlight=False, markup=False)
+        if not encoded:
             continue
-        preferences, report = read_data(config, utility=kind == "utility")
-        kept = [each for each in preferences if held_out.is_held_out(each.prompt, config.data.held_out)]
-        if not kept:
-            continue
-        report.dropped.clear()  # of the file as a whole; what follows is of the held-out part
-        encoded = examples.encode(kept, tokenizer, recipe, train.row_length, report, config.data.reply_tokens)
-        for line in report.lines():
-            console.print(f"{path}, held out: {line}", highlight=False, markup=False)
         with progress_bar(f"perplexity, {kind}", len(encoded)) as advance:
             sides_Nx1x2 = tree_sides(
                 model,

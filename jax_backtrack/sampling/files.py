@@ -1,23 +1,22 @@
 """Prompts from files, replies to files."""
 
-import csv
 import dataclasses
-import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jax_backtrack.data.prompt_files import prompt_messages, prompt_rows
 from jax_backtrack.errors import InputError
-from jax_backtrack.hub.tokenizer import Message, check_messages
+from jax_backtrack.hub.tokenizer import Message
 from jax_backtrack.journal import journal_of
 from jax_backtrack.progress import console, progress_bar
 from jax_backtrack.sampling.reply import Reply
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.workdir import write_whole
 
-# Columns of a .csv file or fields of a .jsonl object that may hold the prompt, in this order.
-_PROMPT_FIELDS = ("prompt", "goal", "prompts_final", "question")
+# Columns that may hold the prompt, in this order. The last one is a list of messages.
+PROMPT_FIELDS = ("prompt", "goal", "prompts_final", "question", "instruction", "messages")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +28,11 @@ class Asked:
 
 
 def read_prompts(path: str | None, limit: int | None = None) -> list[Asked]:
-    """Prompts of a file, or of standard input (one a line) where `path` is None.
+    """Reads the prompts of a file, or of standard input (one a line) where `path` is None.
 
-    `.txt` has one prompt a line; `.jsonl` objects with `prompt` (a text or a message list) and, if wanted, `prefix`;
-    `.csv` a column `prompt`, `goal`, `prompts_final` or `question`.
+    `.txt` has one prompt a line; other files (`prompt_files.SUFFIXES`) have rows with a prompt in the first of the
+    columns PROMPT_FIELDS that is there, a text or a list of messages, and if wanted `prefix`. Columns that are not read
+    are said. Raises InputError for the first row without a prompt.
     """
     if path is None:
         if sys.stdin.isatty():
@@ -41,19 +41,15 @@ def read_prompts(path: str | None, limit: int | None = None) -> list[Asked]:
             asked = [Asked(line.strip()) for line in sys.stdin if line.strip()]
         except UnicodeDecodeError as error:
             raise InputError(f"standard input cannot be read: {error}") from None
-        where = "standard input"
     else:
-        where = path
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            raise InputError(f"--prompts={path} cannot be read: {error}") from None
-        reader = {".txt": _from_lines, ".jsonl": _from_jsonl, ".csv": _from_csv}.get(Path(path).suffix)
-        if reader is None:
-            raise InputError(f"--prompts={path}: the name must end in .txt, .jsonl or .csv")
-        asked = reader(text, path)
+            rows = prompt_rows(path)
+        except InputError as error:
+            raise InputError(f"--prompts={error}") from None
+        asked = [_asked(place, row) for place, row in rows]
+        _say_unread(path, rows)
     if not asked:
-        raise InputError(f"no prompts in {where}")
+        raise InputError(f"no prompts in {path or 'standard input'}")
     return asked[:limit]
 
 
@@ -96,51 +92,30 @@ def _fields(asked: Asked, reply: Reply) -> dict:
     return fields | ({"trace": dataclasses.asdict(reply.trace)} if reply.trace else {})
 
 
-def _from_lines(text: str, _path: str) -> list[Asked]:
-    return [Asked(line.strip()) for line in text.split("\n") if line.strip()]
+def _asked(place: str, row: dict) -> Asked:
+    field = _prompt_field(place, row)
+    messages = prompt_messages(place, field, row)
+    prefix = row.get("prefix") or ""
+    if not isinstance(prefix, str):
+        raise InputError(f"{place}: the prefix is not a text")
+    alone = len(messages) == 1 and isinstance(row[field], str)
+    return Asked(messages[0]["content"] if alone else messages, prefix)
 
 
-def _from_jsonl(text: str, path: str) -> list[Asked]:
-    asked = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{where} is not a JSON object")
-        prompt = row[_prompt_field(row, where)]
-        if not isinstance(prompt, str):
-            try:
-                check_messages(prompt)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-        prefix = row.get("prefix", "")
-        if not isinstance(prefix, str):
-            raise InputError(f"{where}: the prefix is not a text")
-        asked.append(Asked(prompt, prefix))
-    return asked
-
-
-def _from_csv(text: str, path: str) -> list[Asked]:
-    try:
-        rows = list(csv.DictReader(io.StringIO(text)))
-    except csv.Error as error:
-        raise InputError(f"{path} is not CSV: {error}") from None
-    field = _prompt_field(rows[0], path) if rows else ""
-    for number, row in enumerate(rows, start=1):
-        if not (row[field] or "").strip():
-            raise InputError(f"{path}, row {number}: the column {field!r} is empty")
-    return [Asked(row[field]) for row in rows]
-
-
-def _prompt_field(row: dict, where: str) -> str:
-    for field in _PROMPT_FIELDS:
-        if field in row:
+def _prompt_field(place: str, row: dict) -> str:
+    for field in PROMPT_FIELDS:
+        if row.get(field) is not None:
             return field
-    raise InputError(
-        f"{where}: none of the fields {', '.join(_PROMPT_FIELDS)} is there, only {', '.join(map(str, row))}"
-    )
+    shown = ", ".join(map(str, row))
+    raise InputError(f"{place}: none of the fields {', '.join(PROMPT_FIELDS)} has a prompt, of {shown}")
+
+
+def _say_unread(path: str, rows: Sequence[tuple[str, dict]]) -> None:
+    """Says which columns of a file hold something that is not read."""
+    unread = set()
+    for place, row in rows:
+        read = {_prompt_field(place, row), "prefix", *(("input", "system", "history") if "instruction" in row else ())}
+        unread |= {str(name) for name, value in row.items() if name not in read and value not in (None, "", [], {})}
+    if unread:
+        shown = f"{path}: columns that are not read: {', '.join(sorted(unread))}"
+        console.print(shown, style="dim", highlight=False, markup=False)

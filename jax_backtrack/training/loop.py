@@ -11,8 +11,6 @@ from ml_collections import ConfigDict
 
 from jax_backtrack import hosts, interruption
 from jax_backtrack.data import examples as examples_lib
-from jax_backtrack.data import held_out
-from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.data.rows import PackedRows, TreeSource, batches
 from jax_backtrack.data.share import Share
 from jax_backtrack.errors import InputError
@@ -29,16 +27,15 @@ from jax_backtrack.recipe import (
     check_sizes,
     check_training,
     load_model,
-    read_data,
     step_plan,
 )
 from jax_backtrack.sharding import make_mesh, rows_sharding
 from jax_backtrack.training.agreement import agree_on_data, agree_on_start, check_shared
 from jax_backtrack.training.checkpoints import Checkpoints, newest_step
+from jax_backtrack.training.data import encode_sources, read_sources, tree_recipe
 from jax_backtrack.training.metrics import MetricsWriter
 from jax_backtrack.training.reference import reference_sides
 from jax_backtrack.training.step import Batch, compile_step, init_state
-from jax_backtrack.trees import Example, Recipe
 from jax_backtrack.workdir import write_whole
 
 RECIPE_FILE = "config.json"
@@ -63,7 +60,7 @@ def train(
     hosts.check_started()
     check_sizes(config, mesh)
     refuse_other_recipe(workdir, config)
-    sources = [] if finished else _read(config)
+    sources = [] if finished else read_sources(config)
     path = str(workdir) if finished else config.model.path
     model, tokenizer = load_model(config, path, mesh, load=load)
     if finished:
@@ -72,16 +69,8 @@ def train(
     check_length(config, model.config)
     if config.data.backtrack:
         tokenizer = _ready_to_backtrack(model, tokenizer, config)
-    recipe = Recipe(
-        objective=config.objective,
-        backtrack=config.data.backtrack,
-        context=config.reset.context,
-        reset_id=tokenizer.reset_id,
-        eot_id=tokenizer.eot_id,
-        reset_weight=config.train.reset_weight,
-        direct_weight=config.train.direct_weight,
-    )
-    examples = _encode(sources, tokenizer, recipe, config)
+    recipe = tree_recipe(config, tokenizer)
+    examples = encode_sources(sources, tokenizer, recipe, config)
     data = examples_lib.content_hash(examples)
     agree_on_data(len(examples), data)
     trees = TreeSource(examples, recipe, config.data.seed)
@@ -145,32 +134,6 @@ def _ready_to_backtrack(model: Transformer, tokenizer: ChatTokenizer, config: Co
     tokenizer = add_reset(model, tokenizer)
     tokenizer.reset_context = config.reset.context
     return tokenizer
-
-
-def _read(config: ConfigDict) -> list[tuple[str, list[Preference], Report, int]]:
-    """Safety and utility data of the recipe: path, preferences, the account of the rows, and passes in each epoch."""
-    read, asked = [], held_out.asked_by(config.data.exclude)
-    for path, utility in ((config.data.path, False), (config.data.utility_path, True)):
-        if path:
-            with console.status(f"reading {path}"):
-                preferences, report = read_data(config, utility=utility)
-            preferences = held_out.for_training(preferences, asked, config.data.held_out, report)
-            read.append((path, preferences, report, config.data.utility_passes if utility else 1))
-    return read
-
-
-def _encode(read, tokenizer: ChatTokenizer, recipe: Recipe, config: ConfigDict) -> list[Example]:
-    """Examples of all that was read, with a printed account of each path."""
-    examples = []
-    for path, preferences, report, passes in read:
-        with console.status(f"encoding {path}"):
-            encoded = examples_lib.encode(
-                preferences, tokenizer, recipe, config.train.row_length, report, config.data.reply_tokens
-            )
-        examples += passes * encoded
-        for line in report.lines():
-            console.print(f"{path}: {line}", highlight=False, markup=False)
-    return examples
 
 
 def _reference(config: ConfigDict, workdir: Path, model: Transformer, trees: TreeSource, needed: list[int]):

@@ -1,0 +1,88 @@
+"""Reads a recipe's data and encodes it, as training and the look at the data before it both do."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from jax_backtrack.data import held_out
+from jax_backtrack.data.examples import encode_each
+from jax_backtrack.data.preferences import Preference, Report
+from jax_backtrack.hub.tokenizer import ChatTokenizer
+from jax_backtrack.progress import console
+from jax_backtrack.recipe import data_paths, read_data
+from jax_backtrack.trees import Example, Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One path of a recipe's data: its preferences that may be trained on, and the account of its rows.
+
+    epochs: over this data for each one over the others
+    """
+
+    path: str
+    utility: bool
+    preferences: list[Preference]
+    report: Report
+    epochs: int
+
+
+def read_sources(config: ConfigDict) -> list[Source]:
+    """Reads safety and utility data of the recipe, without the prompts that are held out."""
+    sources, asked = [], held_out.asked_by(config.data.exclude)
+    for utility in (False, True):
+        with console.status(f"reading {', '.join(data_paths(config, utility=utility))}"):
+            read = read_data(config, utility=utility)
+        for path, preferences, report in read:
+            kept = held_out.for_training(preferences, asked, config.data.held_out, report)
+            sources.append(Source(path, utility, kept, report, config.data.utility_passes if utility else 1))
+    return sources
+
+
+def tree_recipe(config: ConfigDict, tokenizer: ChatTokenizer) -> Recipe:
+    """Returns the part of a recipe that says how examples become trees."""
+    return Recipe(
+        objective=config.objective,
+        backtrack=config.data.backtrack,
+        context=config.reset.context,
+        reset_id=tokenizer.reset_id,
+        eot_id=tokenizer.eot_id,
+        reset_weight=config.train.reset_weight,
+        direct_weight=config.train.direct_weight,
+    )
+
+
+def encode_source(
+    source: Source, tokenizer: ChatTokenizer, recipe: Recipe, config: ConfigDict
+) -> list[tuple[Preference, Example]]:
+    """Encodes the preferences of a path, each with its example; prints the account of the path."""
+    with console.status(f"encoding {source.path}"):
+        row_length, reply_tokens = config.train.row_length, config.data.reply_tokens
+        encoded = encode_each(source.preferences, tokenizer, recipe, row_length, source.report, reply_tokens)
+    for line in source.report.lines():
+        console.print(f"{source.path}: {line}", highlight=False, markup=False)
+    return encoded
+
+
+def encode_sources(
+    sources: list[Source], tokenizer: ChatTokenizer, recipe: Recipe, config: ConfigDict
+) -> list[Example]:
+    """Encodes all sources; prints the account of each, and says so where nothing of them can be taken back."""
+    examples = []
+    for source in sources:
+        examples += source.epochs * [example for _, example in encode_source(source, tokenizer, recipe, config)]
+    warn_if_nothing_is_taken_back(examples, recipe)
+    return examples
+
+
+def warn_if_nothing_is_taken_back(examples: list[Example], recipe: Recipe) -> None:
+    """Says so where a training that is to teach `[RESET]` has no example with an unsafe reply."""
+    if recipe.backtrack and not any(example.backtracks for example in examples):
+        what = "no [RESET] is learned" if recipe.objective == "sft" else "only guard pairs hold a [RESET]"
+        console.print(
+            f"of {len(examples)} examples none has an unsafe reply to take back: {what}. Safety pairs, with chosen and "
+            "rejected replies, belong in data.path; data.backtrack=False says that this is meant",
+            style="yellow",
+            highlight=False,
+            markup=False,
+        )
