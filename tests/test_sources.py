@@ -8,7 +8,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from jax_backtrack.data import files, sources
+from jax_backtrack.data import sources, text_files
+from jax_backtrack.data.conversations import tidy
 from jax_backtrack.errors import InputError
 from jax_backtrack.sampling.files import Asked, write_samples
 from jax_backtrack.sampling.sampler import Sampler
@@ -122,12 +123,6 @@ def test_of_several_turns_the_last_reply_is_the_one_to_learn(tmp_path):
     said = [message("system", "Be brief."), message("user", "Hi"), *as_messages("Hello!"), QUESTION]
     (made,), _ = sources.read(write(tmp_path / "rows.jsonl", [{"messages": [*said, *as_messages("In France.")]}]))
     assert (made.prompt, made.chosen) == (tuple(said), "In France.")
-
-
-def test_the_prompt_of_texts_ends_between_words(tmp_path):
-    row = {"chosen": "The sky is\nblue, they say.", "rejected": "The sky is\nblack, they say."}
-    (made,), _ = sources.read(write(tmp_path / "rows.jsonl", [row]))
-    assert (made.prompt[0]["content"], made.chosen) == ("The sky is", "blue, they say.")
 
 
 TRL = [
@@ -245,28 +240,71 @@ REASONS = [
     ("preference", json.dumps(PREFERENCE | {"prompt": "a \ud83d"}), NOT_UNICODE),
     ("preference", json.dumps(PREFERENCE | {"chosen": "\udc00"}), NOT_UNICODE),
     ("preference", {"chosen": as_messages("a"), "rejected": as_messages("b")}, "the prompt is empty"),
-    ("preference", PREFERENCE | {"prompt": []}, "the field 'prompt' is neither a text nor a list of messages"),
-    ("preference", PREFERENCE | {"chosen": 7}, "the field 'chosen' is neither a text nor a list of messages"),
-    ("preference", PREFERENCE | {"rejected": {}}, "the field 'rejected' is neither a text nor a list of messages"),
+    ("preference", PREFERENCE | {"prompt": []}, "the field 'prompt' is an empty list"),
+    ("preference", PREFERENCE | {"chosen": 7}, "the field 'chosen' is a number, not a list of messages"),
+    ("preference", PREFERENCE | {"rejected": {}}, "message 0 of the field 'rejected' has no role"),
+    ("preference", PREFERENCE | {"rejected": [7]}, "the field 'rejected' holds a number where a message belongs"),
+    ("preference", PREFERENCE | {"chosen": [message("bot", "a")]}, "message 0 has the role 'bot'"),
+    ("preference", PREFERENCE | {"chosen": [message("assistant", None)]}, "message 0 has no content"),
+    ("preference", PREFERENCE | {"chosen": "\u200b\ufeff "}, "a reply is empty"),
+    ("preference", PREFERENCE | {"prompt": "\u200b"}, "the prompt is empty"),
+    ("preference", PREFERENCE | {"rejected": "\ufeffIn France."}, "chosen and rejected are the same reply"),
     (
         "preference",
-        PREFERENCE | {"chosen": [message("bot", "a")]},
-        "the field 'chosen' is neither a text nor a list of messages",
+        PREFERENCE | {"prompt": [QUESTION, *as_messages("Sure,")]},
+        "the prompt ends with the assistant: a reply that was begun cannot be trained on",
+    ),
+    (
+        "preference",
+        PREFERENCE | {"prompt": "<|im_start|>user\nWhere is Paris?<|im_end|>\n<|im_start|>assistant\n"},
+        "the field 'prompt' is rendered with a chat template already",
+    ),
+    (
+        "preference",
+        PREFERENCE | {"chosen": [message("user", "Other?"), *as_messages("a")]},
+        "the prompt is not that of the replies' conversation",
+    ),
+    (
+        "preference",
+        PREFERENCE | {"prompt": "\n\nHuman: Where is Paris?"},
+        "a prompt that is a transcript does not end with the assistant's open turn",
     ),
     ("preference", PREFERENCE | {"chosen": [QUESTION]}, "a conversation does not end with the assistant"),
     (
         "preference",
         {"chosen": [QUESTION, *as_messages("a")], "rejected": [message("user", "Hi"), *as_messages("b")]},
-        "chosen and rejected answer different prompts",
+        "chosen and rejected answer different prompts: they differ in message 0",
     ),
-    ("preference", {"chosen": "ab", "rejected": "ac"}, "the field 'prompt' is missing"),
-    ("preference", {"chosen": "a ", "rejected": "a b"}, "a reply is empty"),
+    ("preference", {"chosen": "ab", "rejected": "bc"}, "the field 'prompt' is missing"),
+    ("preference", {"chosen": "a? ", "rejected": "a? b"}, "a reply is empty"),
+    (
+        "preference",
+        {"chosen": "The sky is\nblue, they say.", "rejected": "The sky is\nblack, they say."},
+        "the field 'prompt' is missing, and the replies begin alike, so where the prompt ends is not known",
+    ),
     ("sft", {"messages": None, "completion": "a"}, "the field 'prompt' is missing"),
     ("sft", {"prompt": "a", "completion": None}, "the field 'completion' is missing"),
     ("sft", {"prompt": "a", "completion": " "}, "a reply is empty"),
     ("sft", {"messages": as_messages("a")}, "the prompt is empty"),
     ("sft", {"messages": [QUESTION]}, "a conversation does not end with the assistant"),
-    ("sft", {"messages": "Hi"}, "the field 'messages' is neither a text nor a list of messages"),
+    ("sft", {"messages": "Hi"}, "the field 'messages' is a text, not a list of messages"),
+    ("sft", {"messages": [QUESTION, *as_messages(""), QUESTION, *as_messages("a")]}, "message 1 is empty"),
+    (
+        "sft",
+        {"messages": [QUESTION, *as_messages("a"), {"role": "tool", "content": "22"}, *as_messages("b")]},
+        "message 2 has the role 'tool'",
+    ),
+    (
+        "sft",
+        {"messages": [QUESTION, {"role": "assistant", "content": "a", "tool_calls": [{"name": "w"}]}]},
+        "message 1 calls a tool (tool_calls)",
+    ),
+    (
+        "sft",
+        {"messages": [message("user", [{"type": "image_url", "image_url": {}}]), *as_messages("a")]},
+        "message 0 holds a part that is no text: 'image_url'",
+    ),
+    ("sft", {"prompt": "a", "completion": "b", "label": "perhaps"}, "the field 'label' is neither true nor false"),
     (
         "sft",
         {"prompt": "a", "completion": "b", "label": False},
@@ -287,7 +325,12 @@ REASONS = [
     (
         "hh",
         {"chosen": turn + " a", "rejected": "\n\nHuman: Yes\n\nAssistant: b"},
-        "chosen and rejected answer different prompts",
+        "chosen and rejected answer different prompts: they differ in message 0",
+    ),
+    (
+        "hh",
+        {"chosen": turn + " a", "rejected": "\n\nHuman: Hi\nHuman: Ho\n\nAssistant: b"},
+        "a turn of the prompt holds the mark of another turn",
     ),
     (
         "hh",
@@ -322,7 +365,7 @@ def test_samples_are_utility_data_without_an_end_where_they_ran_out_of_room(tmp_
     rows, _ = sources.read(write(samples, written))
     assert [row.whole for row in rows] == [each["finish"] == "stop" for each in written]
     assert {row.whole for row in rows} == {True, False} and len(rows) == 6
-    assert [row.chosen for row in rows] == [each["reply"].strip() for each in written]
+    assert [row.chosen for row in rows] == [tidy(each["reply"]) for each in written]
     assert rows[0].prompt == ({"role": "user", "content": "Where is Oslo?"},) and rows[5].prompt == asked[1].prompt
     assert not any(row.backtracks or row.rejected for row in rows)
 
@@ -334,7 +377,7 @@ def test_a_row_that_cannot_be_used_is_counted_under_its_reason(tmp_path, format,
     assert report.dropped == {reason: 1}
     if reason != "a later turn of a conversation":
         assert report.first[reason] == f"rows.jsonl, line {len(GOOD[format]) + 1}"
-    assert report.lines()[0] == "1 rows used, 1 dropped"
+    assert report.lines()[0] == f"1 rows used, 1 dropped, read as {format}"
     assert report.lines()[1].startswith(f"dropped 1: {reason} (first: ")
 
 
@@ -371,7 +414,7 @@ def test_a_line_that_is_not_utf8_is_one_dropped_row(tmp_path):
     ("name", "rows", "problem"),
     [
         ("rows.jsonl", [], "has no rows"),
-        ("rows.jsonl", ["broken"], "has no rows that are JSON objects: .*dropped 1: not JSON"),
+        ("rows.jsonl", ["broken"], "has no rows that are objects: .*dropped 1: not JSON"),
         ("rows.jsonl", [PREFERENCE | {"chosen": ""}], r"gives no usable row: .*a reply is empty \(first: .*, line 1"),
         ("rows.jsonl", [{"question": "a", "answer": "b"}], "the columns answer, question are none of a known format"),
     ],
@@ -381,11 +424,8 @@ def test_a_file_without_usable_rows_is_refused(tmp_path, name, rows, problem):
         sources.read(write(tmp_path / name, rows))
 
 
-@pytest.mark.parametrize(
-    "data", [b"no gzip", gzip.compress(json.dumps([PREFERENCE] * 99).encode())[:50]], ids=["no gzip", "cut off"]
-)
-def test_a_damaged_gzip_file_is_refused(tmp_path, data):
-    (tmp_path / "rows.jsonl.gz").write_bytes(data)
+def test_a_damaged_gzip_file_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(json.dumps([PREFERENCE] * 99).encode())[:50])
     with pytest.raises(InputError, match=r"rows\.jsonl\.gz cannot be read"):
         sources.read(str(tmp_path / "rows.jsonl.gz"))
 
@@ -397,10 +437,10 @@ def test_an_unknown_format_names_the_nearest(tmp_path):
 
 @pytest.mark.parametrize(
     "path",
-    ["{tmp}/missing.jsonl", "data/missing.parquet", "{tmp}", "data/missing.jsonl", "./missing", "~/missing", "testbad"],
+    ["{tmp}/missing.jsonl", "data/missing.parquet", "data/missing.jsonl.XZ", "./missing", "~/missing", "testbad"],
 )
-def test_a_missing_file_or_a_folder_is_refused(tmp_path, path):
-    with pytest.raises(InputError, match="is no file here"):
+def test_a_missing_file_is_refused(tmp_path, path):
+    with pytest.raises(InputError, match="is no file or folder here"):
         sources.read(path.replace("{tmp}", str(tmp_path)))
 
 
@@ -447,7 +487,7 @@ def test_nothing_of_the_testbed_is_taken_back_as_utility_data():
 
 def test_a_line_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
     """A small .gz file can hold gigabytes of one line."""
-    monkeypatch.setattr(files, "_LONGEST_LINE", 1000)
+    monkeypatch.setattr(text_files, "_LONGEST_LINE", 1000)
     long = PREFERENCE | {"chosen": "a" * 5000}
     exact = json.dumps(PREFERENCE | {"chosen": "b"})
     exact = exact.replace('"b"', '"' + "b" * (1000 - len(exact)) + '"')
@@ -456,7 +496,7 @@ def test_a_line_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
     assert [row.origin for row in rows] == ["rows.jsonl.gz, line 1", "rows.jsonl.gz, line 3"]
     assert report.dropped == {"a line of more than 0 MiB": 2}
     with gzip.open(path) as file:
-        assert max(map(len, files._lines(file))) <= 1001
+        assert max(map(len, text_files._lines(file))) <= 1001
 
 
 @pytest.mark.parametrize("depth", range(900, 1000, 5))
@@ -469,5 +509,5 @@ def test_deep_nesting_is_counted(tmp_path, depth):
 
 @pytest.mark.parametrize("path", ["x" * 300 + ".jsonl", "a\0b.jsonl", "~nobody_of_this_name/rows.jsonl"])
 def test_a_path_that_cannot_be_looked_at_is_named(path):
-    with pytest.raises(InputError, match="is no file here"):
+    with pytest.raises(InputError, match="is no file or folder here"):
         sources.read(path)

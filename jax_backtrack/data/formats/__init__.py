@@ -38,25 +38,25 @@ def choose(rows: Sequence[dict], name: str | None, path: str) -> Format:
     Raises InputError, with the columns, where none fits, and where the one that fits leaves out a column that seems to
     hold part of the conversation.
     """
-    filled = filled_columns(rows)
+    there = {column for row in rows for column, value in row.items() if value is not None}
     fitting = [
-        format for format in FORMATS if format.needs <= filled and format.when(rows) and name in (None, format.name)
+        format for format in FORMATS if format.needs <= there and format.when(rows) and name in (None, format.name)
     ]
     if not fitting:
-        raise InputError(_not_recognised(filled, name, path))
+        raise InputError(_not_recognised(there, name, path))
     format = fitting[0]
-    if name is None and (missed := _missed(rows, filled - format.columns, format)):
+    if name is None and (missed := _missed(rows, filled_columns(rows) - format.columns, format)):
         left = ", ".join(missed)
         raise InputError(
-            f"{path}: the columns {', '.join(sorted(filled))} are those of {format.name!r}, which does not read "
+            f"{path}: the columns {', '.join(sorted(there))} are those of {format.name!r}, which does not read "
             f"{left}. Set data.columns.prompt (or data.columns.system) to the column that holds the prompt, or "
             f"data.format={format.name} to leave {left} out"
         )
     return format
 
 
-def _not_recognised(filled: set[str], name: str | None, path: str) -> str:
-    shown = ", ".join(sorted(filled)) or "(none)"
+def _not_recognised(there: set[str], name: str | None, path: str) -> str:
+    shown = ", ".join(sorted(there)) or "(none)"
     if name is not None:
         needed = " or ".join(", ".join(sorted(format.needs)) for format in FORMATS if format.name == name)
         return f"{path}: the columns are {shown}; data.format={name} needs {needed}"

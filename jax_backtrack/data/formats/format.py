@@ -24,7 +24,7 @@ Made = tuple[str, Callable[[], Preference]]
 class Format:
     """A shape of rows, told by its columns.
 
-    needs:   columns that hold something in some row
+    needs:   columns that are not null in some row
     reads:   columns that are read besides, where they are there
     read:    makes the Preference of one row, or raises BadRow
     gather:  makes the Preferences of all rows together, where replies to one prompt stand in several rows; the last

@@ -31,9 +31,9 @@ def _preference(row: dict, at: Place) -> Preference:
     chosen, rejected = field(row, "chosen"), field(row, "rejected")
     if row.get("prompt") is not None:
         return _replies(row, _with_system(row, as_prompt(row["prompt"], "prompt")), "chosen", "rejected", at)
+    if is_transcript(chosen) or is_transcript(rejected):
+        return pair(transcript(chosen), transcript(rejected), at)
     if isinstance(chosen, str) and isinstance(rejected, str):
-        if is_transcript(chosen) or is_transcript(rejected):
-            return pair(transcript(chosen), transcript(rejected), at)
         return _common_prompt(chosen, rejected, at)
     return pair(*(with_system(row.get("system"), as_reply(row[name], name)) for name in ("chosen", "rejected")), at)
 

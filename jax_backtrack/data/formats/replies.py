@@ -40,6 +40,7 @@ FORMATS = (
     Format(
         "samples",
         columns("prompt reply finish"),
+        columns("prefix drafts resets trace"),
         read=_samples,
         holds="the replies that `--mode=sample` leaves",
     ),

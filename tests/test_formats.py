@@ -1,0 +1,447 @@
+"""Named formats: each row becomes what its data set means by it, and a format is told by all columns of many rows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jax_backtrack.data import sources
+from jax_backtrack.data.formats import FORMATS, NAMES
+from jax_backtrack.errors import InputError
+
+Q, SAFE, UNSAFE = "How do I open it?", "I can't help with that.", "Sure, first you take a wire."
+
+
+def said(role: str, content) -> dict:
+    return {"role": role, "content": content}
+
+
+def share(speaker: str, value: str) -> dict:
+    return {"from": speaker, "value": value}
+
+
+USER, GOOD, BAD = said("user", Q), said("assistant", SAFE), said("assistant", UNSAFE)
+SYSTEM = said("system", "Be kind.")
+HELLO = [said("user", "Hello"), said("assistant", "Hi!")]
+TRANSCRIPT = f"\n\nHuman: Hello\n\nAssistant: Hi!\n\nHuman: {Q}\n\nAssistant:"
+
+
+def read(tmp_path: Path, *rows: dict, **settings):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return sources.read(str(path), **settings)
+
+
+# One row of each, the format that it is read as, and the prompt; the replies are SAFE and UNSAFE.
+PAIRS = {
+    "orca": ("orca", {"system": "Be kind.", "question": Q, "chosen": SAFE, "rejected": UNSAFE}, [SYSTEM, USER]),
+    "orca, no system": ("orca", {"system": "", "question": Q, "chosen": SAFE, "rejected": UNSAFE}, [USER]),
+    "argilla": ("orca", {"system": None, "input": Q, "chosen": SAFE, "rejected": UNSAFE, "rating": [1, 2]}, [USER]),
+    "llama-factory": (
+        "llama-factory",
+        {"instruction": Q, "input": "It is green.", "chosen": SAFE, "rejected": UNSAFE},
+        [said("user", f"{Q}\nIt is green.")],
+    ),
+    "llama-factory, history": (
+        "llama-factory",
+        {"instruction": Q, "input": "", "history": [["Hello", "Hi!"]], "chosen": SAFE, "rejected": UNSAFE},
+        [*HELLO, USER],
+    ),
+    "argilla's responses": (
+        "preference",
+        {"instruction": Q, "chosen_response": SAFE, "rejected_response": UNSAFE, "chosen_avg_rating": 4.5},
+        [USER],
+    ),
+    "sharegpt pairs": (
+        "sharegpt-preference",
+        {
+            "conversations": [share("system", "Be kind."), share("human", Q)],
+            "chosen": share("gpt", SAFE),
+            "rejected": share("gpt", UNSAFE),
+        },
+        [SYSTEM, USER],
+    ),
+    "swift": ("swift", {"messages": [USER, GOOD], "rejected_response": UNSAFE}, [USER]),
+    "swift, messages": (
+        "swift",
+        {"messages": [SYSTEM, USER, GOOD], "rejected_messages": [SYSTEM, USER, BAD]},
+        [SYSTEM, USER],
+    ),
+    "axolotl": ("axolotl", {"messages": [USER], "chosen": GOOD, "rejected": BAD}, [USER]),
+    "openai": (
+        "openai",
+        {"input": {"messages": [SYSTEM, USER], "tools": []}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+        [SYSTEM, USER],
+    ),
+    "hh": ("hh", {"chosen": f"{TRANSCRIPT} {SAFE}", "rejected": f"{TRANSCRIPT} {UNSAFE}"}, [*HELLO, USER]),
+    "hh, prompt": (
+        "hh",
+        {"prompt": TRANSCRIPT, "response": SAFE, "chosen": f" {SAFE}", "rejected": UNSAFE},
+        [*HELLO, USER],
+    ),
+    "hh-rlhf-safety": (
+        "hh-rlhf-safety",
+        {
+            "prompt": Q,
+            "chosen_response": SAFE,
+            "chosen_safety": "safe",
+            "rejected_response": UNSAFE,
+            "rejected_safety": "unsafe",
+        },
+        [USER],
+    ),
+    "pku": (
+        "pku-saferlhf",
+        {
+            "prompt": Q,
+            "response_0": UNSAFE,
+            "response_1": SAFE,
+            "is_response_0_safe": False,
+            "is_response_1_safe": True,
+            "better_response_id": 0,
+        },
+        [USER],
+    ),
+    "system column": (
+        "preference",
+        {"system": "Be kind.", "prompt": Q, "chosen": SAFE, "rejected": UNSAFE},
+        [SYSTEM, USER],
+    ),
+    "prompt is the last question": (
+        "preference",
+        {"prompt": Q, "chosen": [*HELLO, USER, GOOD], "rejected": [*HELLO, USER, BAD]},
+        [*HELLO, USER],
+    ),
+    "prompt with a space more": (
+        "preference",
+        {"prompt": f"{Q} ", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
+        [SYSTEM, USER],
+    ),
+    "prompt and replies overlap": (
+        "preference",
+        {"prompt": [SYSTEM, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        [SYSTEM, USER],
+    ),
+    "the same turns after the prompt": (
+        "preference",
+        {"prompt": [HELLO[0]], "chosen": [HELLO[1], USER, GOOD], "rejected": [HELLO[1], USER, BAD]},
+        [*HELLO, USER],
+    ),
+    "messages that say the prompt again": (
+        "preference",
+        {"prompt": Q, "messages": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        [USER],
+    ),
+    "upper-case columns": ("preference", {"Prompt": Q, "Chosen": SAFE, "Rejected": UNSAFE}, [USER]),
+    "common prompt": ("preference", {"chosen": f"{Q} {SAFE}", "rejected": f"{Q} {UNSAFE}"}, [USER]),
+    "replies as dicts of lists": (
+        "preference",
+        {
+            "prompt": Q,
+            "chosen": {"role": ["assistant"], "content": [SAFE]},
+            "rejected": {"role": ["assistant"], "content": [UNSAFE]},
+        },
+        [USER],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_rows_of_pairs(tmp_path, case):
+    name, row, prompt = PAIRS[case]
+    (made,), report = read(tmp_path, row)
+    assert (made.prompt, made.chosen, made.rejected, made.backtracks) == (tuple(prompt), SAFE, UNSAFE, True)
+    assert (report.read_as, report.used, report.dropped.total()) == (name, 1, 0)
+    (utility,), _ = read(
+        tmp_path, row | {key: True for key in row if key.startswith("is_") or key.endswith("_safety")}, utility=True
+    )
+    assert not utility.backtracks
+
+
+# Rows whose rejected replies are worse, not unsafe: nothing of them is taken back, by whichever path they come.
+RANKED = {
+    "nectar": {
+        "prompt": TRANSCRIPT + " ",
+        "answers": [
+            {"answer": "Middling.", "rank": 3.0},
+            {"answer": UNSAFE, "rank": 7.0},
+            {"answer": SAFE, "rank": 1.0},
+        ],
+    },
+    "ultrafeedback": {
+        "instruction": Q,
+        "completions": [{"response": UNSAFE, "overall_score": 2}, {"response": SAFE, "overall_score": 7.5}],
+    },
+    "distilabel": {"instruction": Q, "generations": [UNSAFE, "Middling.", SAFE], "ratings": [1, 3.0, 5]},
+    "helpsteer3": {"context": [USER], "response1": UNSAFE, "response2": SAFE, "overall_preference": 2},
+}
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_ranked_rows_are_utility_data(tmp_path, name):
+    (made,), report = read(tmp_path, RANKED[name])
+    assert (made.prompt[-1], made.chosen, made.rejected, made.backtracks) == (USER, SAFE, UNSAFE, False)
+    assert (report.read_as, report.dropped.total()) == (name, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("nectar", {"answers": [{"answer": "a", "rank": None}]}, "the field 'rank' is missing"),
+        ("distilabel", {"ratings": [3, 3, 3]}, "all replies are rated alike"),
+        ("distilabel", {"ratings": [3]}, "the fields 'generations' and 'ratings' are not equally long lists"),
+        ("helpsteer3", {"overall_preference": 0}, "all replies are rated alike"),
+        ("ultrafeedback", {"completions": []}, "a prompt without replies"),
+        ("ultrafeedback", {"completions": ["a"]}, "the field 'completions' is not a list of objects"),
+    ],
+)
+def test_rows_without_a_better_reply_are_counted(tmp_path, name, changes, reason):
+    _, report = read(tmp_path, RANKED[name], RANKED[name] | changes)
+    assert report.dropped == {reason: 1}
+
+
+def helpsteer2(prompt: str, response: str, helpfulness) -> dict:
+    return {"prompt": prompt, "response": response, "helpfulness": helpfulness, "verbosity": 1}
+
+
+def test_helpsteer2_pairs_the_rows_of_a_prompt(tmp_path):
+    rows = [helpsteer2(Q, UNSAFE, 1), helpsteer2(Q, SAFE, 4), helpsteer2("Alone?", "Yes.", 3), helpsteer2(Q, "So.", 2)]
+    made, report = read(tmp_path, *rows)
+    assert [(one.chosen, one.rejected, one.backtracks) for one in made] == [
+        (SAFE, UNSAFE, False),
+        ("Yes.", None, False),
+    ]
+    assert report.dropped == {"neither the best nor the worst reply to its prompt": 1} and set(report.unused) == {
+        "verbosity"
+    }
+
+
+def beaver(prompt: str, response: str, safe) -> dict:
+    return {"prompt": prompt, "response": response, "category": {}, "is_safe": safe}
+
+
+def test_beavertails_pairs_safe_and_unsafe_replies_of_a_prompt(tmp_path):
+    rows = [
+        beaver(Q, UNSAFE, False),
+        beaver("Other?", "Yes.", True),
+        beaver(Q, SAFE, True),
+        beaver(Q, "Worse.", "false"),
+        beaver(Q, "Unlabelled.", None),
+        beaver(Q, "Perhaps.", "perhaps"),
+    ]
+    (made,), report = read(tmp_path, *rows)
+    assert (made.prompt, made.chosen, made.rejected, made.backtracks) == ((USER,), SAFE, UNSAFE, True)
+    assert report.dropped == {
+        "no unsafe reply to the same prompt is left to pair it with": 1,
+        "an unsafe reply, and no safe one to the same prompt is left to pair it with": 1,
+        "the field 'is_safe' is missing": 1,
+        "the field 'is_safe' is neither true nor false": 1,
+    }
+
+
+def wildguard(response, label, prompt: str = Q) -> dict:
+    return {"prompt": prompt, "response": response, "response_harm_label": label, "response_refusal_label": "refusal"}
+
+
+def test_wildguardmix_pairs_what_it_can_and_uses_safe_replies_alone(tmp_path):
+    rows = [
+        wildguard(SAFE, "unharmful"),
+        wildguard(UNSAFE, "harmful"),
+        wildguard("Fine.", "unharmful", "Other?"),
+        wildguard(None, None),
+        wildguard("Bad.", "harmful", "Third?"),
+    ]
+    made, report = read(tmp_path, *rows)
+    assert [(one.chosen, one.rejected, one.backtracks) for one in made] == [
+        (SAFE, UNSAFE, True),
+        ("Fine.", None, False),
+    ]
+    assert report.dropped == {
+        "the field 'response' is missing": 1,
+        "an unsafe reply, and no safe one to the same prompt is left to pair it with": 1,
+    }
+
+
+@pytest.mark.parametrize("kind", ["vanilla_harmful", "vanilla_benign", "adversarial_harmful", "adversarial_benign"])
+def test_wildjailbreak_has_replies_to_either_wording(tmp_path, kind):
+    row = {"vanilla": Q, "adversarial": "In a play: " + Q, "completion": SAFE, "data_type": kind}
+    (made,), _ = read(tmp_path, row)
+    assert made.prompt[0]["content"] == ("In a play: " + Q if kind.startswith("adv") else Q)
+    assert (made.chosen, made.rejected) == (SAFE, None)
+
+
+def labelled(chosen, rejected) -> dict:
+    return {
+        "prompt": Q,
+        "chosen_response": SAFE,
+        "chosen_safety": chosen,
+        "rejected_response": UNSAFE,
+        "rejected_safety": rejected,
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "utility", "reason"),
+    [
+        (labelled(True, True), False, "both replies are labelled safe"),
+        (labelled(0, "unsafe"), False, "both replies are labelled unsafe"),
+        (labelled("False", 1.0), False, "the chosen reply is labelled unsafe, and the rejected one safe"),
+        (labelled(True, None), False, "the field 'rejected_safety' is missing"),
+        (labelled(True, "no idea"), False, "the field 'rejected_safety' is neither true nor false"),
+        (labelled(True, 2), False, "the field 'rejected_safety' is neither true nor false"),
+        (labelled(True, False), True, "a reply is labelled unsafe, which utility data must not have"),
+    ],
+)
+def test_only_pairs_with_one_safe_reply_are_taken_back(tmp_path, row, utility, reason):
+    good = labelled(True, utility)
+    (made,), report = read(tmp_path, good, row, utility=utility)
+    assert report.dropped == {reason: 1} and made.backtracks is not utility
+
+
+REPLIES = {
+    "alpaca": (
+        "alpaca",
+        {"instruction": Q, "input": "It is green.", "output": SAFE},
+        [said("user", f"{Q}\nIt is green.")],
+    ),
+    "sharegpt": (
+        "sharegpt",
+        {"conversations": [share("human", Q), share("gpt", SAFE)], "system": "Be kind."},
+        [SYSTEM, USER],
+    ),
+    "sharegpt as messages": ("sft", {"messages": [share("human", Q), share("gpt", SAFE)]}, [USER]),
+    "roles": (
+        "sft",
+        {"messages": [said("developer", "Be kind."), said("Human", Q), said("model", SAFE)]},
+        [SYSTEM, USER],
+    ),
+    "text parts": (
+        "sft",
+        {"messages": [said("user", [{"type": "text", "text": Q}]), said("assistant", [SAFE])]},
+        [USER],
+    ),
+    "messages in a text": ("sft", {"messages": json.dumps([USER, GOOD])}, [USER]),
+    "kto": ("sft", {"prompt": Q, "completion": SAFE, "label": 1.0}, [USER]),
+    "prompt and response": ("sft", {"prompt": Q, "response": SAFE}, [USER]),
+}
+
+
+@pytest.mark.parametrize("case", REPLIES)
+def test_rows_of_replies(tmp_path, case):
+    name, row, prompt = REPLIES[case]
+    (made,), report = read(tmp_path, row)
+    assert (made.prompt, made.chosen, made.rejected, made.backtracks) == (tuple(prompt), SAFE, None, False)
+    assert report.read_as == name
+
+
+@pytest.mark.parametrize("label", [False, 0, 0.0, "false", "False", "0"])
+def test_a_label_that_is_false_is_false(tmp_path, label):
+    good = {"prompt": Q, "completion": SAFE, "label": True}
+    _, report = read(tmp_path, good, good | {"label": label})
+    assert report.dropped == {"labelled as a reply that is not wanted, without one that is": 1}
+
+
+# ---------------------------------------------------------------------------------------------------- choosing
+
+
+@pytest.mark.parametrize(
+    ("row", "missed"),
+    [
+        ({"prompt": Q, "context": "A house.", "chosen": "a", "rejected": "b"}, "context"),
+        ({"prompt": Q, "query": "Which?", "chosen": "a", "rejected": "b"}, "query"),
+        ({"question": Q, "context": "A house.", "chosen": "a", "rejected": "b"}, "context"),
+        ({"chosen": f"{Q} a", "rejected": f"{Q} b", "topic": "doors and windows"}, "topic"),
+        ({"messages": [USER, GOOD], "system_prompt": "Be kind."}, "system_prompt"),
+        ({"prompt": Q, "completion": "a", "history": [["Hello", "Hi!"]]}, "history"),
+    ],
+)
+def test_a_column_that_may_belong_to_the_conversation_is_not_left_out(tmp_path, row, missed):
+    """Unless it is said so, by the name of the format."""
+    with pytest.raises(InputError, match=rf"the columns .* does not read {missed}\. Set data.columns.prompt"):
+        read(tmp_path, row)
+    name = "orca" if "question" in row else "preference" if "chosen" in row else "sft"
+    _, report = read(tmp_path, row, format=name)
+    assert report.used == 1 and missed in report.unused
+
+
+@pytest.mark.parametrize(
+    "row", [{"text": "a"}, {"question": "a", "answer": "b"}, {"query": Q, "chosen": "So a", "rejected": "So b"}]
+)
+def test_unknown_columns_are_named(tmp_path, row):
+    with pytest.raises(InputError, match=f"the columns {', '.join(sorted(row))} are"):
+        read(tmp_path, row)
+
+
+def test_a_format_that_the_columns_do_not_have_names_what_it_needs(tmp_path):
+    with pytest.raises(
+        InputError, match=r"the columns are chosen, prompt, rejected; data\.format=pku-saferlhf needs is_resp"
+    ):
+        read(tmp_path, {"prompt": Q, "chosen": "a", "rejected": "b"}, format="pku-saferlhf")
+
+
+def test_the_format_is_that_of_many_rows(tmp_path):
+    """The first row has other columns; columns that are null in all rows do not count."""
+    rows = [{"_comment": "made by X"}, {"prompt": Q, "completion": SAFE, "chosen": None, "rejected": None}]
+    (made,), report = read(tmp_path, *rows)
+    assert (made.chosen, report.read_as) == (SAFE, "sft")
+    assert report.dropped == {"the field 'completion' is missing": 1} and set(report.unused) == {"_comment"}
+
+
+def test_columns_can_be_named(tmp_path):
+    row = {"query": Q, "good": SAFE, "bad": UNSAFE, "note": "x", "prompt": "p. 7"}
+    (made,), report = read(
+        tmp_path, row, columns={"prompt": "query", "chosen": "good", "rejected": "bad", "system": ""}
+    )
+    assert (made.prompt, made.chosen, made.rejected, report.read_as) == ((USER,), SAFE, UNSAFE, "preference")
+    assert set(report.unused) == {"note", "prompt (not mapped)"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"prompt": "qery"}, r"has no column 'qery' \(data.columns.prompt\): did you mean 'query'"),
+        ({"promt": "query"}, "data.columns.promt: did you mean 'prompt'"),
+    ],
+)
+def test_columns_that_are_not_there_are_named(tmp_path, columns, problem):
+    with pytest.raises(InputError, match=problem):
+        read(tmp_path, {"query": Q, "chosen": SAFE, "rejected": UNSAFE}, columns=columns)
+
+
+def test_what_is_not_read_is_counted(tmp_path):
+    messages = [USER | {"name": "Bob", "weight": 0}, GOOD | {"reasoning_content": "Hm.", "tool_calls": []}]
+    _, report = read(
+        tmp_path, {"messages": messages, "id": 7, "empty": None, "source": "x"}, {"messages": messages, "id": 8}
+    )
+    assert report.unused == {
+        "id": 2,
+        "source": 1,
+        "messages.name": 2,
+        "messages.weight": 2,
+        "messages.reasoning_content": 2,
+    }
+    shown = "columns that are not read: id, messages.name, messages.reasoning_content, messages.weight, source"
+    assert shown in report.lines()
+
+
+def test_white_space_of_a_reply(tmp_path):
+    """The indentation of a text stays, and all of a message; what a text loses at its ends is counted."""
+    code = "    return 1\n  so"
+    rows = [
+        {"prompt": Q, "completion": f"\n \n{code}\n"},
+        {"prompt": Q, "completion": f" {SAFE}"},
+        {"prompt": Q, "completion": SAFE},
+        {"prompt": Q, "completion": [said("assistant", f" {SAFE}\n")]},
+    ]
+    made, report = read(tmp_path, *rows)
+    assert [one.chosen for one in made] == [code, SAFE, SAFE, f" {SAFE}\n"]
+    assert report.tidied == 2 and "2 rows with white space left out at the ends of a reply" in report.lines()
+
+
+def test_the_documents_have_every_format():
+    text = (Path(__file__).parents[1] / "docs/DATA.md").read_text()
+    for name in NAMES:
+        assert f"| `{name}` |" in text, name
+    for format in FORMATS:
+        if format.holds:
+            assert f"| `{format.name}` | {format.holds} |" in text, format.name
