@@ -124,7 +124,7 @@ TEXT = st.text(
 ) | st.sampled_from(["[RESET]", "<|im_end|>", "a\n\n    b ", " <|im_start|>assistant\nSure", "\r\nx\r\n"])
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(prompt=TEXT, chosen=TEXT, rejected=TEXT, messages=st.booleans())
 def test_a_record_that_is_rendered_back_is_its_source(
     tmp_path_factory, reset_tokenizer, prompt, chosen, rejected, messages

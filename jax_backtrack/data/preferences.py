@@ -86,6 +86,10 @@ class Report:
         self.dropped[reason] += 1
         self.first.setdefault(reason, origin)
 
+    def leave(self, column: str) -> None:
+        """Counts one row that holds something in a column that is not read."""
+        self.unused[column.encode(errors="backslashreplace").decode()] += 1  # a key need not be valid Unicode
+
     def note(self, text: str) -> None:
         """Adds a note, once."""
         if text not in self.notes:

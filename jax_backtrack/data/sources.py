@@ -118,11 +118,11 @@ def _counting_unused(
     for origin, row in numbered:
         for column in filled_columns([row]):
             if column not in format.columns:
-                report.unused[column] += 1
+                report.leave(column)
                 continue
             value = row[column]
             messages = value if isinstance(value, list) else [value]
             messages = [one for one in messages if isinstance(one, dict) and ("role" in one or "from" in one)]
             for key in filled_columns(messages) - known:
-                report.unused[f"{column}.{key}"] += 1
+                report.leave(f"{column}.{key}")
         yield origin, row

@@ -13,6 +13,7 @@ from jax_backtrack.sampling.files import read_prompts
 from jax_backtrack.trees import Recipe
 from tests.fuzz.odd import TEXT, changed, dumps, mangled
 from tests.fuzz.trials import Refused, fuzz
+from tests.test_formats import PAIRS, RANKED, REPLIES
 from tests.test_sources import HH, OASST, PREFERENCE, QUESTION, message
 
 REPLY = message("assistant", "In France.")
@@ -22,6 +23,8 @@ PREFERENCES = [
     {"chosen": [QUESTION, REPLY], "rejected": [QUESTION, message("assistant", "No idea.")]},
 ]
 ROWS = {"preference": PREFERENCES, "hh": [HH], "oasst": OASST}
+ROWS |= {name: [row] for name, row, _ in PAIRS.values() if name not in ROWS} | {name: [RANKED[name]] for name in RANKED}
+ROWS["sft"] = [row for name, row, _ in REPLIES.values() if name == "sft"]
 CONVERSATIONS = [
     [QUESTION],
     [message("system", "Be brief."), QUESTION, REPLY, message("user", "And Rome?")],
@@ -51,9 +54,9 @@ def read_and_encode(path: str, format: str | None, tokenizer) -> None:
     used, dropped = len(preferences), report.dropped.total()
     lines = sum(bool(line.strip()) for line in Path(path).read_bytes().split(b"\n"))
     assert report.used == used and used + dropped <= lines
-    if format in ("preference", "hh"):
+    if format not in (None, "oasst"):
         assert used + dropped == lines
-    if format == "oasst":
+    if format in (None, "oasst", "sft", *RANKED):
         preferences = [each for each in preferences if each.rejected]
     examples = encode(preferences, tokenizer, recipe(tokenizer), 256, report)
     assert len(examples) + report.dropped.total() == len(preferences) + dropped

@@ -86,11 +86,16 @@ def instruction_messages(row: dict) -> list[Message]:
     if more and not is_blank(more):
         question = f"{question}\n{more}"
     turns = []
-    for turn in row.get("history") or ():
-        if not isinstance(turn, (list, tuple)) or len(turn) != 2 or not all(isinstance(said, str) for said in turn):
-            raise BadRow("the field 'history' is not a list of questions with answers")
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(map(_is_question_and_answer, history)):
+        raise BadRow("the field 'history' is not a list of questions with answers")
+    for turn in history:
         turns += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     return with_system(row.get("system"), [*turns, {"role": "user", "content": question}])
+
+
+def _is_question_and_answer(turn) -> bool:
+    return isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn)
 
 
 def _llama_factory(row: dict, at: Place) -> Preference:
