@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from jax_backtrack.data import sources
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.progress import console
-from jax_backtrack.recipe import check, load_model
+from jax_backtrack.recipe import check, load_model, read_data
 from jax_backtrack.safety import evaluation, plots, sets
 from jax_backtrack.safety.asked import Asked, has_reset, is_refused, is_shown_unsafe, is_unsafe
 from jax_backtrack.safety.cells import cell, in_line
@@ -101,7 +100,7 @@ def own_replies(config: ConfigDict, workdir: Path) -> None:
     refuse_other_recipe(path.parent, settings, also=("sample",))
     if path.exists():
         return
-    preferences, _ = sources.read(settings.data.utility_path, utility=True)
+    preferences = [each for _, read, _ in read_data(settings, utility=True) for each in read]
     console.rule("own replies")
     asked = sampler(settings, *load_model(settings, settings.model.path, make_mesh(**settings.mesh)))
     path.parent.mkdir(parents=True, exist_ok=True)
