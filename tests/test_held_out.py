@@ -7,7 +7,7 @@ from jax_backtrack.data import sources
 from jax_backtrack.data.held_out import asked_by, for_training, is_held_out
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.data.sources import TESTBED
-from jax_backtrack.training import loop
+from jax_backtrack.training.data import encode_sources, read_sources
 from jax_backtrack.trees import Recipe
 
 
@@ -54,7 +54,7 @@ def test_utility_data_is_passed_over_several_times(reset_tokenizer, shared):
     config.data.path, config.data.utility_path = TESTBED, str(shared / "data/oasst/messages.jsonl.gz")
     config.data.limit, config.data.utility_passes = 12, 3
     recipe = Recipe("sft", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
-    examples = loop._encode(loop._read(config), reset_tokenizer, recipe, config)
+    examples = encode_sources(read_sources(config), reset_tokenizer, recipe, config)
     utility = [example.origin for example in examples if "messages" in example.origin]
     assert len(examples) - len(utility) == 12
     assert utility == 3 * utility[: len(utility) // 3] and len(set(utility)) * 3 == len(utility)
