@@ -8,7 +8,7 @@ import numpy as np
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.trees import Cuts, Example, Recipe, shortest_draft, tree_length
+from jax_backtrack.trees import Cuts, Example, Recipe, common_beginning, shortest_draft, tree_length
 
 
 def encode(
@@ -54,20 +54,25 @@ def _encode_one(
     """The reason to drop a preference, or its example."""
     if recipe.objective == "dpo" and preference.rejected is None:
         return "no rejected reply for a preference pair", None
+    replies = [preference.chosen] if preference.rejected is None else [preference.chosen, preference.rejected]
     try:
-        prompt = tokenizer.render(preference.prompt)
-        chosen = tokenizer.encode(preference.chosen)
-        rejected = None if preference.rejected is None else tokenizer.encode(preference.rejected)
+        chosen, *others = tokenizer.render_turns(preference.prompt, replies)
     except InputError as error:
         return str(error), None
-    used = reply_tokens if preference.whole else min(reply_tokens or len(chosen), len(chosen))
-    chosen, chosen_end = _cut(chosen, used)
-    rejected, rejected_end = (None, None) if rejected is None else _cut(rejected, reply_tokens)
-    example = Example(prompt, chosen, rejected, preference.backtracks, preference.origin, chosen_end, rejected_end)
-    # Whatever the recipe: drafts are drawn for every pair.
-    if rejected is not None and shortest_draft(chosen, rejected) > len(rejected):
-        return "the rejected reply is a prefix of the chosen one", None
-    longest = Cuts(draft=0 if rejected is None else len(rejected), guard=len(chosen))
+    rejected = others[0] if others else None
+    ids = chosen.reply if preference.whole else chosen.begun
+    used = reply_tokens if preference.whole else min(reply_tokens or len(ids), len(ids))
+    chosen_ids, chosen_end = _cut(ids, used)
+    rejected_ids, rejected_end = (None, None) if rejected is None else _cut(rejected.reply, reply_tokens)
+    example = Example(
+        chosen.prompt, chosen_ids, rejected_ids, preference.backtracks, preference.origin, chosen_end, rejected_end
+    )
+    # Whatever the recipe: drafts are drawn for every pair. Text of the template after a reply does not tell two apart.
+    if rejected is not None:
+        own = common_beginning(rejected_ids, rejected.begun)
+        if shortest_draft(chosen_ids, rejected_ids) > own:
+            return "the rejected reply is a prefix of the chosen one", None
+    longest = Cuts(draft=0 if rejected is None else len(rejected_ids), guard=len(chosen_ids))
     if tree_length(example, recipe, longest) > row_length:
         return f"over-long: the tree has more than train.row_length = {row_length} tokens", None
     return None, example

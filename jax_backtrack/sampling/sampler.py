@@ -228,7 +228,7 @@ class Sampler:
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         prompt_ids = prompt if isinstance(prompt, np.ndarray) else self.tokenizer.render(prompt)
-        prefix_ids = self.tokenizer.encode(prefix)
+        prefix_ids = self.tokenizer.begin_reply(prefix)
         written, limit = len(prompt_ids) + len(prefix_ids), self.model.config.max_position_embeddings
         if written + self._new_tokens > limit:
             raise InputError(
