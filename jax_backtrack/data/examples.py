@@ -8,6 +8,7 @@ import numpy as np
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import ChatTokenizer
+from jax_backtrack.progress import console
 from jax_backtrack.trees import Cuts, Example, Recipe, common_beginning, shortest_draft, tree_length
 
 
@@ -22,10 +23,11 @@ def encode(
     """Renders and encodes preferences; drops, and counts in `report`, what the recipe cannot use or a row not hold.
 
     Of a reply the first `reply_tokens` tokens are used, its end of turn among them; all for 0. Those cut are counted.
+    Where the chat template changes replies, how many is printed.
     """
-    examples = []
+    examples, changed = [], []
     for preference in preferences:
-        reason, example = _encode_one(preference, tokenizer, recipe, row_length, reply_tokens)
+        reason, example = _encode_one(preference, tokenizer, recipe, row_length, reply_tokens, changed)
         if reason:
             report.drop(reason, preference.origin)
         else:
@@ -33,6 +35,9 @@ def encode(
             report.cut += (example.chosen_end is not None and preference.whole) + (example.rejected_end is not None)
             report.unfinished += not preference.whole
     report.used = len(examples)
+    if changed:
+        said = f"{len(changed)} replies are not as the data has them: the chat template changes them"
+        console.print(f"{said} (first: {changed[0]})", highlight=False, markup=False)
     if not examples:
         raise InputError("no example is left to train on: " + "; ".join(report.lines()))
     return examples
@@ -49,9 +54,14 @@ def content_hash(examples: Sequence[Example]) -> str:
 
 
 def _encode_one(
-    preference: Preference, tokenizer: ChatTokenizer, recipe: Recipe, row_length: int, reply_tokens: int
+    preference: Preference,
+    tokenizer: ChatTokenizer,
+    recipe: Recipe,
+    row_length: int,
+    reply_tokens: int,
+    changed: list[str],
 ) -> tuple[str | None, Example | None]:
-    """The reason to drop a preference, or its example."""
+    """The reason to drop a preference, or its example; adds to `changed` where a template changes a reply of it."""
     if recipe.objective == "dpo" and preference.rejected is None:
         return "no rejected reply for a preference pair", None
     replies = [preference.chosen] if preference.rejected is None else [preference.chosen, preference.rejected]
@@ -75,6 +85,7 @@ def _encode_one(
     longest = Cuts(draft=0 if rejected is None else len(rejected_ids), guard=len(chosen_ids))
     if tree_length(example, recipe, longest) > row_length:
         return f"over-long: the tree has more than train.row_length = {row_length} tokens", None
+    changed += [preference.origin for turn in (chosen, rejected) if turn and turn.changed]
     return None, example
 
 

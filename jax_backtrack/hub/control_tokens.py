@@ -50,6 +50,10 @@ class ControlTokens:
         """Yields the places where a control token is spelled."""
         return self._pattern.finditer(text)
 
+    def blank(self, text: str, sign: str) -> str:
+        """Returns the text with `sign` for every character of a control token that it spells."""
+        return self._pattern.sub(lambda match: sign * len(match[0]), text)
+
     def encode_text(self, text: str) -> list[int]:
         """Returns the ids of a text by itself, in which nothing is a control token."""
         return _encode(self._text_only, text)

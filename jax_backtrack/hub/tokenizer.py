@@ -108,6 +108,7 @@ class ChatTokenizer:
         self._controls = ControlTokens(hf.backend_tokenizer)
         self._refuse_leaks()
         self._left_out: dict[tuple, frozenset[int]] = {}
+        self._contradiction = ""
         self.eot_id, self._opening, self.closing = self._frame()
 
     @property
@@ -178,19 +179,24 @@ class ChatTokenizer:
         check_messages(whole)
         after, start = self._rendered(whole, False, at), len(before.text)
         if after.parts(0, start) != before.parts():
-            raise InputError(_contradiction(before.text, after.text))
+            raise InputError(self._contradiction or _contradiction())
         end, tail = self._end_of(after, start)
         if tail.strip() and self._rendered(whole, True, at) != after:
-            raise InputError(f"the chat template writes {tail!r} after the end of a turn, which would not be learned")
-        ids = self.encode_parts(after.parts(0, end))
-        if not np.array_equal(ids[: len(prompt)], prompt):
-            raise InputError(
-                "the beginning of the reply and the end of the generation prompt become one token: begin the reply "
-                "otherwise, or end the generation prompt in the chat template where a token ends"
-            )
+            raise InputError("the chat template writes text after the end of a turn, which would not be learned")
         written = after.text[start:end].removesuffix(self.closing)
-        begun = self.encode_parts(after.parts(0, start + len(written)))
-        return Turn(prompt, ids[len(prompt) :], begun[len(prompt) :], changed=reply.strip() not in written)
+        if not written.removeprefix(self._spell(self._opening)).strip():
+            raise InputError("the chat template leaves nothing of a reply")
+        # From the last control token of the prompt on: no token of the vocabulary crosses one.
+        last = max((begin for begin, _, _ in before.controls), default=0)
+        shared = len(self.encode_parts(before.parts(last)))
+        ids = self.encode_parts(after.parts(last, end))
+        if not np.array_equal(ids[:shared], prompt[len(prompt) - shared :]):
+            raise InputError(
+                "the tokenizer splits the end of the generation prompt otherwise where the reply follows it: begin the "
+                "reply without white space, or leave out the white space at the end of the template's generation prompt"
+            )
+        begun = self.encode_parts(after.parts(last, start + len(written))) if self.closing else ids
+        return Turn(prompt, ids[shared:], begun[shared:], changed=reply.strip() not in written)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
@@ -224,20 +230,31 @@ class ChatTokenizer:
         for message in messages:
             templates.map_texts(message, lambda content: contents.append(content) or content)
         kind = kind_for(self._controls.alphabet, contents)
-        hidden = self._template.fill([templates.map_texts(each, kind.hide) for each in messages], generation_prompt, at)
+        blank = str(kind.hide(self._controls.alphabet[:1]))
+
+        def filled(change) -> str:
+            return self._template.fill([templates.map_texts(each, change) for each in messages], generation_prompt, at)
+
+        hidden = filled(kind.hide)
         if kind.show(hidden) != text:
-            # The template did to a content what `Untrusted` does not follow. Where contents of a single character would
-            # have given the same control tokens, all of them are its own.
-            inert = kind.hide(self._controls.alphabet[:1])
-            blank = [templates.map_texts(each, lambda content: str(inert) * len(content)) for each in messages]
+            # The template did to a content what `Untrusted` does not follow. Where contents of one repeated character
+            # give the same control tokens, all of them are its own.
             hidden = text
-            if self._spelled(text) != self._spelled(self._template.fill(blank, generation_prompt, at)):
+            if self._spelled(text) != self._spelled(filled(lambda content: blank * len(content))):
                 raise InputError(
                     "a message spells a control token, and the chat template changes messages in a way that does not "
                     "show which control tokens are its own"
                 )
+        spelled = {token for content in contents for token in self._spelled(content)}
+        if spelled and self._spelled(hidden) != self._spelled(filled(lambda text: self._controls.blank(text, blank))):
+            tokens = ", ".join(map(repr, sorted(spelled)))
+            raise InputError(f"a message spells {tokens}, and the chat template writes other control tokens for that")
         controls = ((m.start(), m.end(), self._controls.ids[m[0]]) for m in self._controls.find(hidden))
         return _Rendered(text, tuple(controls))
+
+    def _spell(self, parts: Sequence[int | str]) -> str:
+        spelled = {index: token for token, index in self._controls.ids.items()}
+        return "".join(part if isinstance(part, str) else spelled[part] for part in parts)
 
     def _spelled(self, text: str) -> list[str]:
         return [match[0] for match in self._controls.find(text)]
@@ -291,8 +308,11 @@ class ChatTokenizer:
                 f"behind the message stands {whole.text[end:]!r}"
             )
         before = self._rendered([question], True, at)
-        start = len(before.text)
-        opening = whole.parts(start, begin) if start <= begin and whole.parts(0, start) == before.parts() else []
+        start, opening = len(before.text), []
+        if whole.parts(0, start) == before.parts():
+            opening = whole.parts(start, begin)
+        else:  # it can be sampled with, but not trained on
+            self._contradiction = _contradiction(_difference(before.text, whole.text))
         return after[2], opening, whole.text[end : after[0]]
 
     def _end_of(self, whole: _Rendered, start: int) -> tuple[int, str]:
@@ -303,14 +323,18 @@ class ChatTokenizer:
         raise InputError("the chat template writes no end of turn after this reply")
 
 
-def _contradiction(prompt: str, whole: str) -> str:
-    """Why a conversation that does not begin with its prompt cannot be trained on."""
-    shared = next((i for i, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), len(whole))
+def _contradiction(where: str = "") -> str:
     return (
-        "the chat template contradicts itself: it ends the prompt of a reply with "
-        f"{prompt[shared:][:40]!r}, where the conversation with the reply has something else. The model would be "
-        "trained on a prompt that it never sees: set model.chat_template to a .jinja file that writes both alike"
+        f"the chat template contradicts itself: with the reply it writes the prompt otherwise{where}. The model would "
+        "be trained on a prompt that it never sees: set model.chat_template to a .jinja file that writes both alike"
     )
+
+
+def _difference(prompt: str, whole: str) -> str:
+    """Where a conversation and its prompt begin to differ."""
+    pairs = zip(prompt, whole, strict=False)
+    shared = next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(prompt), len(whole)))
+    return f" ({whole[max(shared - 20, 0) :][:40]!r}, where the prompt has {prompt[max(shared - 20, 0) :][:40]!r})"
 
 
 def check_messages(messages: Sequence[Message]) -> None:

@@ -159,8 +159,9 @@ def _kind(alphabet: str, first: int) -> type[Untrusted]:
 
 def kind_for(alphabet: str, texts: Sequence[str]) -> type[Untrusted]:
     """Returns a kind of untrusted text with stand-ins for the characters of `alphabet` that no text contains."""
-    used = {ord(character) for text in texts if not text.isascii() for character in text if ord(character) >= _FIRST}
+    high = [text for text in texts if not text.isascii() and max(text) >= chr(_FIRST)]
+    used = {ord(character) for text in high for character in text}
     for first in range(_FIRST, _LAST - len(alphabet), len(alphabet)):
-        if not used or used.isdisjoint(range(first, first + len(alphabet))):
+        if used.isdisjoint(range(first, first + len(alphabet))):
             return _kind(alphabet, first)
     raise InputError("a conversation contains nearly all private-use characters: its chat template cannot be rendered")
