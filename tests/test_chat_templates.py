@@ -16,8 +16,10 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.hub.untrusted import kind_for
 from jax_backtrack.sampling.reply import Writing
+from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.sampling.stream import _certain
 from jax_backtrack.trees import Recipe
+from tests import tiny
 from tests.test_tokenizer import CHATML, MARKS, conversation, small_tokenizer
 
 LEFT_OUT, SPLIT = "leaves out a message", "splits the end of the generation prompt otherwise"
@@ -298,6 +300,29 @@ def test_no_draft_is_the_templates_text_alone(framed):
     assert framed.decode_reply([*cut.chosen, cut.chosen_end]) == "Paris is in the"
 
 
+def test_a_template_without_a_generation_prompt_is_refused(tokenizer):
+    """The reply would begin with a token at which sampling ends."""
+    template = CHATML.replace("{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", "")
+    made = with_template(tokenizer, template)
+    for refused in (
+        lambda: made.render_turns(conversation(("user", "Hi")), ["Hello"]),
+        lambda: Sampler(tiny.model(vocab_size=tiny.SHORT), made),
+    ):
+        with pytest.raises(InputError, match=r"writes '<\|im_start\|>' after its generation prompt"):
+            refused()
+
+
+def test_a_reply_is_cut_behind_what_the_template_writes_before_it(framed):
+    recipe = Recipe("sft", False, "keep", None, framed.eot_id)
+    row = Preference(tuple(conversation(("user", "Hi"))), "Paris is in the north.", None, False, "row")
+    (cut,) = encode([row], framed, recipe, 256, Report(), reply_tokens=3)
+    _, whole = trained(framed, row.prompt, row.chosen)
+    kept = [*cut.chosen, cut.chosen_end]
+    assert kept == whole[: len(kept)]
+    texts = [framed.decode_reply(kept[: len(kept) - left]) for left in range(4)]
+    assert [*texts[:3]] == sorted({*texts[:3]}, key=len, reverse=True) and not texts[3].strip()
+
+
 def test_replies_that_a_template_changes_are_counted(tokenizer, capsys):
     made = with_template(tokenizer, CHATML.replace("message.content", "message.content[:20]"))
     recipe = Recipe("sft", False, "keep", None, made.eot_id)
@@ -336,6 +361,7 @@ HANDLED = {
     "from a list": "message.content | list | join | replace('<x>', '')",
     "trimmed": "message.content.strip('x').lstrip().rstrip(' .')",
     "between literals": "'<|im_' + message.content + '|>'",
+    "looked for after a macro": "same(message.content).split('<|im_end|>')[-1]",
     "repeated": "message.content * 2",
     "joined": "''.join([message.content, '<|'])",
     "partitioned": "(message.content.partition('<x>') | list)[0] + message.content.rpartition('<x>')[2]",

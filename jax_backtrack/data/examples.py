@@ -71,9 +71,10 @@ def _encode_one(
         return str(error), None
     rejected = others[0] if others else None
     ids = chosen.reply if preference.whole else chosen.begun
-    used = reply_tokens if preference.whole else min(reply_tokens or len(ids), len(ids))
-    chosen_ids, chosen_end = _cut(ids, used)
-    rejected_ids, rejected_end = (None, None) if rejected is None else _cut(rejected.reply, reply_tokens)
+    # What the template writes before a reply is none of its tokens.
+    limit = reply_tokens and reply_tokens + tokenizer.opened(ids)
+    chosen_ids, chosen_end = _cut(ids, limit if preference.whole else min(limit or len(ids), len(ids)))
+    rejected_ids, rejected_end = (None, None) if rejected is None else _cut(rejected.reply, limit)
     example = Example(
         chosen.prompt, chosen_ids, rejected_ids, preference.backtracks, preference.origin, chosen_end, rejected_end
     )

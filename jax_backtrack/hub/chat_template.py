@@ -10,6 +10,7 @@ import transformers
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.hub.untrusted import concat
 
 # Chat templates that come with this project, for base models, whose tokenizers have none.
 TEMPLATES = {file.stem: file for file in Path(__file__).with_name("templates").glob("*.jinja")}
@@ -30,7 +31,9 @@ class ChatTemplate:
     def __init__(self, hf: transformers.PreTrainedTokenizerFast):
         try:
             self._source = hf.get_chat_template()
-            self._compiled = _compile_jinja_template(self._source)
+            environment = _compile_jinja_template(self._source).environment.overlay()
+            environment.concat = concat
+            self._compiled = environment.from_string(self._source)
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from None
         except ValueError as error:  # several templates, none of which is the default
@@ -45,7 +48,7 @@ class ChatTemplate:
     def fill(self, messages: Sequence[Mapping], generation_prompt: bool, at: datetime.datetime) -> str:
         """Returns the conversation as the template writes it at a time; InputError where the template raises."""
         try:
-            return self._compiled.render(
+            text = self._compiled.render(
                 messages=[{name: each for name, each in message.items() if each is not None} for message in messages],
                 tools=None,
                 documents=None,
@@ -53,6 +56,7 @@ class ChatTemplate:
                 strftime_now=at.strftime,
                 **self._special_tokens,
             )
+            return str.__str__(text)  # with stand-ins, where the contents have them
         except Exception as error:  # a template is a program: besides jinja2's errors it can raise any other
             roles = ", ".join(message["role"] for message in messages)
             raise InputError(f"the chat template refuses a conversation of {roles}: {error}") from None

@@ -181,6 +181,7 @@ class ChatTokenizer:
         if after.parts(0, start) != before.parts():
             raise InputError(self._contradiction or _contradiction())
         end, tail = self._end_of(after, start)
+        self._refuse_early_end([part for part in after.parts(start, end) if not isinstance(part, str)])
         if tail.strip() and self._rendered(whole, True, at) != after:
             raise InputError("the chat template writes text after the end of a turn, which would not be learned")
         written = after.text[start:end].removesuffix(self.closing)
@@ -217,6 +218,25 @@ class ChatTokenizer:
     def opening(self) -> str:
         """What the template writes between the generation prompt and a reply, as `decode` gives it."""
         return self.decode(self.encode_parts(self._opening))
+
+    def opened(self, reply: np.ndarray) -> int:
+        """Returns how many of a reply's ids hold nothing but what the template writes before a reply."""
+        opening = self.encode_parts([*self._opening, "\ue000"])  # before a text, as it may be split otherwise at an end
+        same = opening[: len(reply)] == reply[: len(opening)]
+        return len(same) if same.all() else int(np.argmin(same))
+
+    def check_opening(self) -> None:
+        """Raises InputError where a reply cannot be sampled: it begins with a special token, at which it would end."""
+        self._refuse_early_end([part for part in self._opening if not isinstance(part, str)])
+
+    def _refuse_early_end(self, controls: Sequence[int]) -> None:
+        if ends := self.special_ids.intersection(controls):
+            names = ", ".join(sorted(repr(self.hf.convert_ids_to_tokens(index)) for index in ends))
+            raise InputError(
+                f"the chat template writes {names} after its generation prompt and before the end of a reply, where "
+                "sampling ends: set model.chat_template to a .jinja file whose generation prompt ends where a reply "
+                "begins"
+            )
 
     def _now(self) -> datetime.datetime:
         date = self.template_date

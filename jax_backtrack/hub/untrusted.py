@@ -129,6 +129,14 @@ class Untrusted(str):
         return type(self)(str.join(self, texts))
 
 
+def concat(parts: Iterable[str]) -> str:
+    """Joins what a template writes: in a macro or a block of its own too, untrusted text stays such."""
+    parts = list(parts)
+    whole = "".join(parts)
+    kind = next((type(part) for part in parts if isinstance(part, Untrusted)), str)
+    return whole if kind is str else kind(whole)
+
+
 def _on_true_text(name: str, gives_text: bool):
     operation = getattr(str, name)
 

@@ -69,6 +69,7 @@ class Sampler:
     ):
         self.model, self.tokenizer, self.batch_rows = model, tokenizer, batch_rows
         self._new_tokens, self._stop_strings = max_new_tokens, _checked_stop_strings(stop_strings)
+        tokenizer.check_opening()
         context = context or tokenizer.reset_context or "rewind"
         if mesh := model.compute.mesh:
             check_rows(batch_rows, mesh, "batch_rows")
