@@ -10,7 +10,7 @@
 TRL runs with 8 pairs an update, as 8 at once and as 4 times 2 (which pads less), each with and without a precomputed
 reference; the ways that were slower are left out unless `--only` is given (`--only=float32` runs all, for twice as
 long). Before anything is timed, losses, margins and gradient norms of both sides are compared, and the run ends
-where they differ. How the figures are made: see `benchmarks.alternate`. Needs requirements-benchmark.txt.
+where they differ. How the figures are made: see `benchmarks.alternate`. Needs requirements-dev.txt.
 
 bfloat16 is left out unless it is asked for: on a CPU without bfloat16 instructions torch is ten times slower in it, so
 there TRL does a single micro-batch of 2 pairs a round.

@@ -11,7 +11,7 @@ TRL runs with 8 replies an update, as 8 at once and as 4 times 2, and packed (st
 as two such rows at once and as two times one. TRL lays the packed rows of a micro-batch into one, without padding. On
 the CPU attention then has a dense mask over that row: sequences do not see each other, which the check before the
 timing confirms by their loss, but products between them are computed all the same. How the figures are made: see
-`benchmarks.alternate`. Needs requirements-benchmark.txt.
+`benchmarks.alternate`. Needs requirements-dev.txt.
 """
 
 from benchmarks import alternate

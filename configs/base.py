@@ -17,6 +17,9 @@ def get_config() -> ConfigDict:
     config.model.revision = ""  # of a Hub id: branch, tag or commit; "": the newest
     # "chatml", "gemma2", "llama3", or the path of a .jinja file, for a base model, which has none; "": the model's own
     config.model.chat_template = ""
+    # Date that a chat template prints which prints today's, such as "2026-11-27"; "": the day on which training first
+    # starts, for the whole run, and today in sampling and evaluation.
+    config.model.template_date = ""
     config.model.param_dtype = "float32"  # of the parameters: "float32", or, not in training, "bfloat16"
     config.model.compute_dtype = "float32"  # of the activations: "float32" or "bfloat16"
     # In training: "kernel" (kernels/, for TPU), "blocks" (the same in plain JAX), "dense" (whole rows with themselves),

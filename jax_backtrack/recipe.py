@@ -1,5 +1,6 @@
 """Checks a recipe before anything is loaded: names, and numbers out of range. Then reads its data, loads its model."""
 
+import datetime
 import reprlib
 from collections.abc import Callable
 
@@ -115,9 +116,9 @@ _ABOVE_0 = (
 _AT_MOST_1 = ("sample.top_p", "sample.min_p")
 _MOST_NUMBER = 1e38  # float32 holds it
 _TEXTS = """
-    model.path model.revision model.chat_template data.path data.utility_path data.split data.config_name
-    data.columns.prompt data.columns.chosen data.columns.rejected data.columns.completion data.columns.messages
-    data.columns.system data.columns.label
+    model.path model.revision model.chat_template model.template_date data.path data.utility_path data.split
+    data.config_name data.columns.prompt data.columns.chosen data.columns.rejected data.columns.completion
+    data.columns.messages data.columns.system data.columns.label
     train.reference_folder web.baseline wandb.project judge.data evaluate.mt_bench evaluate.judge evaluate.system_attack
     evaluate.win_rate_judge
 """.split()
@@ -151,10 +152,21 @@ def check(config: ConfigDict) -> None:
             raise InputError(f"{field} is {_shown(fields[field])}: {nearest(fields[field], names)}")
     if fields["data.reply_tokens"] == 1:
         raise InputError("data.reply_tokens is 1; a reply has at least a token and its end: 0 for all, or 2 and more")
+    if date := fields["model.template_date"]:
+        _check_date(date)
     if fields["data.held_out"] >= 1:
         raise InputError(f"data.held_out is {fields['data.held_out']}; it is a share, below 1")
     if fields["web.port"] > 65535:
         raise InputError(f"web.port is {fields['web.port']}; it must be at most 65535")
+
+
+def _check_date(date: str) -> None:
+    try:
+        datetime.date.fromisoformat(date)
+    except ValueError:
+        raise InputError(
+            f"model.template_date is {_shown(date)}; it must be a date such as '2026-11-27', or ''"
+        ) from None
 
 
 def _problem(field: str, value) -> str | None:
@@ -321,7 +333,7 @@ def load_model(
     its_own = path == config.model.path
     shown = path if len(path) <= _SHOWN else f"...{path[-_SHOWN:]}"
     with share_bar(f"loading {shown}") as progress:
-        return load(
+        model, tokenizer = load(
             path,
             mesh,
             config.model.param_dtype,
@@ -330,3 +342,6 @@ def load_model(
             revision=config.model.revision or None if its_own else None,
             progress=progress,
         )
+    date = config.model.template_date
+    tokenizer.template_date = datetime.date.fromisoformat(date) if date else None
+    return model, tokenizer

@@ -435,7 +435,8 @@ def test_white_space_of_a_reply(tmp_path):
     ]
     made, report = read(tmp_path, *rows)
     assert [one.chosen for one in made] == [code, SAFE, SAFE, f" {SAFE}\n"]
-    assert report.tidied == 2 and "2 rows with white space left out at the ends of a reply" in report.lines()
+    assert report.altered == {sources.TIDIED: 2}
+    assert "2 rows with white space left out at the ends of a reply (first: rows.jsonl, line 1)" in report.lines()
 
 
 def test_the_documents_have_every_format():

@@ -1,5 +1,6 @@
 """Several hosts, as processes on this machine: they train what one trains, agree first, and end together."""
 
+import datetime
 import json
 import re
 import signal
@@ -18,6 +19,7 @@ from jax_backtrack.data.rows import batches
 from jax_backtrack.errors import InputError
 from tests import processes
 from tests.processes import ROOT
+from tests.test_template_date import DATED, EARLY, LATE
 from tests.test_training import base, flags_of, metrics  # noqa: F401
 
 # Of each case objective, mesh axis over two devices, and what else differs from the recipe.
@@ -41,6 +43,8 @@ for name, (axis, fields) in CASES.items():
     config = recipe(base, name.split()[0], **fields)
     config.mesh.data = 1
     config.mesh[axis] = 2
+    if name == "sft tensor":
+        config.model.chat_template = f"{folder}/dated.jinja"
     train(config, Path(folder) / name)
 hosts.finish()
 """
@@ -93,19 +97,28 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all((one[name] == other[name]).all() for name in one)
 
 
+def zone_of_another_day() -> str:
+    west = datetime.datetime.now(datetime.timezone(datetime.timedelta(hours=-12))).date()
+    return LATE if west == datetime.date.today() else EARLY
+
+
 @pytest.fixture(scope="module")
 def one_process(base, tmp_path_factory) -> Path:  # noqa: F811
     """All cases, trained by one process with two devices."""
     folder = tmp_path_factory.mktemp("one")
+    (folder / "dated.jinja").write_text(DATED)
     end_of(start("-c", PROGRAM, 1, 0, 0, base, folder, devices=2))
     return folder
 
 
 @pytest.fixture(scope="module")
 def two_processes(base, tmp_path_factory) -> tuple[Path, list[str]]:  # noqa: F811
-    """All cases, trained by two processes with one device each; and what they printed."""
+    """All cases, trained by two processes with one device each; and what they printed. To the second it is another day,
+    which a chat template prints in one case."""
     folder, port = tmp_path_factory.mktemp("two"), free_port()
-    started = [start("-c", PROGRAM, 2, process, port, base, folder) for process in (0, 1)]
+    (folder / "dated.jinja").write_text(DATED)
+    zones = [{}, {"TZ": zone_of_another_day()}]
+    started = [start("-c", PROGRAM, 2, process, port, base, folder, **zones[process]) for process in (0, 1)]
     return folder, [end_of(process)[0] for process in started]
 
 

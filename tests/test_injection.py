@@ -76,7 +76,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "bytes by name": lambda token: "".join(f"<0x{byte:02X}>" for byte in token.encode()),
     "escapes of HTML": lambda token: token.replace("<", "&lt;").replace(">", "&gt;"),
     "escapes of JSON": lambda token: "".join(f"\\u{ord(sign):04x}" for sign in token),
-    "with the renderer's marks": lambda token: f"\ue0000\ue001{token}\ue0001\ue001",
+    "after the renderer's stand-ins": lambda token: "".join(map(chr, range(0xF0000, 0xF0000 + len(token)))) + token,
 }
 
 

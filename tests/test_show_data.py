@@ -144,12 +144,27 @@ def test_a_record_that_is_rendered_back_is_its_source(
         return
     clean = (lambda text: text) if messages else tidy
     assert (made[0].prompt[0]["content"], made[0].chosen, made[0].rejected) == (prompt, clean(chosen), clean(rejected))
-    assert report.tidied == ((clean(chosen), clean(rejected)) != (chosen, rejected))
+    assert (sources.TIDIED in report.altered) == ((clean(chosen), clean(rejected)) != (chosen, rejected))
     recipe = Recipe("dpo", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
     if made[0].chosen.startswith(made[0].rejected):  # no draft could be taken back, so the row is dropped
         return
     ((_, example),) = encode_each(made, reset_tokenizer, recipe, 2048, report)
+    assert not report.altered.keys() - {sources.TIDIED}
     for text, reply in ((made[0].chosen, example.chosen), (made[0].rejected, example.rejected)):
         assert not reset_tokenizer.special_ids & set(map(int, reply))
         assert reset_tokenizer.hf.decode(reply, clean_up_tokenization_spaces=False) == text
     assert prompt in reset_tokenizer.hf.decode(example.prompt, clean_up_tokenization_spaces=False)
+
+
+def test_characters_that_the_tokenizer_does_not_have_are_counted(tmp_path, reset_tokenizer):
+    """SmolLM2's vocabulary lacks some bytes; its tokenizer leaves them out, in transformers too."""
+    rows = [
+        PAIR,
+        PAIR | {"chosen": "A\x06 B"},
+        PAIR | {"prompt": "\U00040000?"},
+        PAIR | {"chosen": "\u00e9 \u3000\ufb01."},
+    ]
+    preferences, report = sources.read(str(write(tmp_path / "rows.jsonl", rows)))
+    recipe = Recipe("dpo", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
+    assert len(encode_each(preferences, reset_tokenizer, recipe, 2048, report)) == 4
+    assert report.altered == {"rows with characters that the tokenizer does not have": 2}

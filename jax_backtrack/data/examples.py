@@ -8,7 +8,7 @@ import numpy as np
 from jax_backtrack.data.preferences import NoUsableRow, Preference, Report
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.trees import Cuts, Example, Recipe, shortest_draft, tree_length
+from jax_backtrack.trees import Cuts, Example, Recipe, common_beginning, shortest_draft, tree_length
 
 
 def encode(
@@ -37,7 +37,7 @@ def encode_each(
     """Encodes as `encode` does, and returns each example with the preference that it was made of."""
     used = []
     for preference in preferences:
-        reason, example = _encode_one(preference, tokenizer, recipe, row_length, reply_tokens)
+        reason, example = _encode_one(preference, tokenizer, recipe, row_length, reply_tokens, report)
         if reason:
             report.drop(reason, preference.origin)
         else:
@@ -61,27 +61,43 @@ def content_hash(examples: Sequence[Example]) -> str:
 
 
 def _encode_one(
-    preference: Preference, tokenizer: ChatTokenizer, recipe: Recipe, row_length: int, reply_tokens: int
+    preference: Preference,
+    tokenizer: ChatTokenizer,
+    recipe: Recipe,
+    row_length: int,
+    reply_tokens: int,
+    report: Report,
 ) -> tuple[str | None, Example | None]:
-    """The reason to drop a preference, or its example."""
+    """The reason to drop a preference, or its example; counts in `report` where its texts are not kept as they are."""
     if recipe.objective == "dpo" and preference.rejected is None:
         return "no rejected reply for a preference pair", None
+    replies = [preference.chosen] if preference.rejected is None else [preference.chosen, preference.rejected]
     try:
-        prompt = tokenizer.render(preference.prompt)
-        chosen = tokenizer.encode(preference.chosen)
-        rejected = None if preference.rejected is None else tokenizer.encode(preference.rejected)
+        chosen, *others = tokenizer.render_turns(preference.prompt, replies)
     except InputError as error:
         return str(error), None
-    used = reply_tokens if preference.whole else min(reply_tokens or len(chosen), len(chosen))
-    chosen, chosen_end = _cut(chosen, used)
-    rejected, rejected_end = (None, None) if rejected is None else _cut(rejected, reply_tokens)
-    example = Example(prompt, chosen, rejected, preference.backtracks, preference.origin, chosen_end, rejected_end)
-    # Whatever the recipe: drafts are drawn for every pair.
-    if rejected is not None and shortest_draft(chosen, rejected) > len(rejected):
-        return "the rejected reply is a prefix of the chosen one", None
-    longest = Cuts(draft=0 if rejected is None else len(rejected), guard=len(chosen))
+    rejected = others[0] if others else None
+    ids = chosen.reply if preference.whole else chosen.begun
+    # What the template writes before a reply is none of its tokens.
+    limit = reply_tokens and reply_tokens + tokenizer.opened(ids)
+    chosen_ids, chosen_end = _cut(ids, limit if preference.whole else min(limit or len(ids), len(ids)))
+    rejected_ids, rejected_end = (None, None) if rejected is None else _cut(rejected.reply, limit)
+    example = Example(
+        chosen.prompt, chosen_ids, rejected_ids, preference.backtracks, preference.origin, chosen_end, rejected_end
+    )
+    # Whatever the recipe: drafts are drawn for every pair. Text of the template after a reply does not tell two apart.
+    if rejected is not None:
+        own = common_beginning(rejected_ids, rejected.begun)
+        if shortest_draft(chosen_ids, rejected_ids) > own:
+            return "the rejected reply is a prefix of the chosen one", None
+    longest = Cuts(draft=0 if rejected is None else len(rejected_ids), guard=len(chosen_ids))
     if tree_length(example, recipe, longest) > row_length:
         return f"over-long: the tree has more than train.row_length = {row_length} tokens", None
+    if any(turn.changed for turn in (chosen, *others)):
+        report.alter("rows with a reply that the chat template changes", preference.origin)
+    texts = [message["content"] for message in preference.prompt] + replies
+    if any(map(tokenizer.loses_characters, texts)):
+        report.alter("rows with characters that the tokenizer does not have", preference.origin)
     return None, example
 
 

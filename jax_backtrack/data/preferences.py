@@ -66,18 +66,18 @@ class Report:
     """Counts the rows of a source: used, and dropped by reason with the first row that each reason hit.
 
     `read_as` is the format. `unused` counts, by column, the rows that hold something there that is not read; a key of a
-    message stands as "messages.name". `tidied` counts rows with a reply whose ends lost white space, `cut` replies of
-    which only the beginning is used, and `unfinished` those that were cut off before. `notes` are other things to know,
-    such as which files were read.
+    message stands as "messages.name". `altered` counts, by what happened, rows whose texts are not trained on as the
+    file has them. `cut` counts replies of which only the beginning is used, and `unfinished` those that were cut off
+    before. `notes` are other things to know, such as which files were read.
     """
 
     read_as: str = ""
     used: int = 0
-    tidied: int = 0
     cut: int = 0
     unfinished: int = 0
     dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     first: dict[str, str] = dataclasses.field(default_factory=dict)
+    altered: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     unused: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -85,6 +85,11 @@ class Report:
         """Counts one dropped row."""
         self.dropped[reason] += 1
         self.first.setdefault(reason, origin)
+
+    def alter(self, what: str, origin: str) -> None:
+        """Counts one row whose texts are changed."""
+        self.altered[what] += 1
+        self.first.setdefault(what, origin)
 
     def leave(self, column: str) -> None:
         """Counts one row that holds something in a column that is not read."""
@@ -102,11 +107,11 @@ class Report:
         ]
         cut = [f"{self.cut} replies cut to data.reply_tokens"] if self.cut else []
         unfinished = [f"{self.unfinished} replies end without an end of turn"] if self.unfinished else []
-        tidied = [f"{self.tidied} rows with white space left out at the ends of a reply"] if self.tidied else []
+        altered = [f"{count} {what} (first: {self.first[what]})" for what, count in self.altered.most_common()]
         unused = [f"columns that are not read: {', '.join(sorted(self.unused))}"] if self.unused else []
         read_as = f", read as {self.read_as}" if self.read_as else ""
         rows = f"{self.used} rows used, {self.dropped.total()} dropped{read_as}"
-        return [rows, *self.notes, *unused, *tidied, *cut, *unfinished, *dropped]
+        return [rows, *self.notes, *unused, *altered, *cut, *unfinished, *dropped]
 
     def account(self) -> dict:
         """Returns the account as JSON has it."""
@@ -114,9 +119,9 @@ class Report:
             "read_as": self.read_as,
             "used": self.used,
             "dropped": dict(self.dropped.most_common()),
-            "first_dropped": self.first,
+            "first": self.first,
             "unused_columns": sorted(self.unused),
-            "tidied": self.tidied,
+            "altered": dict(self.altered.most_common()),
             "cut": self.cut,
             "unfinished": self.unfinished,
             "notes": self.notes,

@@ -14,6 +14,7 @@ from jax_backtrack.errors import InputError, nearest
 TESTBED = "testbed"
 # Columns that `data.columns` can name, whatever they are called in the file.
 COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "system", "label")
+TIDIED = "rows with white space left out at the ends of a reply"
 _SAMPLE = 500  # first rows that the format is told by
 
 
@@ -77,7 +78,8 @@ def _preferences(
 
     def made(row: dict, at: Place) -> Preference:
         preference = format.read(row, at)
-        report.tidied += _is_tidied(preference, row)
+        if _is_tidied(preference, row):
+            report.alter(TIDIED, at.origin)
         return preference
 
     for origin, row in counted:

@@ -33,6 +33,7 @@ _DECISIVE = (
     "train.beta",
     "train.chosen_weight",
     "model.compute_dtype",
+    "model.template_date",
     "adapter.rank",
     "adapter.alpha",
 )
@@ -210,6 +211,8 @@ def _has_a_say(name: str, fields: Mapping) -> bool:
     """Whether a field changes what comes of this recipe."""
     if name == "data.limit":
         return fields[name] > 0
+    if name == "model.template_date" and not fields[name]:
+        return False
     if name.startswith("adapter.") and not fields.get("adapter.rank"):
         return False
     if name in _OF_BACKTRACKING and not fields.get("data.backtrack", True):

@@ -1,72 +1,116 @@
 """The tokenizer as this project uses it: chat templates in, ids out, and text that can never become a special token.
 
-Ids of control tokens come from the chat template alone. What a user, a data row or an attack wrote is encoded by a
-copy of the tokenizer that does not know them, so "[RESET]" or "<|im_end|>" in it stays plain text.
+Ids of control tokens come from the chat template alone (`untrusted.py` shows what a template wrote itself). What a
+user, a data row or an attack wrote is encoded by a copy of the tokenizer that does not know them, so "[RESET]" or
+"<|im_end|>" in it stays plain text.
 """
 
+import dataclasses
+import datetime
+import functools
 import json
-import re
 import reprlib
 import tempfile
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import transformers
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken
 
 from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.hub import chat_template as templates
+from jax_backtrack.hub.control_tokens import NOT_UNICODE, ControlTokens
+from jax_backtrack.hub.untrusted import kind_for
 
 RESET = "[RESET]"
 ROLES = ("system", "user", "assistant")
 Message = dict[str, str]  # role, content
-_NOT_UNICODE = "is not valid Unicode: it holds half of a surrogate pair"
+
+_WANTS_PARTS = (
+    ": it wants contents as lists of parts, and here they are texts. Set model.chat_template to a .jinja file that "
+    "writes message.content as it is"
+)
 
 # Spare entries that vocabularies keep: Llama-3, Gemma-2, SmolLM2. The first one that is there becomes [RESET].
 _SPARE_TOKENS = ("<|reserved_special_token_0|>", "<unused0>", "<reponame>")
 
-# Chat templates that come with this project, for base models, whose tokenizers have none.
-_TEMPLATES = {file.stem: file for file in Path(__file__).with_name("templates").glob("*.jinja")}
 
-# Added tokens that text may give. Gemma-2 keeps runs of white space and HTML tags as added tokens that are not special,
-# and its models have read them in text as one token each; "\u2581" is how it spells a space. All other added tokens may
-# steer a model, special or not: Gemma-2 has "<mask>", "[@BOS@]", "[toxicity=0]" and "<unused0>" in the same list.
-_TEXT_TOKEN = re.compile(
-    r"[\s\u2581]+|</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code)>"
-)
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A prompt and the reply to it as the chat template writes the whole conversation, in ids, int32.
+
+    prompt:  what the sampler prefills
+    reply:   what follows up to the end of turn, which is left out: the template's own text around the reply too
+    begun:   what follows of a reply that goes on: without the template's text after it
+    changed: whether the template wrote the reply otherwise than it was given, white space around it aside
+    """
+
+    prompt: np.ndarray
+    reply: np.ndarray
+    begun: np.ndarray
+    changed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rendered:
+    """A conversation as the template writes it, and the control tokens of its own: begin, end and id of each."""
+
+    text: str
+    controls: tuple[tuple[int, int, int], ...]
+
+    def parts(self, start: int = 0, end: int | None = None) -> list[int | str]:
+        """Returns ids of control tokens and the texts between them."""
+        parts: list[int | str] = []
+        end = len(self.text) if end is None else end
+        for begin, after, index in self.controls:
+            if start <= begin and after <= end:
+                parts += [self.text[start:begin], index]
+                start = after
+        return [part for part in (*parts, self.text[start:end]) if part != ""]
 
 
 class ChatTokenizer:
     """A fast Hugging Face tokenizer (`hf`) with a chat template, kept safe from what the text spells.
 
     eot_id:        id of the token that ends the assistant's turn in the chat template
+    closing:       what the template writes between a reply and its end of turn
     reset_id:      id of `[RESET]`, or None where the vocabulary has none yet (see `with_reset`)
     reset_context: the reset context that the model was trained with, or None for a model that was not
     chat_template: a template to use in place of the tokenizer's own, which `hf` then keeps: "chatml", "gemma2",
                    "llama3", or the path of a .jinja file
+    template_date: the day that a chat template which prints the date prints; None for today
     """
 
     def __init__(
-        self, hf: transformers.PreTrainedTokenizerFast, reset_context: str | None = None, chat_template: str = ""
+        self,
+        hf: transformers.PreTrainedTokenizerFast,
+        reset_context: str | None = None,
+        chat_template: str = "",
+        template_date: datetime.date | None = None,
     ):
         if not hf.is_fast:
             raise InputError(f"{type(hf).__name__} is a slow tokenizer; the model needs a tokenizer.json")
         if chat_template:
-            hf.chat_template = _read_template(chat_template, hf)
+            hf.chat_template = templates.read_template(chat_template, hf)
         if not hf.chat_template:
             raise InputError(
                 "the tokenizer has no chat template, as is usual for a base model: "
-                f"set chat_template (in a recipe, model.chat_template) to {', '.join(sorted(_TEMPLATES))} "
+                f"set chat_template (in a recipe, model.chat_template) to {', '.join(sorted(templates.TEMPLATES))} "
                 "or to the path of a .jinja file"
             )
+        if isinstance(hf.chat_template, str):
+            hf.chat_template = hf.chat_template.removeprefix("\ufeff")  # a byte order mark, which is no text
         self.hf = hf
         self.reset_context = reset_context
-        text_tokens, self._control_ids = _split_added_tokens(hf.backend_tokenizer)
-        longest_first = sorted(self._control_ids, key=len, reverse=True)
-        self._control_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        self._text_only = _text_only(hf.backend_tokenizer, text_tokens)
+        self.template_date = template_date
+        self._template = templates.ChatTemplate(hf)
+        self._controls = ControlTokens(hf.backend_tokenizer)
         self._refuse_leaks()
-        self.eot_id = self._end_of_turn()
+        self._left_out: dict[tuple, frozenset[int]] = {}
+        self._contradiction = ""
+        self.eot_id, self._opening, self.closing = self._frame()
 
     @property
     def special_ids(self) -> set[int]:
@@ -75,93 +119,251 @@ class ChatTokenizer:
 
     @property
     def reset_id(self) -> int | None:
-        index = self._control_ids.get(RESET)
+        index = self._controls.ids.get(RESET)
         return index if index in self.special_ids else None
 
     @property
     def control_ids(self) -> dict[str, int]:
         """Ids of the tokens that text never becomes, [RESET] among them, by how they are spelt."""
-        return dict(self._control_ids)
+        return dict(self._controls.ids)
 
     @property
     def largest_id(self) -> int:
         """The largest id that the tokenizer can give; the model's vocabulary must be larger."""
         return max(self.hf.get_vocab().values())
 
+    @property
+    def prints_date(self) -> bool:
+        """Returns whether the chat template may print the date."""
+        return self._template.reads_clock
+
     def encode(self, text: str) -> np.ndarray:
         """Ids of untrusted text, int32 `[tokens]`: never a control token, whatever the text spells."""
-        return np.asarray(self._text_ids(text), np.int32)
+        return np.asarray(self._controls.encode_text(text), np.int32)
+
+    def encode_parts(self, parts: Sequence[int | str]) -> np.ndarray:
+        """Returns ids of untrusted texts with control tokens between them, as of `render_parts`, int32 `[tokens]`."""
+        return np.asarray(self._controls.encode_parts(parts), np.int32)
+
+    def loses_characters(self, text: str) -> bool:
+        """Whether the ids of a text stand for another text, white space and compatible spellings (NFKC) aside."""
+        return _signs(self.hf.decode(self.encode(text), clean_up_tokenization_spaces=False)) != _signs(text)
 
     def render(self, messages: Sequence[Message]) -> np.ndarray:
         """Ids of a conversation up to where the assistant speaks, int32 `[tokens]`, by the model's own template."""
-        ids = []
-        for part in self.render_parts(messages):
-            ids.extend(self._text_ids(part) if isinstance(part, str) else [part])
-        return np.asarray(ids, np.int32)
+        return self.encode_parts(self.render_parts(messages))
+
+    def render_parts(self, messages: Sequence[Message], begun: str = "") -> list[int | str]:
+        """What `render` encodes: ids of the template's control tokens, and the texts that stand between them.
+
+        begun: first words of the reply, which follow what the template writes before a reply
+        """
+        check_messages(messages)
+        parts = self._rendered(messages, True, self._now()).parts()
+        return [*parts, *self._opening, begun] if begun else parts
+
+    def begin_reply(self, words: str) -> np.ndarray:
+        """Returns ids of a reply's first words after what the template writes before a reply; none where there are no
+        words, int32 `[tokens]`."""
+        return self.encode_parts([*self._opening, words] if words else [])
+
+    def render_turns(self, messages: Sequence[Message], replies: Sequence[str]) -> list[Turn]:
+        """Returns, for each reply to a prompt, what the template writes of the conversation of both.
+
+        Raises InputError where the ids of that conversation do not begin with those of the prompt, which the sampler
+        prefills: the model would be trained on something else than it sees.
+        """
+        check_messages(messages)
+        at = self._now()
+        before = self._rendered(messages, True, at)
+        prompt = self.encode_parts(before.parts())
+        return [self._turn(messages, reply, before, prompt, at) for reply in replies]
+
+    def _turn(self, messages, reply: str, before: _Rendered, prompt: np.ndarray, at: datetime.datetime) -> Turn:
+        whole = [*messages, {"role": "assistant", "content": reply}]
+        check_messages(whole)
+        after, start = self._rendered(whole, False, at), len(before.text)
+        if after.parts(0, start) != before.parts():
+            raise InputError(self._contradiction or _contradiction())
+        end, tail = self._end_of(after, start)
+        self._refuse_early_end([part for part in after.parts(start, end) if not isinstance(part, str)])
+        if tail.strip() and self._rendered(whole, True, at) != after:
+            raise InputError("the chat template writes text after the end of a turn, which would not be learned")
+        written = after.text[start:end].removesuffix(self.closing)
+        if not written.removeprefix(self._spell(self._opening)).strip():
+            raise InputError("the chat template leaves nothing of a reply")
+        # From the last control token of the prompt on: no token of the vocabulary crosses one.
+        last = max((begin for begin, _, _ in before.controls), default=0)
+        shared = len(self.encode_parts(before.parts(last)))
+        ids = self.encode_parts(after.parts(last, end))
+        if not np.array_equal(ids[:shared], prompt[len(prompt) - shared :]):
+            raise InputError(
+                "the tokenizer splits the end of the generation prompt otherwise where the reply follows it: begin the "
+                "reply without white space, or leave out the white space at the end of the template's generation prompt"
+            )
+        begun = self.encode_parts(after.parts(last, start + len(written))) if self.closing else ids
+        return Turn(prompt, ids[shared:], begun[shared:], changed=reply.strip() not in written)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
         # Llama-3's tokenizer_config.json asks for a clean-up that would make "." of " .".
         return self.hf.decode(list(map(int, ids)), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def render_parts(self, messages: Sequence[Message]) -> list[int | str]:
-        """What `render` encodes: ids of the template's control tokens, and the texts that stand between them."""
-        check_messages(messages)
-        # Place-holders are rendered instead of contents, so that what stands between them is the template's own.
-        stands_for = {}
-        held = []
-        for number, message in enumerate(messages):
-            content = message["content"]
-            text = content.strip()
-            if text:
-                mark = f"\ue000{number}\ue001"
-                stands_for[mark] = text
-                # White space around the text stays outside the mark: some templates trim it, others keep it.
-                content = content.replace(text, mark, 1)
-            held.append({"role": message["role"], "content": content})
-        rendered = self._fill_template(held, add_generation_prompt=True)
-        for mark in stands_for:
-            if mark not in rendered:
-                roles = ", ".join(message["role"] for message in messages)
-                raise InputError(f"the chat template leaves out a message of a conversation of {roles}")
-        parts: list[int | str] = []
-        for part in self._control_pattern.split(rendered):
-            if part in self._control_ids:
-                parts.append(self._control_ids[part])
-            elif part:
-                parts.append(re.sub("\ue000\\d+\ue001", lambda match: stands_for[match[0]], part))
-        return parts
+    def decode_reply(self, ids: Sequence[int]) -> str:
+        """Returns the text of a reply's ids as it goes into a conversation: without what the template writes around it.
 
-    def _fill_template(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        try:
-            return self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except Exception as error:  # a template is a program: besides jinja2's errors it can raise any other
+        What it writes after a reply stands before the end of turn, and goes where that is the last id.
+        """
+        text, opening = self.decode(ids), self.opening
+        if text.startswith(opening):
+            text = text[len(opening) :]
+        return text.removesuffix(self.closing) if len(ids) and ids[-1] == self.eot_id else text
+
+    @functools.cached_property
+    def opening(self) -> str:
+        """What the template writes between the generation prompt and a reply, as `decode` gives it."""
+        return self.decode(self.encode_parts(self._opening))
+
+    def opened(self, reply: np.ndarray) -> int:
+        """Returns how many of a reply's ids hold nothing but what the template writes before a reply."""
+        opening = self.encode_parts([*self._opening, "\ue000"])  # before a text, as it may be split otherwise at an end
+        same = opening[: len(reply)] == reply[: len(opening)]
+        return len(same) if same.all() else int(np.argmin(same))
+
+    def check_opening(self) -> None:
+        """Raises InputError where a reply cannot be sampled: it begins with a special token, at which it would end."""
+        self._refuse_early_end([part for part in self._opening if not isinstance(part, str)])
+
+    def _refuse_early_end(self, controls: Sequence[int]) -> None:
+        if ends := self.special_ids.intersection(controls):
+            names = ", ".join(sorted(repr(self.hf.convert_ids_to_tokens(index)) for index in ends))
+            raise InputError(
+                f"the chat template writes {names} after its generation prompt and before the end of a reply, where "
+                "sampling ends: set model.chat_template to a .jinja file whose generation prompt ends where a reply "
+                "begins"
+            )
+
+    def _now(self) -> datetime.datetime:
+        date = self.template_date
+        return templates.now() if date is None else datetime.datetime.combine(date, datetime.time())
+
+    def _rendered(self, messages: Sequence[Message], generation_prompt: bool, at: datetime.datetime) -> _Rendered:
+        """The template's string of a conversation, in which control tokens are those that it wrote itself."""
+        self._refuse_left_out(messages, generation_prompt, at)
+        text = self._template.fill(messages, generation_prompt, at)
+        contents: list[str] = []
+        for message in messages:
+            templates.map_texts(message, lambda content: contents.append(content) or content)
+        kind = kind_for(self._controls.alphabet, contents)
+        blank = str(kind.hide(self._controls.alphabet[:1]))
+
+        def filled(change) -> str:
+            return self._template.fill([templates.map_texts(each, change) for each in messages], generation_prompt, at)
+
+        hidden = filled(kind.hide)
+        if kind.show(hidden) != text:
+            # The template did to a content what `Untrusted` does not follow. Where contents of one repeated character
+            # give the same control tokens, all of them are its own.
+            hidden = text
+            if self._spelled(text) != self._spelled(filled(lambda content: blank * len(content))):
+                raise InputError(
+                    "a message spells a control token, and the chat template changes messages in a way that does not "
+                    "show which control tokens are its own"
+                )
+        spelled = {token for content in contents for token in self._spelled(content)}
+        if spelled and self._spelled(hidden) != self._spelled(filled(lambda text: self._controls.blank(text, blank))):
+            tokens = ", ".join(map(repr, sorted(spelled)))
+            raise InputError(f"a message spells {tokens}, and the chat template writes other control tokens for that")
+        controls = ((m.start(), m.end(), self._controls.ids[m[0]]) for m in self._controls.find(hidden))
+        return _Rendered(text, tuple(controls))
+
+    def _spell(self, parts: Sequence[int | str]) -> str:
+        spelled = {index: token for token, index in self._controls.ids.items()}
+        return "".join(part if isinstance(part, str) else spelled[part] for part in parts)
+
+    def _spelled(self, text: str) -> list[str]:
+        return [match[0] for match in self._controls.find(text)]
+
+    def _refuse_left_out(self, messages: Sequence[Message], generation_prompt: bool, at: datetime.datetime) -> None:
+        """Raises InputError where the template leaves out a message of these roles that is not empty."""
+        key = (*(message["role"] for message in messages), generation_prompt)
+        if key not in self._left_out:
+            marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
+            marked = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
+            try:
+                text = self._template.fill(marked, generation_prompt, at)
+            except InputError:  # it looks into contents
+                text = "".join(marks)
+            self._left_out[key] = frozenset(number for number, mark in enumerate(marks) if mark not in text)
+        if any(messages[number]["content"].strip() for number in self._left_out[key]):
             roles = ", ".join(message["role"] for message in messages)
-            raise InputError(f"the chat template refuses a conversation of {roles}: {error}") from None
+            raise InputError(
+                f"the chat template leaves out a message of a conversation of {roles}{self._parts_hint(at)}"
+            )
 
-    def _text_ids(self, text: str) -> list[int]:
+    def _parts_hint(self, at: datetime.datetime) -> str:
+        """What would mend it where the template wants contents as lists of parts, as templates of image models do."""
+        mark = "\ue000"
+
+        def writes(content) -> bool:
+            return mark in self._template.fill([{"role": "user", "content": content}], True, at)
+
         try:
-            return self._text_only.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            raise InputError(f"a text {_NOT_UNICODE}") from None
+            wants_parts = not writes(mark) and writes([{"type": "text", "text": mark}])
+        except InputError:
+            return ""
+        return _WANTS_PARTS if wants_parts else ""
 
     def _refuse_leaks(self) -> None:
         """Some kinds of vocabulary find a control token in plain text even where it is not known as an added token."""
-        for token, index in self._control_ids.items():
-            if index != self.hf.unk_token_id and index in self._text_ids(token):
+        for token, index in self._controls.ids.items():
+            if index != self.hf.unk_token_id and index in self._controls.encode_text(token):
                 raise InputError(f"this tokenizer reads {token!r} in plain text as its special token")
 
-    def _end_of_turn(self) -> int:
-        """The first control token that the template writes behind an assistant's message."""
-        turn = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        _, _, behind = self._fill_template(turn, add_generation_prompt=False).rpartition("answer")
-        for part in self._control_pattern.split(behind):
-            if part in self._control_ids:
-                return self._control_ids[part]
-        raise InputError(
-            "the chat template ends the assistant's turn with no special token of this tokenizer: "
-            f"behind the message stands {behind!r}"
-        )
+    def _frame(self) -> tuple[int, list[int | str], str]:
+        """The id that ends the assistant's turn, and what the template writes before and after a reply."""
+        question, answer = {"role": "user", "content": "question"}, {"role": "assistant", "content": "\ue000a\ue001"}
+        at = self._now()
+        whole = self._rendered([question, answer], False, at)
+        begin, end = whole.text.rfind("\ue000"), whole.text.rfind("\ue001") + 1
+        after = next((control for control in whole.controls if control[0] >= end), None)
+        if after is None:
+            raise InputError(
+                "the chat template ends the assistant's turn with no special token of this tokenizer: "
+                f"behind the message stands {whole.text[end:]!r}"
+            )
+        before = self._rendered([question], True, at)
+        start, opening = len(before.text), []
+        if whole.parts(0, start) == before.parts():
+            opening = whole.parts(start, begin)
+        else:  # it can be sampled with, but not trained on
+            self._contradiction = _contradiction(_difference(before.text, whole.text))
+        return after[2], opening, whole.text[end : after[0]]
+
+    def _end_of(self, whole: _Rendered, start: int) -> tuple[int, str]:
+        """Where the turn that begins at `start` ends, and the text of what follows its end of turn."""
+        for begin, end, index in whole.controls:
+            if begin >= start and index == self.eot_id:
+                return begin, "".join(part for part in whole.parts(end) if isinstance(part, str))
+        raise InputError("the chat template writes no end of turn after this reply")
+
+
+def _signs(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _contradiction(where: str = "") -> str:
+    return (
+        f"the chat template contradicts itself: with the reply it writes the prompt otherwise{where}. The model would "
+        "be trained on a prompt that it never sees: set model.chat_template to a .jinja file that writes both alike"
+    )
+
+
+def _difference(prompt: str, whole: str) -> str:
+    """Where a conversation and its prompt begin to differ."""
+    pairs = zip(prompt, whole, strict=False)
+    shared = next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(prompt), len(whole)))
+    return f" ({whole[max(shared - 20, 0) :][:40]!r}, where the prompt has {prompt[max(shared - 20, 0) :][:40]!r})"
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -177,7 +379,7 @@ def check_messages(messages: Sequence[Message]) -> None:
             known = nearest(role if isinstance(role, str) else "", ROLES)
             raise InputError(f"message {number} has the role {reprlib.repr(role)}: {known}")
         if not is_unicode(message["content"]):
-            raise InputError(f"message {number} {_NOT_UNICODE}")
+            raise InputError(f"message {number} {NOT_UNICODE}")
 
 
 def is_unicode(text: str) -> bool:
@@ -210,44 +412,4 @@ def with_reset(tokenizer: ChatTokenizer) -> ChatTokenizer:
                 file.write_text(file.read_text().replace(json.dumps(spare[0]), json.dumps(RESET)))
         hf = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     hf.add_tokens([AddedToken(RESET, special=True, normalized=False)], special_tokens=True)
-    return ChatTokenizer(hf, tokenizer.reset_context)
-
-
-def _read_template(chat_template: str, hf: transformers.PreTrainedTokenizerFast) -> str:
-    """The text of a template that comes with this project, or of a .jinja file."""
-    if chat_template.endswith(".jinja"):
-        try:
-            return Path(chat_template).expanduser().read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"chat template {chat_template} cannot be read: {error}") from None
-    if chat_template not in _TEMPLATES:
-        known = nearest(chat_template, _TEMPLATES)
-        raise InputError(f"chat template {chat_template!r} is neither a .jinja file nor built in: {known}")
-    template = _TEMPLATES[chat_template].read_text()
-    added = hf.get_added_vocab()
-    for mark in re.findall(r"<\S+?>", template):
-        if mark not in added:
-            raise InputError(f"chat template {chat_template!r} writes {mark}, which is no token of this tokenizer")
-    return template
-
-
-def _split_added_tokens(backend: Tokenizer) -> tuple[list[AddedToken], dict[str, int]]:
-    """Added tokens that text may give, and the ids of all others by name."""
-    text_tokens, control_ids = [], {}
-    for index, token in sorted(backend.get_added_tokens_decoder().items()):
-        # One that stands outside the model's own vocabulary would have another id in a copy with fewer added tokens.
-        in_vocabulary = backend.model.token_to_id(token.content) == index
-        if not token.special and in_vocabulary and _TEXT_TOKEN.fullmatch(token.content):
-            text_tokens.append(token)
-        else:
-            control_ids[token.content] = index
-    return text_tokens, control_ids
-
-
-def _text_only(backend: Tokenizer, text_tokens: list[AddedToken]) -> Tokenizer:
-    """A tokenizer with the same vocabulary, which it shares, but with no other added tokens than `text_tokens`."""
-    text_only = Tokenizer(backend.model)
-    text_only.normalizer = backend.normalizer
-    text_only.pre_tokenizer = backend.pre_tokenizer
-    text_only.add_tokens(text_tokens)
-    return text_only
+    return ChatTokenizer(hf, tokenizer.reset_context, template_date=tokenizer.template_date)

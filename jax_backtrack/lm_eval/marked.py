@@ -29,10 +29,8 @@ class MarkedText:
 
     def write(self, messages: Sequence[Message], begun: str = "") -> str:
         """A conversation up to where the assistant speaks, and its first words where they are given."""
-        parts = self._tokenizer.render_parts(messages)
-        return "".join(escape(part) if isinstance(part, str) else MARK + self._spelt[part] for part in parts) + (
-            escape(begun)
-        )
+        parts = self._tokenizer.render_parts(messages, begun)
+        return "".join(escape(part) if isinstance(part, str) else MARK + self._spelt[part] for part in parts)
 
     def is_written(self, text: str) -> bool:
         """Whether a string has a marked control token, as every conversation has."""
@@ -40,11 +38,11 @@ class MarkedText:
 
     def read(self, text: str) -> list[int]:
         """Ids of a marked string: what is marked is a control token, all else is text."""
-        ids, run = [], ""
+        parts, run = [], ""
         for part in self._pattern.split(text):
             if part[:1] == MARK and part[1:] in self._ids:
-                ids += [*self._tokenizer.encode(run).tolist(), self._ids[part[1:]]]
+                parts += [run, self._ids[part[1:]]]
                 run = ""
             else:
                 run += MARK if part == MARK + MARK else part
-        return ids + self._tokenizer.encode(run).tolist()
+        return self._tokenizer.encode_parts([*parts, run]).tolist()

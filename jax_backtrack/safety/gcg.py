@@ -76,7 +76,7 @@ class Objective:
         return cls(
             before=tuple(plain[: len(plain) - shared].tolist()),
             after=tuple(plain[len(plain) - shared :].tolist()),
-            target=tuple(tokenizer.encode(target).tolist()),
+            target=tuple(tokenizer.begin_reply(target).tolist()),
             reset_id=tokenizer.reset_id,
             reset_weight=reset_weight,
         )

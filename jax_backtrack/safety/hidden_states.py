@@ -54,7 +54,7 @@ class Reader:
 
     def _ids(self, prompt: Sequence[Message], reply: str) -> tuple[np.ndarray, int]:
         """Prompt and reply with its end of turn, and where the reply begins."""
-        before, said = self._tokenizer.render(prompt), self._tokenizer.encode(reply)[: self._tokens]
+        before, said = self._tokenizer.render(prompt), self._tokenizer.begin_reply(reply)[: self._tokens]
         ids = np.concatenate([before, said, [self._tokenizer.eot_id]])
         return ids, len(before)
 

@@ -97,15 +97,22 @@ class Writing:
         """What stands since the last reset, but for its newest `hold_back` tokens."""
         if self._text is not None:
             return self._text
-        return self._tokenizer.decode(self.ids[: len(self.ids) - hold_back] if hold_back < len(self.ids) else [])
+        return self._tokenizer.decode_reply(self.ids[: len(self.ids) - hold_back] if hold_back < len(self.ids) else [])
 
     def may_stop_at(self, text: str) -> int:
-        """Where the longest end of `text` that may still become a stop string begins, or the length of `text`."""
+        """Where the longest end of `text` begins that may be taken away yet, or the length of `text`.
+
+        It may become a stop string, or be what the chat template writes around a reply.
+        """
+        if self._tokenizer.opening.startswith(text):
+            return 0
+        closing = self._tokenizer.closing
+        endings = [*((stop, len(stop) - 1) for stop in self._stop_strings), (closing, len(closing))]
         begun = (
             length
-            for stop in self._stop_strings
-            for length in range(min(len(stop) - 1, len(text)), 0, -1)
-            if text.endswith(stop[:length])
+            for ending, longest in endings
+            for length in range(min(longest, len(text)), 0, -1)
+            if text.endswith(ending[:length])
         )
         return len(text) - max(begun, default=0)
 
@@ -113,13 +120,13 @@ class Writing:
         """The finished reply."""
         ids, log_probs, reset_log_probs = map(tuple, self._trace)
         trace = Trace(ids, log_probs, reset_log_probs or None) if log_probs else None
-        drafts = tuple(map(self._tokenizer.decode, self.draft_ids))
+        drafts = tuple(map(self._tokenizer.decode_reply, self.draft_ids))
         return Reply(self.text(), drafts, self.finish, trace, self._written)
 
     def _is_cut(self) -> bool:
         if not self._stop_strings:
             return False
-        text = self._tokenizer.decode(self.ids)
+        text = self._tokenizer.decode_reply(self.ids)
         ends = [place for place in map(text.find, self._stop_strings) if place >= 0]
         if ends:
             self._text = text[: min(ends)]

@@ -69,6 +69,7 @@ class Sampler:
     ):
         self.model, self.tokenizer, self.batch_rows = model, tokenizer, batch_rows
         self._new_tokens, self._stop_strings = max_new_tokens, _checked_stop_strings(stop_strings)
+        tokenizer.check_opening()
         context = context or tokenizer.reset_context or "rewind"
         if mesh := model.compute.mesh:
             check_rows(batch_rows, mesh, "batch_rows")
@@ -228,7 +229,7 @@ class Sampler:
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         prompt_ids = prompt if isinstance(prompt, np.ndarray) else self.tokenizer.render(prompt)
-        prefix_ids = self.tokenizer.encode(prefix)
+        prefix_ids = self.tokenizer.begin_reply(prefix)
         written, limit = len(prompt_ids) + len(prefix_ids), self.model.config.max_position_embeddings
         if written + self._new_tokens > limit:
             raise InputError(

@@ -76,7 +76,7 @@ def events(batch: Batch, request: Request, writing: Writing, hold_back: int) -> 
 
 
 def _certain(writing: Writing, hold_back: int) -> str:
-    """The text up to its last whole word, without what may become a stop string."""
+    """The text up to its last whole word, without what may be taken away yet."""
     text = writing.text(hold_back)
     return text[: min(len(_whole(text)), writing.may_stop_at(text))]
 

@@ -36,6 +36,7 @@ from jax_backtrack.training.data import encode_sources, read_sources, tree_recip
 from jax_backtrack.training.metrics import MetricsWriter
 from jax_backtrack.training.reference import reference_sides
 from jax_backtrack.training.step import Batch, compile_step, init_state
+from jax_backtrack.training.template_date import pin_date, with_recorded_date
 from jax_backtrack.workdir import write_whole
 
 RECIPE_FILE = "config.json"
@@ -54,6 +55,7 @@ def train(
     remembers models. Of several processes all must call this, with a workdir that they share; the first one writes.
     """
     check_training(config)
+    config = with_recorded_date(config, workdir / RECIPE_FILE)
     finished, latest = (workdir / EXPORT).exists(), newest_step(workdir)
     agree_on_start(config, finished, latest)
     mesh = make_mesh(**config.mesh)
@@ -67,6 +69,7 @@ def train(
         console.print(f"{workdir} is trained already: nothing to do", highlight=False)
         return model, tokenizer
     check_length(config, model.config)
+    config = pin_date(config, tokenizer)
     if config.data.backtrack:
         tokenizer = _ready_to_backtrack(model, tokenizer, config)
     recipe = tree_recipe(config, tokenizer)
@@ -98,7 +101,10 @@ def refuse_other_recipe(workdir: Path, config: ConfigDict, also: tuple[str, ...]
 
 
 def _refuse_difference(workdir: Path, config: ConfigDict, theirs: dict, also: tuple[str, ...] = ()) -> None:
-    if differing := sorted(_differing(json.loads(config.to_json()), theirs, (*_DECISIVE, *also))):
+    ours = json.loads(config.to_json())
+    if not ours["model"]["template_date"]:  # whatever the run was begun with
+        ours["model"]["template_date"] = theirs.get("model", {}).get("template_date")
+    if differing := sorted(_differing(ours, theirs, (*_DECISIVE, *also))):
         raise InputError(f"{workdir} was begun with other settings ({', '.join(differing)}): use another workdir")
 
 

@@ -25,6 +25,7 @@ from jax_backtrack.training.data import (
     tree_recipe,
     warn_if_nothing_is_taken_back,
 )
+from jax_backtrack.training.template_date import pin_date
 from jax_backtrack.trees import NO_PARENT, Example, Recipe, Rows
 from jax_backtrack.workdir import write_whole
 
@@ -55,6 +56,7 @@ def _show(config: ConfigDict, workdir: Path | None, count: int) -> None:
     sources = read_sources(config)
     model = config.model
     tokenizer = load_tokenizer(model.path, chat_template=model.chat_template, revision=model.revision or None)
+    config = pin_date(config, tokenizer)
     if config.data.backtrack:
         tokenizer = with_reset(tokenizer)
     recipe = tree_recipe(config, tokenizer)
