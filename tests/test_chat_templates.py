@@ -323,18 +323,17 @@ def test_a_reply_is_cut_behind_what_the_template_writes_before_it(framed):
     assert [*texts[:3]] == sorted({*texts[:3]}, key=len, reverse=True) and not texts[3].strip()
 
 
-def test_replies_that_a_template_changes_are_counted(tokenizer, capsys):
+def test_replies_that_a_template_changes_are_counted(tokenizer):
     made = with_template(tokenizer, CHATML.replace("message.content", "message.content[:20]"))
     recipe = Recipe("sft", False, "keep", None, made.eot_id)
     rows = [
         Preference(tuple(conversation(("user", "Hi"))), "so " * count, None, False, f"row {count}")
         for count in (2, 9, 8)
     ]
-    encode(rows, made, recipe, 256, Report())
-    assert (
-        "2 replies are not as the data has them: the chat template changes them (first: row 9)"
-        in capsys.readouterr().out
-    )
+    report = Report()
+    encode(rows, made, recipe, 256, report)
+    assert report.altered == {"rows with a reply that the chat template changes": 2}
+    assert report.first["rows with a reply that the chat template changes"] == "row 9"
 
 
 def test_a_reply_of_which_nothing_is_left_is_refused(tokenizer):
