@@ -115,6 +115,37 @@ def test_sampling_equals_naive_recomputation(family, context, cut):
     assert any(R in row for row in expected)
 
 
+UNUSED = ((7, 8), (20, 31), (tiny.VOCAB - 9, tiny.VOCAB))
+
+
+@every_family
+@every_context
+@pytest.mark.parametrize("cut", ["greedy", *CUTS])
+def test_ids_without_a_token_are_never_drawn(family, context, cut):
+    """As naive recomputation, and at a temperature at which they are drawn where they are not masked."""
+    planned, turned = CUTS.get(cut, ({}, {}))
+    plan = dataclasses.replace(SAMPLED, context=context, greedy=cut == "greedy", unused_ids=UNUSED, **planned)
+    turned = knobs(bias=3.0, temperature=3.0, **turned)
+    written, expected = both(requests(4), plan, turned, family)
+    assert written == expected
+    masked = {index for run in UNUSED for index in range(*run)}
+    assert not masked & {token for row in written for token in row}
+    plain, _ = both(requests(4), dataclasses.replace(plan, unused_ids=()), turned, family)
+    assert masked & {token for row in plain for token in row}
+
+
+def test_log_probs_are_those_of_the_model_with_all_its_rows():
+    plan = dataclasses.replace(SAMPLED, context="rewind", log_probs=True, unused_ids=UNUSED)
+    (asked,) = requests(1)
+    batch = Batch(engine(MODELS["llama"], plan, knobs(max_resets=0)), 1, PROMPT, NEW, ())
+    updates = [update for updates in batch.run([asked]) for update in updates]
+    tokens = [token for update in updates for token in update.ids.tolist()]
+    found = np.concatenate([update.log_probs for update in updates])
+    for place, token in enumerate(tokens):
+        logits = logits_of("llama")([*asked.ids.tolist(), *tokens[:place]])
+        assert abs(found[place] - (logits[token] - np.log(np.exp(logits.astype(np.float64)).sum()))) < 1e-4
+
+
 def test_max_resets_masks_reset():
     for most in range(4):
         written, _ = both(requests(), GREEDY, knobs(max_resets=most, bias=1e9))

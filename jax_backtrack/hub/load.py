@@ -17,11 +17,13 @@ from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub import weights
 from jax_backtrack.hub.download import download, download_file
 from jax_backtrack.hub.gguf import GGUFFile
+from jax_backtrack.hub.missing import some
 from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models import families
 from jax_backtrack.models.published import PUBLISHED
 from jax_backtrack.models.transformer import Compute, Transformer, TransformerConfig
+from jax_backtrack.progress import warn
 from jax_backtrack.sharding import make_mesh, param_shardings
 from jax_backtrack.trees import CONTEXTS
 
@@ -60,6 +62,7 @@ def load(
     mesh = mesh or make_mesh()
     compute = dataclasses.replace(compute or Compute(dtype), mesh=mesh)
     model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute))
+    _note_rows(tokenizer, config.vocab_size)
     check_agreement(model, tokenizer, hf_config)
     total = sum(param.size for param in jax.tree.leaves(nnx.state(model, nnx.Param)))
     weights.fill(model, source, param_shardings(model, mesh), lambda done: progress(done, total))
@@ -90,11 +93,32 @@ def check_agreement(model: Transformer, tokenizer: ChatTokenizer, hf_config: dic
     rows = model.embedding_VxM.shape[0]
     if rows != model.config.vocab_size:
         raise InputError(f"the embedding has {rows} rows, the configuration says vocab_size {model.config.vocab_size}")
-    if tokenizer.largest_id >= rows:
+    if tokenizer.largest_id >= rows and tokenizer.largest_id not in tokenizer.without_row:
         raise InputError(f"the tokenizer gives ids up to {tokenizer.largest_id}, the embedding has {rows} rows")
     recorded = _backtracking(hf_config).get("reset_token_id", tokenizer.reset_id)
     if recorded != tokenizer.reset_id:
         raise InputError(f"config.json says [RESET] is id {recorded}, the tokenizer says {tokenizer.reset_id}")
+
+
+def _note_rows(tokenizer: ChatTokenizer, rows: int) -> None:
+    """Lets a tokenizer have some tokens more than the embedding has rows, as some on the Hub do, and says which.
+
+    One that has more than twice as many is another model's. What every reply needs must have a row.
+    """
+    if tokenizer.largest_id < rows or len(tokenizer.hf) > 2 * rows:
+        return
+    tokenizer.note_rows(rows)
+    names = [repr(token) for _, token in sorted(tokenizer.without_row.items())]
+    for index, what in ((tokenizer.eot_id, "ends the assistant's turn"), (tokenizer.reset_id, "takes a draft back")):
+        if index in tokenizer.without_row:
+            raise InputError(
+                f"the token {tokenizer.without_row[index]!r}, which {what}, has id {index}; the embedding has {rows} "
+                "rows"
+            )
+    warn(
+        f"{len(names)} tokens of the tokenizer have no row in the embedding of {rows} rows: {some(names)}. Texts that "
+        "need one are refused"
+    )
 
 
 def _dtype_name(dtype) -> str:

@@ -67,6 +67,23 @@ class ChatTokenizer:
         self._text_only = _text_only(hf.backend_tokenizer, text_tokens)
         self._refuse_leaks()
         self.eot_id = self._end_of_turn()
+        self.without_row: dict[int, str] = {}  # tokens that the model's embedding has no row for, by id
+
+    def note_rows(self, rows: int) -> None:
+        """Notes that the embedding has so many rows: a text or a template that needs a token beyond them is refused."""
+        self.without_row = {index: token for token, index in self.hf.get_vocab().items() if index >= rows}
+
+    def unused_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
+        """Ids below `rows` that are no token, which a model must not write: first and one behind the last of each run.
+
+        Vocabularies are padded to a multiple of some number, and such rows are not trained.
+        """
+        unused = np.ones(rows + 2, bool)  # with a used one at either end, so that every run begins and ends
+        unused[[0, -1]] = False
+        known = [index for index in self.hf.get_vocab().values() if index < rows and index not in self.without_row]
+        unused[np.asarray(known, int) + 1] = False
+        edges = np.flatnonzero(np.diff(unused))
+        return tuple((int(first), int(behind)) for first, behind in zip(edges[::2], edges[1::2], strict=True))
 
     @property
     def special_ids(self) -> set[int]:
@@ -90,14 +107,14 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of untrusted text, int32 `[tokens]`: never a control token, whatever the text spells."""
-        return np.asarray(self._text_ids(text), np.int32)
+        return self._with_rows(self._text_ids(text))
 
     def render(self, messages: Sequence[Message]) -> np.ndarray:
         """Ids of a conversation up to where the assistant speaks, int32 `[tokens]`, by the model's own template."""
         ids = []
         for part in self.render_parts(messages):
             ids.extend(self._text_ids(part) if isinstance(part, str) else [part])
-        return np.asarray(ids, np.int32)
+        return self._with_rows(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
@@ -144,6 +161,14 @@ class ChatTokenizer:
             return self._text_only.encode(text, add_special_tokens=False).ids
         except TypeError:
             raise InputError(f"a text {_NOT_UNICODE}") from None
+
+    def _with_rows(self, ids: list[int]) -> np.ndarray:
+        if self.without_row and (lost := [index for index in ids if index in self.without_row]):
+            raise InputError(
+                f"the token {self.without_row[lost[0]]!r} (id {lost[0]}) has no row in the model's embedding, which "
+                f"ends before {min(self.without_row)}: this model cannot read it"
+            )
+        return np.asarray(ids, np.int32)
 
     def _refuse_leaks(self) -> None:
         """Some kinds of vocabulary find a control token in plain text even where it is not known as an added token."""
@@ -210,7 +235,9 @@ def with_reset(tokenizer: ChatTokenizer) -> ChatTokenizer:
                 file.write_text(file.read_text().replace(json.dumps(spare[0]), json.dumps(RESET)))
         hf = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     hf.add_tokens([AddedToken(RESET, special=True, normalized=False)], special_tokens=True)
-    return ChatTokenizer(hf, tokenizer.reset_context)
+    made = ChatTokenizer(hf, tokenizer.reset_context)
+    made.without_row = {index: token for index, token in tokenizer.without_row.items() if index != made.reset_id}
+    return made
 
 
 def _read_template(chat_template: str, hf: transformers.PreTrainedTokenizerFast) -> str:

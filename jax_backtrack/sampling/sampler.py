@@ -98,6 +98,7 @@ class Sampler:
             penalty=repetition_penalty != 1,
             log_probs=log_probs,
             steps=steps_of(max_new_tokens),
+            unused_ids=tokenizer.unused_ids(model.config.vocab_size),
         )
         knobs = Knobs(
             temperature=jnp.float32(temperature),
@@ -229,6 +230,10 @@ class Sampler:
             prompt = [{"role": "user", "content": prompt}]
         prompt_ids = prompt if isinstance(prompt, np.ndarray) else self.tokenizer.render(prompt)
         prefix_ids = self.tokenizer.encode(prefix)
+        if wrong := [index for index in prompt_ids.tolist() if not 0 <= index < self.model.config.vocab_size]:
+            raise InputError(
+                f"a prompt has the id {wrong[0]}; the model's ids end before {self.model.config.vocab_size}"
+            )
         written, limit = len(prompt_ids) + len(prefix_ids), self.model.config.max_position_embeddings
         if written + self._new_tokens > limit:
             raise InputError(

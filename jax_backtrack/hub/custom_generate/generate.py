@@ -81,6 +81,7 @@ def generate(
         raise ValueError("pad_token_id is the id of [RESET]; it must be another one")
     _check_tokens(tokens, attention_mask, pad_id)
     rows = _rows(tokens, attention_mask, prefix_length, _budget(config, length, tokens.shape[1]))
+    unused = trained.get("unused_token_ids", [])
     # Only a stop string, or a criterion of the caller, ends a row without a token that says so: padding follows.
     may_be_padded = bool(config.stop_strings or kwargs.get("stopping_criteria"))
 
@@ -92,14 +93,14 @@ def generate(
         width = max(len(row.context) for row in still_open)
         padded = [[pad_id] * (width - len(row.context)) + row.context for row in still_open]
         mask = [[0] * (width - len(row.context)) + [1] * len(row.context) for row in still_open]
-        spent = torch.tensor([len(row.drafts) >= max_resets for row in still_open])
+        resets = ResetLogits(reset_id, reset_bias, torch.tensor([len(row.drafts) >= max_resets for row in still_open]))
         # The method of the class, because `model.generate` may be this function.
         attempt = type(model).generate(
             model,
             torch.tensor(padded, device=tokens.device),
             attention_mask=torch.tensor(mask, device=tokens.device),
             generation_config=config,
-            logits_processor=LogitsProcessorList([*(logits_processor or []), ResetLogits(reset_id, reset_bias, spent)]),
+            logits_processor=LogitsProcessorList([*(logits_processor or []), UnusedLogits(unused), resets]),
             **kwargs,
         )
         for row, written in zip(still_open, attempt[:, width:].tolist(), strict=True):
@@ -153,6 +154,19 @@ class Row:
             self.left -= end + 1
         again = {"keep": self.context + written[: end + 1], "rewind": [*self.prompt, reset_id], "resample": self.prompt}
         self.context = again[reset_context]
+
+
+class UnusedLogits(LogitsProcessor):
+    """Masks ids that no token has: runs of them, each given by its first one and the one behind its last."""
+
+    def __init__(self, runs):
+        self.runs = runs
+
+    def __call__(self, input_ids, scores):
+        scores = scores.clone()
+        for first, behind in self.runs:
+            scores[:, first:behind] = -torch.inf
+        return scores
 
 
 class ResetLogits(LogitsProcessor):
