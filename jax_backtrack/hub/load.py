@@ -40,8 +40,9 @@ def load(
     chat_template: str = "",
     revision: str | None = None,
     token: str | None = None,
+    tokenizer: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Transformer, ChatTokenizer]:
+) -> tuple[Transformer, ChatTokenizer | None]:
     """Loads a model and its tokenizer.
 
     path:          a Hugging Face folder, a workdir of ours (its `export/`), a `.gguf` file, or a Hub id
@@ -51,22 +52,27 @@ def load(
     chat_template: "chatml", "gemma2", "llama3" or the path of a .jinja file, in place of the tokenizer's own
     revision:      of a Hub id: branch, tag or commit
     token:         for a Hub id that is not public; by default that of `hf auth login` or of HF_TOKEN
+    tokenizer:     False for the model alone: no file of the tokenizer is read, and None stands in its place
     progress:      called with the number of parameters read since its last call, and of all
 
     Raises InputError for what cannot be loaded as it stands: see `weights.fill`, `families.from_hf_config`.
     """
     dtype = _dtype_name(dtype)
     open_source, hf_config, open_tokenizer = _open(str(path), revision, token)
-    source, config = open_source(), families.from_hf_config(hf_config)
-    tokenizer = ChatTokenizer(open_tokenizer(), _backtracking(hf_config).get("context"), chat_template)
+    config = families.from_hf_config(hf_config)
+    source, said = open_source(), _backtracking(hf_config)
+    chat = ChatTokenizer(open_tokenizer(), said.get("context"), chat_template) if tokenizer else None
     mesh = mesh or make_mesh()
     compute = dataclasses.replace(compute or Compute(dtype), mesh=mesh)
     model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute))
-    _note_rows(tokenizer, config.vocab_size)
-    check_agreement(model, tokenizer, hf_config)
+    if chat is not None:
+        _note_rows(chat, config.vocab_size)
+        check_agreement(model, chat, hf_config)
+        # An export says of itself that it was not trained to reset; other files with [RESET] leave it open.
+        chat.asks_reset_context = chat.reset_id is not None and "reset_token_id" not in said and "context" not in said
     total = sum(param.size for param in jax.tree.leaves(nnx.state(model, nnx.Param)))
     weights.fill(model, source, param_shardings(model, mesh), lambda done: progress(done, total))
-    return model, tokenizer
+    return model, chat
 
 
 def read_config(path: str, revision: str | None = None, token: str | None = None) -> TransformerConfig:

@@ -67,6 +67,9 @@ class ChatTokenizer:
         self._text_only = _text_only(hf.backend_tokenizer, text_tokens)
         self._refuse_leaks()
         self.eot_id = self._end_of_turn()
+        self.asks_reset_context = (
+            False  # [RESET] came in a file that does not say which reset context it was trained for
+        )
         self.without_row: dict[int, str] = {}  # tokens that the model's embedding has no row for, by id
 
     def note_rows(self, rows: int) -> None:
@@ -174,7 +177,10 @@ class ChatTokenizer:
         """Some kinds of vocabulary find a control token in plain text even where it is not known as an added token."""
         for token, index in self._control_ids.items():
             if index != self.hf.unk_token_id and index in self._text_ids(token):
-                raise InputError(f"this tokenizer reads {token!r} in plain text as its special token")
+                raise InputError(
+                    f"this tokenizer reads {token!r} in plain text as its special token; "
+                    "load(..., tokenizer=False) gives the model without it"
+                )
 
     def _end_of_turn(self) -> int:
         """The first control token that the template writes behind an assistant's message."""

@@ -17,6 +17,7 @@ from jax_backtrack.hub.tokenizer import ChatTokenizer, Message
 from jax_backtrack.journal import Journal, key_of
 from jax_backtrack.models.apart import apart
 from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.progress import warn
 from jax_backtrack.sampling.batch import Batch, Engine, Request, common_beginning, pools, steps_of
 from jax_backtrack.sampling.look import Look, looks
 from jax_backtrack.sampling.loop import Knobs, Plan
@@ -69,6 +70,7 @@ class Sampler:
     ):
         self.model, self.tokenizer, self.batch_rows = model, tokenizer, batch_rows
         self._new_tokens, self._stop_strings = max_new_tokens, _checked_stop_strings(stop_strings)
+        _ask_for_context(tokenizer, context, max_resets)
         context = context or tokenizer.reset_context or "rewind"
         if mesh := model.compute.mesh:
             check_rows(batch_rows, mesh, "batch_rows")
@@ -255,6 +257,20 @@ def _reads_layers_apart(model: Transformer) -> bool:
     mesh = model.compute.mesh
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     return device.platform == "cpu" and (mesh is None or mesh.size == 1) and model.blocks.adapters is None
+
+
+def _ask_for_context(tokenizer: ChatTokenizer, context: str | None, max_resets: int) -> None:
+    """Assumes no reset context where the model's file has [RESET] and does not say what it was trained for."""
+    if not tokenizer.asks_reset_context or tokenizer.reset_context or max_resets == 0:
+        return
+    if context is None:
+        raise InputError(
+            "the model has [RESET], but its file does not say which reset context it was trained with: set it, in a "
+            f"recipe reset.context, in Python Sampler(context=...), to one of {', '.join(CONTEXTS)}"
+        )
+    warn(
+        f"the model's file does not say which reset context it was trained with; {context!r} is taken, as was asked for"
+    )
 
 
 def _check_context(tokenizer: ChatTokenizer, context: str, max_resets: int, temperature: float) -> None:
