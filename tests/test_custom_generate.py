@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -311,7 +312,26 @@ def test_transformers_runs_no_code_that_is_not_trusted(small, given):
         ({"position_ids": torch.arange(9)}, "position_ids is not supported"),
         ({"reset_context": "rewnd"}, "reset_context is 'rewnd'"),
         ({"reset_context": "resample"}, "needs do_sample=True"),
-        ({"max_resets": -1}, "max_resets is -1"),
+        *(
+            ({"max_resets": wrong}, f"max_resets is {re.escape(repr(wrong))}; it must be a whole number of at least 0")
+            for wrong in (-1, "1", 1.0, True, None, [1], "one")
+        ),
+        *(
+            ({"reset_bias": wrong}, f"reset_bias is {re.escape(repr(wrong))}; it must be a finite number")
+            for wrong in ("-4", None, True, [0.0], float("inf"), float("nan"))
+        ),
+        *(
+            ({"prefix_length": wrong}, f"prefix_length has {shown}; it must be a whole number")
+            for wrong, shown in (
+                ("1", "'1'"),
+                (1.0, "1.0"),
+                (True, "True"),
+                (None, "None"),
+                ([1, 1, 1, 1, 1, "1"], "'1'"),
+            )
+        ),
+        ({"reset_context": ""}, "reset_context is ''"),
+        ({"reset_context": 1}, "reset_context is 1"),
         ({"max_new_tokens": 0}, "max_new_tokens` must be greater than 0"),
         ({"max_length": 8}, "max_length leaves 0 tokens"),
         ({"prefix_length": 3}, "prefix_length is 3 in a row of 3 tokens"),

@@ -319,6 +319,18 @@ def test_replies_come_in_order_and_by_seed_whatever_the_batch(smollm_shaped, res
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": 250}, "exceed the model's 256 positions"),
         ({"max_resets": -1}, "max_resets is -1"),
+        *(
+            ({"max_resets": wrong}, "max_resets is .*; it must be a whole number")
+            for wrong in ("1", 1.0, True, None, [1])
+        ),
+        ({"max_new_tokens": 4.0}, "max_new_tokens is 4.0; it must be a whole number"),
+        ({"top_k": "5"}, "top_k is '5'; it must be a whole number"),
+        ({"temperature": "1"}, "temperature is '1'; it must be a number"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be a number"),
+        ({"top_p": None}, "top_p is None; it must be a number"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"reset_bias": "-4"}, "reset_bias is '-4'; it must be a finite number"),
+        ({"reset_bias": None}, "reset_bias is None; it must be a finite number"),
         ({"min_p": 1.5}, "min_p is 1.5; it must be at most 1"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
         ({"stop_strings": "end"}, "stop_strings is 'end'"),

@@ -14,11 +14,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jax_backtrack.errors import InputError, nearest
-from jax_backtrack.hub import weights
+from jax_backtrack.hub import peft, weights
 from jax_backtrack.hub.download import download, download_file
 from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.missing import some
-from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
+from jax_backtrack.hub.safetensors_folder import INDEX_FILE, SINGLE_FILE, SafetensorsFolder
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models import families
 from jax_backtrack.models.published import PUBLISHED
@@ -45,7 +45,8 @@ def load(
 ) -> tuple[Transformer, ChatTokenizer | None]:
     """Loads a model and its tokenizer.
 
-    path:          a Hugging Face folder, a workdir of ours (its `export/`), a `.gguf` file, or a Hub id
+    path:          a Hugging Face folder, a workdir of ours (its `export/`), a `.gguf` file, a folder with an adapter of
+                   PEFT, which is merged into its base, or a Hub id
     mesh:          devices to shard parameters and rows over; all devices by `data` if None
     dtype:         of the parameters, whatever the file holds: "float32" or "bfloat16"
     compute:       how the model computes, its mesh aside; by default in `dtype`, with dense attention
@@ -146,9 +147,12 @@ def _backtracking(hf_config: dict) -> dict:
     return said
 
 
-def _open(path: str, revision: str | None, token: str | None):
+def _open(path: str, revision: str | None, token: str | None, adapted: tuple[Path, ...] = ()):
     """Of whatever `path` names: a function that opens its weights, its configuration as a dict, and one that opens its
-    tokenizer."""
+    tokenizer.
+
+    adapted: folders of adapters whose base this is
+    """
     try:
         local = Path(path).expanduser()
         here = local.exists()
@@ -164,20 +168,76 @@ def _open(path: str, revision: str | None, token: str | None):
     if not here:
         local = download(path, revision, token)
     elif (local / EXPORT / "config.json").is_file():
+        _refuse_two_models(local)
         local = local / EXPORT
-    if not (local / "config.json").is_file():
-        raise InputError(f"{path} is neither a Hugging Face folder (no config.json) nor a workdir with {EXPORT}/")
-    try:
-        config = json.loads((local / "config.json").read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{local / 'config.json'} cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{local / 'config.json'} holds no object but {config!s:.40}")
+    if peft.has_adapter(local):
+        return _open_adapted(local, token, adapted)
+    return _open_folder(local, path)
+
+
+def _open_folder(folder: Path, path: str):
+    if not (folder / "config.json").is_file():
+        files = sorted(file.name for file in folder.glob("*.gguf")) if folder.is_dir() else []
+        inside = f"; it holds {files[0]}: give that file's own path" if files else ""
+        raise InputError(
+            f"{path} is neither a Hugging Face folder (no config.json) nor a workdir with {EXPORT}/{inside}"
+        )
+    config = _read_json(folder / "config.json")
     if "model_type" not in config:
         raise InputError(
             f"{path} has no {EXPORT}/ and its config.json no model_type: a workdir whose training is not finished?"
         )
-    return lambda: SafetensorsFolder(local), config, lambda: _open_tokenizer(local)
+    return lambda: SafetensorsFolder(folder), config, lambda: _open_tokenizer(folder)
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{file} holds no object but {config!s:.40}")
+    return config
+
+
+def _refuse_two_models(folder: Path) -> None:
+    """Raises InputError for a workdir that is a Hugging Face folder as well: either may be meant."""
+    if (folder / "config.json").is_file() and "model_type" in _read_json(folder / "config.json"):
+        raise InputError(
+            f"{folder} holds a model and another one in {EXPORT}/: give {folder / EXPORT}, or take {EXPORT}/ away"
+        )
+
+
+def _open_adapted(folder: Path, token: str | None, adapted: tuple[Path, ...]):
+    """An adapter's base with the adapter merged in; the tokenizer is the adapter's, where it has one."""
+    if folder.resolve() in adapted:
+        raise InputError(f"{folder} is an adapter of itself, by way of its base")
+    has_model = any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
+    if has_model and not any(folder.glob("adapter_model*")):
+        warn(f"{folder / peft.CONFIG_FILE} is left aside: the weights beside it are those of a whole model")
+        return _open_folder(folder, str(folder))
+    adapter = peft.Adapter(folder)
+
+    def open_base(path: str):
+        if has_model and Path(path).resolve() == folder.resolve():
+            return _open_folder(folder, path)
+        return _open(path, adapter.revision if not Path(path).exists() else None, token, (*adapted, folder.resolve()))
+
+    if has_model and not adapter.base:
+        adapter.base = str(folder)
+    try:
+        open_source, config, open_tokenizer = peft.open_merged(adapter, open_base, folder)
+    except InputError as error:
+        if not has_model or adapter.base == str(folder):
+            raise
+        raise InputError(
+            f"{error}. A whole model lies beside the adapter: where it is the base, set base_model_name_or_path to "
+            f"'.'; where the adapter is merged into it already, take {peft.CONFIG_FILE} away"
+        ) from None
+    if has_model and Path(adapter.base).resolve() != folder.resolve() and adapter.base != ".":
+        warn(f"{folder} holds a whole model too, which is not read: the adapter is merged into its base {adapter.base}")
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    return open_source, config, (lambda: _open_tokenizer(folder)) if has_tokenizer else open_tokenizer
 
 
 def _open_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:

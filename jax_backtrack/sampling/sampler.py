@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -26,6 +27,8 @@ from jax_backtrack.sampling.stream import Event, events
 from jax_backtrack.sharding import check_rows, row_parts
 from jax_backtrack.trees import CONTEXTS
 
+# Settings that need not be whole numbers.
+_REAL = ("temperature", "top_p", "min_p", "repetition_penalty")
 Prompt = str | Sequence[Message] | np.ndarray
 
 
@@ -76,6 +79,8 @@ class Sampler:
             check_rows(batch_rows, mesh, "batch_rows")
         _check_context(tokenizer, context, max_resets, temperature)
         _check_numbers(
+            top_p=(top_p, 0, 1),
+            repetition_penalty=(repetition_penalty, 0, None),
             max_resets=(max_resets, 0, None),
             max_new_tokens=(max_new_tokens, 1, None),
             temperature=(temperature, 0, None),
@@ -247,8 +252,11 @@ class Sampler:
 
 def _reset_bias(reset_bias: float | Sequence[float]) -> jax.Array:
     """`[1, T]`."""
-    bias_T = np.atleast_1d(np.asarray(reset_bias, np.float32))
-    if bias_T.ndim != 1 or not bias_T.size or not np.isfinite(bias_T).all():
+    try:
+        bias_T = np.atleast_1d(np.asarray(reset_bias, np.float32))
+    except (TypeError, ValueError):
+        bias_T = np.zeros(0)
+    if isinstance(reset_bias, (str, bool)) or bias_T.ndim != 1 or not bias_T.size or not np.isfinite(bias_T).all():
         raise InputError(f"reset_bias is {reset_bias!r:.60}; it must be a finite number or a list of such")
     return jnp.asarray(bias_T[None])
 
@@ -285,6 +293,9 @@ def _check_context(tokenizer: ChatTokenizer, context: str, max_resets: int, temp
 
 def _check_numbers(**bounds: tuple[float, float, float | None]) -> None:
     for name, (value, least, most) in bounds.items():
+        kind, called = (numbers.Real, "number") if name in _REAL else (numbers.Integral, "whole number")
+        if not isinstance(value, kind) or isinstance(value, bool) or value != value:
+            raise InputError(f"{name} is {value!r:.60}; it must be a {called}")
         if value < least:
             raise InputError(f"{name} is {value}; it must be at least {least}")
         if most is not None and value > most:
