@@ -1,6 +1,7 @@
 """The one exception that a user's input can cause."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -13,7 +14,19 @@ class InputError(ValueError):
 
 
 def nearest(wrong: str, right: Iterable[str]) -> str:
-    """A clause that names the entry of `right` closest to `wrong`, or lists all of them."""
+    """A clause that names the entry of `right` that `wrong` is a misspelling of, or lists all of them.
+
+    Names with other numbers or another first letter are names of other things: "gemma" is no "gemma2", "float16" no
+    "bfloat16", "HarmBench" no "AdvBench".
+    """
     right = sorted(right)
-    close = difflib.get_close_matches(wrong, right, n=1, cutoff=0.5)
+    alike = [name for name in right if _kind(name) == _kind(wrong)]
+    close = difflib.get_close_matches(wrong, alike, n=1, cutoff=0.5)
+    if not close:
+        close = [name for name in alike if name.casefold() == wrong.casefold()]
     return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(right)}"
+
+
+def _kind(name: str) -> tuple[str, list[str]]:
+    """First letter and digits, these in any order: they are mistyped too."""
+    return name[:1].casefold(), sorted(re.findall(r"\d", name))

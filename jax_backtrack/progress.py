@@ -33,6 +33,11 @@ def _output() -> Console:
 console = _output()
 
 
+def warn(text: str) -> None:
+    """Says on the console what was chosen or left out, where that is no error."""
+    console.print(f"note: {text}", style="yellow", highlight=False, markup=False)
+
+
 @contextlib.contextmanager
 def progress_bar(
     description: str, total: int, done: int = 0, first: str = "compiling"

@@ -42,6 +42,8 @@ def naive(logits_of, request: Request, row: int, plan: Plan, knobs: Knobs, ring:
     emitted, resets, room, start = [], 0, ring, len(prompt)
     while room:
         logits = logits_of(context)
+        for first, behind in plan.unused_ids:
+            logits[first:behind] = -np.inf
         if plan.penalty:
             for token in set(context):
                 factor = float(knobs.penalty)

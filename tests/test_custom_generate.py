@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,7 +59,8 @@ def by_us(pair, prompts, context, *, max_resets, bias, new_tokens, prefixes=None
         for number, (prompt, prefix) in enumerate(zip(prompts, prefixes, strict=True))
     ]
     reset_id = pair.tokenizer.reset_id
-    plan = Plan(context, reset_id, tuple(sorted(pair.tokenizer.special_ids - {reset_id})), greedy=True)
+    stops, unused = pair.tokenizer.special_ids - {reset_id}, pair.tokenizer.unused_ids(pair.ours.config.vocab_size)
+    plan = Plan(context, reset_id, tuple(sorted(stops)), greedy=True, unused_ids=unused)
     ours = engine(pair.ours, plan, knobs(max_resets=max_resets, bias=bias))
     longest = max(request.length for request in requests)
     written = sample(ours, requests, rows=len(requests), ring=new_tokens, prompt=longest)
@@ -181,8 +183,10 @@ def test_a_budget_may_end_at_a_reset(small, context, new_tokens):
 
 
 def test_without_resets_it_is_a_plain_generate(small):
-    """Greedy and sampled by the same seed; [RESET] is masked."""
+    """Greedy and sampled by the same seed; [RESET] is masked, and so are ids that no token has."""
     inputs = padded(small, PROMPTS)
+    unused = [index for run in small.tokenizer.unused_ids(small.ours.config.vocab_size) for index in range(*run)]
+    assert unused
     for sampling in ({}, {"do_sample": True, "temperature": 1.5, "top_k": 20, "top_p": 0.9}):
         settings = dict(max_new_tokens=10, **sampling)
         torch.manual_seed(5)
@@ -191,13 +195,36 @@ def test_without_resets_it_is_a_plain_generate(small):
         stops = sorted(small.tokenizer.special_ids - {small.tokenizer.reset_id})
         plain = small.theirs.generate(
             **inputs,
-            suppress_tokens=[small.tokenizer.reset_id],
+            suppress_tokens=[small.tokenizer.reset_id, *unused],
             eos_token_id=stops,
             pad_token_id=min(stops),
             **settings,
         )
         width = inputs["input_ids"].shape[1]
         assert torch.equal(mine.sequences[:, width:], plain[:, width:]) and mine.resets.tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_ids_without_a_token_are_never_drawn(small, context):
+    """At a temperature at which a plain `generate` draws them."""
+    runs = small.tokenizer.unused_ids(small.ours.config.vocab_size)
+    assert small.theirs.config.backtracking["unused_token_ids"] == [list(run) for run in runs]
+    inputs = padded(small, PROMPTS * 4)
+    settings = dict(do_sample=True, temperature=3.0, top_k=0, max_new_tokens=16)
+
+    def drawn(tokens):
+        return sum(((tokens >= first) & (tokens < behind)).sum().item() for first, behind in runs)
+
+    torch.manual_seed(0)
+    assert drawn(small.theirs.generate(**inputs, **settings)) > 0
+    output = call(small, inputs, reset_context=context, max_resets=2, reset_bias=TIPPING, **settings)
+    drafts = [token for drafts in output.drafts for draft in drafts for token in draft]
+    assert drafts and drawn(output.sequences) == drawn(torch.tensor(drafts)) == 0
+    # Those of the caller are masked besides.
+    suppressed = call(small, inputs, max_resets=0, suppress_tokens=list(range(200)), **settings).sequences
+    new = suppressed[:, inputs["input_ids"].shape[1] :]
+    pad = small.theirs.generation_config.pad_token_id or 0
+    assert drawn(new) == 0 and ((new >= 200) | (new == pad)).all()
 
 
 def test_resets_are_sampled(small):
@@ -285,7 +312,26 @@ def test_transformers_runs_no_code_that_is_not_trusted(small, given):
         ({"position_ids": torch.arange(9)}, "position_ids is not supported"),
         ({"reset_context": "rewnd"}, "reset_context is 'rewnd'"),
         ({"reset_context": "resample"}, "needs do_sample=True"),
-        ({"max_resets": -1}, "max_resets is -1"),
+        *(
+            ({"max_resets": wrong}, f"max_resets is {re.escape(repr(wrong))}; it must be a whole number of at least 0")
+            for wrong in (-1, "1", 1.0, True, None, [1], "one")
+        ),
+        *(
+            ({"reset_bias": wrong}, f"reset_bias is {re.escape(repr(wrong))}; it must be a finite number")
+            for wrong in ("-4", None, True, [0.0], float("inf"), float("nan"))
+        ),
+        *(
+            ({"prefix_length": wrong}, f"prefix_length has {shown}; it must be a whole number")
+            for wrong, shown in (
+                ("1", "'1'"),
+                (1.0, "1.0"),
+                (True, "True"),
+                (None, "None"),
+                ([1, 1, 1, 1, 1, "1"], "'1'"),
+            )
+        ),
+        ({"reset_context": ""}, "reset_context is ''"),
+        ({"reset_context": 1}, "reset_context is 1"),
         ({"max_new_tokens": 0}, "max_new_tokens` must be greater than 0"),
         ({"max_length": 8}, "max_length leaves 0 tokens"),
         ({"prefix_length": 3}, "prefix_length is 3 in a row of 3 tokens"),

@@ -127,7 +127,12 @@ def test_generation_settings_and_what_custom_generate_reads(tmp_path, context):
     assert config["eos_token_id"] == tokenizer.eot_id and ("backtracking" in config) == (context is not None)
     if context:
         stops = sorted(tokenizer.special_ids - {tokenizer.reset_id})
-        expected = {"reset_token_id": tokenizer.reset_id, "context": "rewind", "stop_token_ids": stops}
+        expected = {
+            "reset_token_id": tokenizer.reset_id,
+            "context": "rewind",
+            "stop_token_ids": stops,
+            "unused_token_ids": [[len(tokenizer.hf), model.config.vocab_size]],
+        }
         assert config["backtracking"] == expected and len(stops) == 3
         assert load(tmp_path / "out")[1].reset_context == "rewind"
 

@@ -115,6 +115,37 @@ def test_sampling_equals_naive_recomputation(family, context, cut):
     assert any(R in row for row in expected)
 
 
+UNUSED = ((7, 8), (20, 31), (tiny.VOCAB - 9, tiny.VOCAB))
+
+
+@every_family
+@every_context
+@pytest.mark.parametrize("cut", ["greedy", *CUTS])
+def test_ids_without_a_token_are_never_drawn(family, context, cut):
+    """As naive recomputation, and at a temperature at which they are drawn where they are not masked."""
+    planned, turned = CUTS.get(cut, ({}, {}))
+    plan = dataclasses.replace(SAMPLED, context=context, greedy=cut == "greedy", unused_ids=UNUSED, **planned)
+    turned = knobs(bias=3.0, temperature=3.0, **turned)
+    written, expected = both(requests(4), plan, turned, family)
+    assert written == expected
+    masked = {index for run in UNUSED for index in range(*run)}
+    assert not masked & {token for row in written for token in row}
+    plain, _ = both(requests(4), dataclasses.replace(plan, unused_ids=()), turned, family)
+    assert masked & {token for row in plain for token in row}
+
+
+def test_log_probs_are_those_of_the_model_with_all_its_rows():
+    plan = dataclasses.replace(SAMPLED, context="rewind", log_probs=True, unused_ids=UNUSED)
+    (asked,) = requests(1)
+    batch = Batch(engine(MODELS["llama"], plan, knobs(max_resets=0)), 1, PROMPT, NEW, ())
+    updates = [update for updates in batch.run([asked]) for update in updates]
+    tokens = [token for update in updates for token in update.ids.tolist()]
+    found = np.concatenate([update.log_probs for update in updates])
+    for place, token in enumerate(tokens):
+        logits = logits_of("llama")([*asked.ids.tolist(), *tokens[:place]])
+        assert abs(found[place] - (logits[token] - np.log(np.exp(logits.astype(np.float64)).sum()))) < 1e-4
+
+
 def test_max_resets_masks_reset():
     for most in range(4):
         written, _ = both(requests(), GREEDY, knobs(max_resets=most, bias=1e9))
@@ -288,6 +319,18 @@ def test_replies_come_in_order_and_by_seed_whatever_the_batch(smollm_shaped, res
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": 250}, "exceed the model's 256 positions"),
         ({"max_resets": -1}, "max_resets is -1"),
+        *(
+            ({"max_resets": wrong}, "max_resets is .*; it must be a whole number")
+            for wrong in ("1", 1.0, True, None, [1])
+        ),
+        ({"max_new_tokens": 4.0}, "max_new_tokens is 4.0; it must be a whole number"),
+        ({"top_k": "5"}, "top_k is '5'; it must be a whole number"),
+        ({"temperature": "1"}, "temperature is '1'; it must be a number"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be a number"),
+        ({"top_p": None}, "top_p is None; it must be a number"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"reset_bias": "-4"}, "reset_bias is '-4'; it must be a finite number"),
+        ({"reset_bias": None}, "reset_bias is None; it must be a finite number"),
         ({"min_p": 1.5}, "min_p is 1.5; it must be at most 1"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
         ({"stop_strings": "end"}, "stop_strings is 'end'"),

@@ -156,7 +156,7 @@ def test_the_schedule_rises_from_the_first_update_and_ends_at_a_tenth(sft_workdi
     [
         ("objective", "dop", "objective is 'dop': did you mean 'dpo'"),
         ("reset.context", "rewnd", "did you mean 'rewind'"),
-        ("model.compute_dtype", "bfloat", "did you mean 'bfloat16'"),
+        ("model.compute_dtype", "bflaot16", "did you mean 'bfloat16'"),
         ("model.param_dtype", "bfloat16", "trained in float32"),
         ("train.steps", 0, r"train\.steps is 0; it must be at least 1"),
         ("train.batch_rows", 0, r"train\.batch_rows is 0"),

@@ -8,10 +8,12 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from jax_backtrack.hub.gguf import MODE_TAG, GGUFFile
 from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.hub.tokenizer import RESET
 
 FILE = "README.md"
+_LICENSE = ("license", "license_name", "license_link")
 
 # Fields of a recipe that decide what comes of the training, in the order of the card's table.
 _DECISIVE = (
@@ -93,8 +95,8 @@ def text(hf_config: Mapping, parameters: int, recipe: Mapping | None = None) -> 
     front = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["jax_backtrack"] + ["backtracking", "safety"] * (backtracking is not None),
-        base_model=_base_model(fields.get("model.path")),
+        tags=_tags(backtracking),
+        **_origin(fields.get("model.path")),
         datasets=[each for each in data_ids if each] or None,
     )
     parts = [_introduction(hf_config, parameters, fields)]
@@ -225,9 +227,26 @@ def _shown(path: str) -> str:
     return path if hub_id(path) else Path(path).name
 
 
-def _base_model(path: str | None) -> str | None:
-    """The Hub id of `model.path`, or, where that is the workdir of an earlier run, the one its own card names."""
+def _tags(backtracking: Mapping | None) -> list[str]:
+    """Tags for the Hub. Converters to .gguf copy them, so that the reset mode is one of them."""
+    if backtracking is None:
+        return ["jax_backtrack"]
+    context = backtracking.get("context")
+    return ["jax_backtrack", "backtracking", "safety"] + ([MODE_TAG + context] if context else [])
+
+
+def _origin(path: str | None) -> dict[str, str]:
+    """`base_model` and `license` of what the model was made from, as far as they are known.
+
+    A Hub id is the base. Workdirs of earlier runs and folders have them in their cards, .gguf files in their metadata.
+    """
     if not path:
-        return None
-    earlier = Path(path).expanduser() / EXPORT / FILE
-    return ModelCard.load(earlier).data.get("base_model") if earlier.is_file() else hub_id(path)
+        return {}
+    local = Path(path).expanduser()
+    if local.suffix == ".gguf" and local.is_file():
+        return GGUFFile(local).origin()
+    for card, names in (((local / EXPORT / FILE), ("base_model", *_LICENSE)), ((local / FILE), _LICENSE)):
+        if card.is_file():
+            data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+            return {name: data[name] for name in names if data.get(name)}
+    return {"base_model": hub_id(path)} if hub_id(path) else {}

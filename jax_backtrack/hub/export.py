@@ -81,7 +81,7 @@ def _write(model: Transformer, tokenizer: ChatTokenizer, folder: Path, recipe: C
     config = families.to_hf_config(model.config) | _token_ids(tokenizer)
     config["dtype"] = str(model.embedding_VxM.dtype)
     if tokenizer.reset_id is not None:
-        config["backtracking"] = _backtracking(tokenizer)
+        config["backtracking"] = _backtracking(tokenizer, model.config.vocab_size)
         (folder / _CUSTOM_GENERATE).parent.mkdir()
         shutil.copyfile(Path(__file__).parent / _CUSTOM_GENERATE, folder / _CUSTOM_GENERATE)
     _write_json(folder / "config.json", config)
@@ -103,26 +103,33 @@ def _write_tokenizer(tokenizer: ChatTokenizer, folder: Path) -> None:
 
 
 def _token_ids(tokenizer: ChatTokenizer) -> dict:
-    return {
+    ids = {
         "bos_token_id": tokenizer.hf.bos_token_id,
         "eos_token_id": tokenizer.eot_id,
         "pad_token_id": tokenizer.hf.pad_token_id,
     }
+    # transformers does not build an embedding whose padding has no row.
+    return {name: None if index in tokenizer.without_row else index for name, index in ids.items()}
 
 
 def _ends(tokenizer: ChatTokenizer) -> int | list[int]:
     """What ends a reply in a plain `generate`: the end of the turn, and the end of a text where that is another."""
     eos_id = tokenizer.hf.eos_token_id
-    return tokenizer.eot_id if eos_id in (None, tokenizer.eot_id) else [tokenizer.eot_id, eos_id]
+    same = eos_id in (None, tokenizer.eot_id) or eos_id in tokenizer.without_row
+    return tokenizer.eot_id if same else [tokenizer.eot_id, eos_id]
 
 
-def _backtracking(tokenizer: ChatTokenizer) -> dict:
-    """What `load` and `custom_generate` read; without `context` for a model that was not trained to reset."""
-    stops = sorted(tokenizer.special_ids - {tokenizer.reset_id})
+def _backtracking(tokenizer: ChatTokenizer, rows: int) -> dict:
+    """What `load` and `custom_generate` read; without `context` for a model that was not trained to reset.
+
+    unused_token_ids: runs of ids that no token has, which are never drawn: the first one and the one behind the last
+    """
+    stops = sorted(tokenizer.special_ids - {tokenizer.reset_id} - tokenizer.without_row.keys())
     return {
         "reset_token_id": tokenizer.reset_id,
         **({"context": tokenizer.reset_context} if tokenizer.reset_context else {}),
         "stop_token_ids": stops,
+        "unused_token_ids": [list(run) for run in tokenizer.unused_ids(rows)],
     }
 
 

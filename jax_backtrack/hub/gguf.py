@@ -7,9 +7,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import transformers
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from jax_backtrack.errors import InputError
+from jax_backtrack.models.rope import Llama3Scaling, rope_frequencies
 
 # gguf name -> Hugging Face name; `{layer}` on both sides.
 _HF_NAMES = {
@@ -26,7 +29,22 @@ _HF_NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_CONTROL = 3  # token types that are special: control tokens
+_CONTROL, _UNUSED = 3, 5  # types of tokens
+# Metadata that changes the model, and the values at which it does not.
+_CHANGES = {
+    "expert_count": (0,),
+    "attention.sliding_window": (0,),
+    "attention.causal": (True,),
+    "attention.scale": (0,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "rope.scaling.attn_factor": (1, 0),
+    "logit_scale": (1, 0),
+    "residual_scale": (1, 0),
+    "embedding_scale": (1, 0),
+}
+# Tag of an export's model card, before the reset mode that the model was trained with.
+MODE_TAG = "reset-mode-"
 # Numbers and texts of a header, each of which takes some 300 bytes of memory: Llama-3's has a million.
 _MOST_PARTS = 2_000_000
 
@@ -59,7 +77,9 @@ class GGUFFile:
         architecture = self._field("general.architecture", str)
         if architecture != "llama":
             raise InputError(f"{path}: architecture {architecture!r} is not supported; only 'llama' is")
-        self._tensors = {self._hf_name(tensor.name): tensor for tensor in self._reader.tensors}
+        tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._rope_factors = tensors.pop("rope_freqs.weight", None)
+        self._tensors = {self._hf_name(name): tensor for name, tensor in tensors.items()}
         # The file counts axes from the last one.
         self._shapes = {name: tuple(map(int, reversed(tensor.shape))) for name, tensor in self._tensors.items()}
         # Devices ask for their parts of one tensor in a row.
@@ -67,9 +87,8 @@ class GGUFFile:
 
     def hf_config(self) -> dict:
         """The file's metadata in the field names of a Hugging Face `config.json`."""
-        if (rope_scaling := self._field("llama.rope.scaling.type", str, "none")) != "none":
-            raise InputError(f"{self.path}: rope scaling {rope_scaling!r} is not supported")
-        return {
+        self._refuse_what_a_llama_has_not()
+        config = {
             "model_type": "llama",
             "vocab_size": len(self._list("tokenizer.ggml.tokens", str)),
             "hidden_size": self._field("llama.embedding_length", int),
@@ -77,12 +96,80 @@ class GGUFFile:
             "num_hidden_layers": self._field("llama.block_count", int),
             "num_attention_heads": self._heads,
             "num_key_value_heads": self._kv_heads,
-            "head_dim": self._field("llama.rope.dimension_count", int),
+            "head_dim": self._head_dim(),
             "rope_theta": self._field("llama.rope.freq_base", float),
+            "rope_scaling": None,
             "rms_norm_eps": self._field("llama.attention.layer_norm_rms_epsilon", float),
             "tie_word_embeddings": "lm_head.weight" not in self._tensors,
             "max_position_embeddings": self._field("llama.context_length", int),
         }
+        if self._rope_factors is not None:
+            config["rope_scaling"] = self._rope_scaling(config["head_dim"], config["rope_theta"])
+        if mode := self._reset_mode():
+            config["backtracking"] = {"context": mode}
+        return config
+
+    def _refuse_what_a_llama_has_not(self) -> None:
+        """Raises InputError for metadata that changes the model and has no field in a Llama's configuration."""
+        scaling = self._field("llama.rope.scaling.type", str, "none")
+        stretched = [self._number(f"llama.rope.{name}") for name in ("scaling.factor", "scale_linear")]
+        if scaling not in ("none", "linear") or any(number not in (None, 0, 1) for number in stretched):
+            shown = "linear" if scaling == "none" else scaling
+            raise InputError(f"{self.path}: rope scaling {shown!r} is not supported; 'none' and Llama-3.1's are")
+        for name, nothing in _CHANGES.items():
+            if (value := self._number(f"llama.{name}")) not in (None, *nothing):
+                raise InputError(f"{self.path}: llama.{name} = {value} is not supported; only {nothing[0]} is")
+
+    def _head_dim(self) -> int:
+        hidden, heads = self._field("llama.embedding_length", int), self._heads
+        default = hidden // heads if heads > 0 else 0
+        key = self._field("llama.attention.key_length", int, default)
+        for name in ("llama.attention.value_length", "llama.rope.dimension_count"):
+            if (other := self._field(name, int, key)) != key:
+                raise InputError(
+                    f"{self.path}: {name} = {other} is not supported; heads have {key} features in all, all rotated"
+                )
+        return key
+
+    def _rope_scaling(self, head_dim: int, theta: float) -> dict | None:
+        """The settings of Llama-3.1's rope; .gguf files have its factors only, one for each frequency."""
+        factor_D = np.array(gguf.quants.dequantize(self._rope_factors.data, self._rope_factors.tensor_type), np.float32)
+        if factor_D.shape != (head_dim // 2,) or theta <= 0:
+            raise InputError(f"{self.path}: rope_freqs.weight has shape {factor_D.shape}, not ({head_dim // 2},)")
+        if (factor_D == 1).all():
+            return None
+        scaling = Llama3Scaling.from_factors(factor_D, rope_frequencies(head_dim, theta))
+        if scaling is None:
+            raise InputError(
+                f"{self.path}: the factors in rope_freqs.weight are not those of Llama-3.1's rope scaling; use the "
+                "model's Hugging Face folder, whose config.json has their settings"
+            )
+        return {"rope_type": "llama3", **vars(scaling)}
+
+    def _reset_mode(self) -> str | None:
+        """The reset mode that the model was trained with, from the tags of an export's model card, which converters
+        copy; None where the file does not say."""
+        tags = self._field("general.tags", list, [])
+        modes = sorted(
+            {tag.removeprefix(MODE_TAG) for tag in tags if isinstance(tag, str) and tag.startswith(MODE_TAG)}
+        )
+        if len(modes) > 1:
+            raise InputError(f"{self.path}: general.tags names several reset modes, {', '.join(modes)}: keep one")
+        return modes[0] if modes else None
+
+    def origin(self) -> dict[str, str]:
+        """`base_model`, a Hub id, and `license`, as far as the file's metadata knows them."""
+        names = "source.huggingface.repository source.repo_url source.url repo_url url base_model.0.repo_url".split()
+        given = (self._field(f"general.{name}", str, "") for name in names)
+        found = {
+            "base_model": next(
+                (text.rpartition("huggingface.co/")[2].strip("/") for text in given if is_hub(text)), ""
+            ),
+            "license": self._field("general.license", str, ""),
+            "license_name": self._field("general.license.name", str, ""),
+            "license_link": self._field("general.license.link", str, ""),
+        }
+        return {name: text for name, text in found.items() if text}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, by its Hugging Face name."""
@@ -125,12 +212,19 @@ class GGUFFile:
         # Of one whose result is no token tokenizers may end in a panic, which is no Exception.
         if wrong := [merge for merge in merges if len(merge) != 2 or not {*merge, "".join(merge)} <= known]:
             raise InputError(f"{self.path}: its tokenizer has the merge {wrong[0]}, whose parts or result are no token")
-        tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+        types = self._list("tokenizer.ggml.token_type", int)
+        # What converters fill the list up with, where the embedding has more rows than there are tokens.
+        filled = {
+            token
+            for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind == _UNUSED and token == f"[PAD{index}]"
+        }
+        vocabulary = {token: index for index, token in enumerate(tokens) if token not in filled}
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges))
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
         tokenizer.decoder = decoders.ByteLevel()
-        types = self._list("tokenizer.ggml.token_type", int)
         special = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
 
@@ -171,6 +265,11 @@ class GGUFFile:
             raise InputError(f"{self.path}: the metadata field {name!r} is {reprlib.repr(value)}, no {kind.__name__}")
         return value
 
+    def _number(self, name: str) -> int | float | bool | None:
+        """A number of the metadata, or None."""
+        field = self._reader.fields.get(name)
+        return None if field is None else self._field(name, type(field.contents()))
+
     def _list(self, name: str, kind: type) -> list:
         """A field of the metadata that is a list of this kind."""
         values = self._field(name, list)
@@ -187,6 +286,16 @@ class GGUFFile:
         if pattern not in _HF_NAMES:
             raise InputError(f"{self.path}: the tensor {name!r} has no place in a Llama")
         return _HF_NAMES[pattern].format(layer=layer)
+
+
+def is_hub(text: str) -> bool:
+    """Whether a text is a model's Hub id or its address there."""
+    name = text.partition("huggingface.co/")[2].strip("/") if "://" in text else text
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
 
 
 def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -108,9 +108,28 @@ class ChatTokenizer:
         self._template = templates.ChatTemplate(hf)
         self._controls = ControlTokens(hf.backend_tokenizer)
         self._refuse_leaks()
+        # Whether [RESET] came in a file that does not say which reset context it was trained for.
+        self.asks_reset_context = False
+        self.without_row: dict[int, str] = {}  # tokens that the model's embedding has no row for, by id
         self._left_out: dict[tuple, frozenset[int]] = {}
         self._contradiction = ""
         self.eot_id, self._opening, self.closing = self._frame()
+
+    def note_rows(self, rows: int) -> None:
+        """Notes that the embedding has so many rows: a text or a template that needs a token beyond them is refused."""
+        self.without_row = {index: token for token, index in self.hf.get_vocab().items() if index >= rows}
+
+    def unused_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
+        """Ids below `rows` that are no token, which a model must not write: first and one behind the last of each run.
+
+        Vocabularies are padded to a multiple of some number, and such rows are not trained.
+        """
+        unused = np.ones(rows + 2, bool)  # with a used one at either end, so that every run begins and ends
+        unused[[0, -1]] = False
+        known = [index for index in self.hf.get_vocab().values() if index < rows and index not in self.without_row]
+        unused[np.asarray(known, int) + 1] = False
+        edges = np.flatnonzero(np.diff(unused))
+        return tuple((int(first), int(behind)) for first, behind in zip(edges[::2], edges[1::2], strict=True))
 
     @property
     def special_ids(self) -> set[int]:
@@ -139,11 +158,11 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of untrusted text, int32 `[tokens]`: never a control token, whatever the text spells."""
-        return np.asarray(self._controls.encode_text(text), np.int32)
+        return self._with_rows(self._controls.encode_text(text))
 
     def encode_parts(self, parts: Sequence[int | str]) -> np.ndarray:
         """Returns ids of untrusted texts with control tokens between them, as of `render_parts`, int32 `[tokens]`."""
-        return np.asarray(self._controls.encode_parts(parts), np.int32)
+        return self._with_rows(self._controls.encode_parts(parts))
 
     def loses_characters(self, text: str) -> bool:
         """Whether the ids of a text stand for another text, white space and compatible spellings (NFKC) aside."""
@@ -314,11 +333,22 @@ class ChatTokenizer:
             return ""
         return _WANTS_PARTS if wants_parts else ""
 
+    def _with_rows(self, ids: list[int]) -> np.ndarray:
+        if self.without_row and (lost := [index for index in ids if index in self.without_row]):
+            raise InputError(
+                f"the token {self.without_row[lost[0]]!r} (id {lost[0]}) has no row in the model's embedding, which "
+                f"ends before {min(self.without_row)}: this model cannot read it"
+            )
+        return np.asarray(ids, np.int32)
+
     def _refuse_leaks(self) -> None:
         """Some kinds of vocabulary find a control token in plain text even where it is not known as an added token."""
         for token, index in self._controls.ids.items():
             if index != self.hf.unk_token_id and index in self._controls.encode_text(token):
-                raise InputError(f"this tokenizer reads {token!r} in plain text as its special token")
+                raise InputError(
+                    f"this tokenizer reads {token!r} in plain text as its special token; "
+                    "load(..., tokenizer=False) gives the model without it"
+                )
 
     def _frame(self) -> tuple[int, list[int | str], str]:
         """The id that ends the assistant's turn, and what the template writes before and after a reply."""
@@ -412,4 +442,6 @@ def with_reset(tokenizer: ChatTokenizer) -> ChatTokenizer:
                 file.write_text(file.read_text().replace(json.dumps(spare[0]), json.dumps(RESET)))
         hf = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     hf.add_tokens([AddedToken(RESET, special=True, normalized=False)], special_tokens=True)
-    return ChatTokenizer(hf, tokenizer.reset_context, template_date=tokenizer.template_date)
+    made = ChatTokenizer(hf, tokenizer.reset_context, template_date=tokenizer.template_date)
+    made.without_row = {index: token for index, token in tokenizer.without_row.items() if index != made.reset_id}
+    return made

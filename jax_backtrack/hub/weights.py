@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 from jax_backtrack.errors import InputError
+from jax_backtrack.hub.missing import missing_tensors, some
 from jax_backtrack.hub.safetensors_folder import INDEX_FILE
 from jax_backtrack.models.families import weight_names
 from jax_backtrack.models.transformer import Transformer
@@ -148,31 +149,47 @@ def _check_names_and_shapes(model: Transformer, source: WeightSource) -> None:
         raise InputError(f"config.json says num_hidden_layers {layers}; the weights have {len(present)} tensors in all")
     for path, (_, input_axes) in _table(model).items():
         wanted |= dict.fromkeys(_hf_names(model, path), _hf_shape(_layer_shape(path, params[path]), input_axes))
-    ours = {name for name in present if not name.endswith("rotary_emb.inv_freq")}  # computed here
+    ours = set(present)
     head_beside_tied = model.config.tie_word_embeddings and _HEAD in ours
     if head_beside_tied:
         ours.discard(_HEAD)
-    if missing := sorted(wanted.keys() - ours):
-        raise InputError(f"{len(missing)} tensors are missing from the weights: {_some(missing)}")
-    if extra := sorted(ours - wanted.keys()):
-        raise InputError(f"{len(extra)} tensors of the weights have no place in the model: {_some(extra)}")
+    missing, extra = sorted(wanted.keys() - ours), sorted(ours - wanted.keys())
+    if missing:
+        raise InputError(missing_tensors(missing, extra))
+    if extra:
+        raise InputError(f"{len(extra)} tensors of the weights have no place in the model: {some(extra)}")
     for name, shape in wanted.items():
         if present[name] != shape:
             raise InputError(f"{name} has shape {present[name]}; the configuration asks for {shape}")
-    if head_beside_tied and not _equal(source, _HEAD, _EMBEDDING):
+    if head_beside_tied and not _equal_when_rounded(source, _HEAD, _EMBEDDING):
         raise InputError(
-            f"config.json ties the embeddings, but {_HEAD} and {_EMBEDDING} differ: set tie_word_embeddings to false"
+            f"config.json ties the embeddings, but {_HEAD} and {_EMBEDDING} differ: set tie_word_embeddings to false "
+            f"to keep both, or take {_HEAD} out of the weights"
         )
 
 
-def _equal(source: WeightSource, one: str, other: str) -> bool:
-    """Compares two tensors, some rows at a time."""
+def _equal_when_rounded(source: WeightSource, one: str, other: str) -> bool:
+    """Whether two tensors are the same numbers, each rounded to its own dtype; compares some rows at a time."""
     shape = source.shapes()[one]
     if source.shapes()[other] != shape:
         return False
     rows = max(1, _PIECE // math.prod(shape[1:]))
     pieces = ((slice(row, min(row + rows, shape[0])), slice(0, shape[1])) for row in range(0, shape[0], rows))
-    return all(np.array_equal(source.read(one, piece), source.read(other, piece)) for piece in pieces)
+    return all(_close(source.read(one, piece), source.read(other, piece)) for piece in pieces)
+
+
+def _close(one: np.ndarray, other: np.ndarray) -> bool:
+    if one.dtype == other.dtype:
+        return np.array_equal(one, other)
+    apart = np.abs(one.astype(np.float64) - other.astype(np.float64))
+    return bool((apart <= _rounding(one) + _rounding(other)).all())
+
+
+def _rounding(x: np.ndarray) -> np.ndarray:
+    """The most by which numbers may have been rounded to become these."""
+    info = jnp.finfo(x.dtype)
+    magnitude = np.abs(x.astype(np.float64))
+    return np.maximum(magnitude * float(info.eps), float(info.smallest_subnormal)) / 2
 
 
 def _table(model: Transformer) -> dict[str, tuple[str, int]]:
@@ -214,7 +231,3 @@ def _is_stacked(path: str) -> bool:
 def _layer_shape(path: str, param: nnx.Param) -> tuple[int, ...]:
     """Shape of one layer's part of a stacked parameter, or of a parameter that is not stacked."""
     return param.shape[1:] if _is_stacked(path) else param.shape
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -8,7 +8,7 @@ itself known with `register` (docs/FAMILIES.md).
 import reprlib
 from types import ModuleType
 
-from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.errors import InputError
 from jax_backtrack.models import gemma2, llama
 from jax_backtrack.models.transformer import TransformerConfig
 
@@ -33,8 +33,10 @@ def from_hf_config(config: dict) -> TransformerConfig:
     """Reads a `config.json` given as a dict. Raises InputError for a family, or a setting of one, that is not here."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = nearest(model_type if isinstance(model_type, str) else "", FAMILIES)
-        raise InputError(f"config.json: model_type {reprlib.repr(model_type)} is not supported; {known}")
+        raise InputError(
+            f"config.json: model_type {reprlib.repr(model_type)} is not supported; known families are "
+            f"{', '.join(sorted(FAMILIES))}. docs/FAMILIES.md says how to add one"
+        )
     read = FAMILIES[model_type].from_hf_config(config)
     if read.num_attention_heads % read.num_key_value_heads:
         raise InputError(

@@ -3,12 +3,12 @@
 import reprlib
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.models.hf_config import read_common, read_number, read_size, refuse_unknown, write_common
+from jax_backtrack.models.hf_config import read_common, read_flag, read_number, read_size, refuse_unknown, write_common
 from jax_backtrack.models.llama import WEIGHT_NAMES as LLAMA_WEIGHT_NAMES
 from jax_backtrack.models.transformer import TransformerConfig
 
-# Llama's, but for the four norms of a block; the head is the embedding.
-WEIGHT_NAMES = {path: name for path, name in LLAMA_WEIGHT_NAMES.items() if path != "head_VxM"} | {
+# Llama's, but for the four norms of a block.
+WEIGHT_NAMES = LLAMA_WEIGHT_NAMES | {
     "blocks.attention_norm.scale_M": ("model.layers.{layer}.input_layernorm.weight", 0),
     "blocks.attention_post_norm.scale_M": ("model.layers.{layer}.post_attention_layernorm.weight", 0),
     "blocks.feed_forward_norm.scale_M": ("model.layers.{layer}.pre_feedforward_layernorm.weight", 0),
@@ -17,11 +17,10 @@ WEIGHT_NAMES = {path: name for path, name in LLAMA_WEIGHT_NAMES.items() if path 
 
 # `hidden_act` is not here: the published files have it beside `hidden_activation`, which is the one that counts.
 _KNOWN = {
-    "hidden_activation": ("gelu_pytorch_tanh", None),
+    # The others are the same function, written otherwise.
+    "hidden_activation": ("gelu_pytorch_tanh", None, "gelu_new", "gelu_fast", "gelu_accurate"),
     "attention_bias": (False, None),
-    "tie_word_embeddings": (True,),
     "use_bidirectional_attention": (False, None),
-    "quantization_config": (None,),
 }
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 
@@ -34,7 +33,7 @@ def from_hf_config(config: dict) -> TransformerConfig:
         **read_common(config),
         num_key_value_heads=read_size(config, "num_key_value_heads"),
         head_dim=read_size(config, "head_dim"),
-        tie_word_embeddings=True,
+        tie_word_embeddings=read_flag(config, "tie_word_embeddings", True),  # the default of transformers
         query_pre_attn_scalar=read_number(config, "query_pre_attn_scalar"),
         hidden_activation="gelu_pytorch_tanh",
         attn_logit_softcapping=_nullable(config, "attn_logit_softcapping"),

@@ -1,5 +1,8 @@
 """Llama (arXiv 2407.21783): its Hugging Face configuration and weight names. Llama-3 to 3.2, SmolLM2."""
 
+import reprlib
+
+from jax_backtrack.errors import InputError
 from jax_backtrack.models.hf_config import read_common, read_flag, read_size, refuse_unknown, write_common
 from jax_backtrack.models.transformer import TransformerConfig
 
@@ -22,11 +25,10 @@ WEIGHT_NAMES = {
 
 # Settings that change what the model computes, and the only values that this port knows.
 _KNOWN = {
-    "hidden_act": ("silu",),
+    "hidden_act": ("silu", "swish"),  # two names of one function
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "pretraining_tp": (1, None),
-    "quantization_config": (None,),
 }
 
 
@@ -34,6 +36,7 @@ def from_hf_config(config: dict) -> TransformerConfig:
     """Reads a Llama `config.json` given as a dict. Refuses by name whatever would change the model unseen."""
     refuse_unknown(config, _KNOWN)
     common = read_common(config)
+    _refuse_windows(config, common["max_position_embeddings"])
     # Both may be missing or null: what they are then is a rule of transformers.
     heads = common["num_attention_heads"]
     kv_heads, head_dim = heads, common["hidden_size"] // heads
@@ -49,6 +52,18 @@ def from_hf_config(config: dict) -> TransformerConfig:
         tie_word_embeddings=read_flag(config, "tie_word_embeddings", False),  # the default of transformers
         query_pre_attn_scalar=head_dim,
     )
+
+
+def _refuse_windows(config: dict, positions: int) -> None:
+    """Raises InputError for a window that a Llama in transformers has as soon as it has a cache."""
+    for field in ("sliding_window", "attention_chunk_size"):
+        if config.get(field) is not None and read_size(config, field) < positions:
+            raise InputError(f"config.json: {field} = {config[field]} is not supported in a Llama; only null is")
+    types = config.get("layer_types")
+    if types and not (isinstance(types, list) and all(kind in ("full_attention", "attention") for kind in types)):
+        raise InputError(
+            f"config.json: layer_types = {reprlib.repr(types)}; a Llama's layers are all of the type 'full_attention'"
+        )
 
 
 def to_hf_config(config: TransformerConfig) -> dict:

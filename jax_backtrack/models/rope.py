@@ -21,6 +21,27 @@ class Llama3Scaling:
     high_freq_factor: float
     original_max_position_embeddings: int
 
+    @classmethod
+    def from_factors(cls, factor_D: np.ndarray, frequency_D: np.ndarray) -> "Llama3Scaling | None":
+        """Finds the scaling that divides these frequencies by these factors, as .gguf files have it; None if none does.
+
+        Only ratios of the last three fields are determined. Llama-3.1 to 3.3 have 1 and 4 in the first two of them.
+        """
+        factor, low, high = float(factor_D.max()), 1.0, 4.0
+        waves_D = 2 * math.pi / frequency_D.astype(np.float64)
+        between_D = (factor_D > 1 + 1e-4) & (factor_D < factor * (1 - 1e-4))
+        if not (factor_D >= 1).all() or factor == 1:
+            return None
+        if between_D.any():
+            kept_D = (1 / factor_D[between_D].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
+            original = round(float(np.median(waves_D[between_D] * (low + kept_D * (high - low)))))
+        else:  # any length between the two does the same
+            least = high * waves_D[factor_D < factor].max(initial=0)
+            original = 8192 if least <= 8192 <= low * waves_D[factor_D >= factor].min() else math.ceil(least)
+        found = cls(factor, low, high, max(1, original))
+        fits = np.allclose(found.apply(frequency_D), frequency_D / factor_D, rtol=1e-5, atol=0)
+        return found if fits else None
+
     def apply(self, frequency_D: np.ndarray) -> np.ndarray:
         """Scaled frequencies, in radians per token as they come."""
         waves_D = self.original_max_position_embeddings * frequency_D / (2 * math.pi)  # in the original context

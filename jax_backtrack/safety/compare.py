@@ -120,7 +120,7 @@ def sampler(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) ->
     return Sampler(
         model,
         tokenizer,
-        context=config.reset.context if tokenizer.reset_context else None,
+        context=config.reset.context if tokenizer.reset_context or tokenizer.asks_reset_context else None,
         max_resets=config.reset.max_resets,
         reset_bias=config.reset.logit_bias,
         max_new_tokens=config.sample.max_new_tokens,

@@ -157,8 +157,9 @@ class Attack:
         self._mesh, self._dtype = model.compute.mesh, model.compute.dtype
         self._parts = row_parts(self._mesh)
         self._forbidden = np.zeros(model.config.vocab_size, bool)
-        self._forbidden[list(tokenizer.special_ids)] = True
-        self._forbidden[len(tokenizer.hf) :] = True
+        self._forbidden[[index for index in tokenizer.special_ids if index < len(self._forbidden)]] = True
+        for first, behind in tokenizer.unused_ids(model.config.vocab_size):
+            self._forbidden[first:behind] = True
 
     def run(self) -> Iterator[Step]:
         """Step by step. As in the paper the best candidate is taken even where it is worse than what it replaces, so

@@ -1,10 +1,20 @@
 """From logits to a token per row: penalty, bias, cuts and two random numbers. Nothing here sorts the vocabulary."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 # The vocabulary is drawn from in two steps: a block of so many tokens, then a token of it.
 _BLOCK = 256
+
+
+def without(logits_BxV: jax.Array, ids: Sequence[tuple[int, int]]) -> jax.Array:
+    """Masks runs of ids, each given by its first one and the one behind its last."""
+    id_V = jnp.arange(logits_BxV.shape[1])
+    for first, behind in ids:
+        logits_BxV = jnp.where((id_V >= first) & (id_V < behind), -jnp.inf, logits_BxV)
+    return logits_BxV
 
 
 def penalise(logits_BxV: jax.Array, seen_BxV: jax.Array, penalty: jax.Array) -> jax.Array:

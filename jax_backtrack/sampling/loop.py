@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jax_backtrack.models.cache import Cache
-from jax_backtrack.sampling.choose import draw, keep_min_p, keep_top_k, keep_top_p, penalise
+from jax_backtrack.sampling.choose import draw, keep_min_p, keep_top_k, keep_top_p, penalise, without
 from jax_backtrack.sharding import place
 
 SETTINGS = ("graph", "plan")
@@ -26,6 +26,7 @@ class Plan:
     context:   reset context, "keep" | "rewind" | "resample"
     reset_id:  id of [RESET], or None for a model without it
     stop_ids:  ids that end a reply
+    unused_ids: ids that no token has, which are never drawn: first and one behind the last of each run
     greedy:    take the likeliest token; temperature and cuts are not looked at
     top_k:     sample among the k likeliest tokens; 0 for all
     top_p, min_p, penalty: whether these are looked at
@@ -43,6 +44,7 @@ class Plan:
     penalty: bool = False
     log_probs: bool = False
     steps: int = 64
+    unused_ids: tuple[tuple[int, int], ...] = ()
 
 
 @jax.tree_util.register_dataclass
@@ -113,7 +115,8 @@ class Written:
     """What one call wrote, `[B, plan.steps]` each: of a row as many as its `count` grew by, from the first.
 
     log_prob, reset_log_prob: float32, of the token and of [RESET], by the model itself: without bias, temperature,
-    penalty and cuts; None unless the plan asks
+    penalty and cuts, and with the rows that no token has among what the probabilities sum over, as in training; None
+    unless the plan asks
     """
 
     token: jax.Array
@@ -310,6 +313,7 @@ def _advance(state: State, logits_BxV: jax.Array, knobs: Knobs, plan: Plan):
 
 def _choose(state: State, logits_BxV, is_reset_V, knobs: Knobs, plan: Plan) -> jax.Array:
     """One token per row, int32 `[B]`, by each row's own random numbers."""
+    logits_BxV = without(logits_BxV, plan.unused_ids)
     if plan.penalty:
         logits_BxV = penalise(logits_BxV, state.seen, knobs.penalty)
     if plan.reset_id is not None:

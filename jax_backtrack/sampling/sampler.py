@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -17,6 +18,7 @@ from jax_backtrack.hub.tokenizer import ChatTokenizer, Message
 from jax_backtrack.journal import Journal, key_of
 from jax_backtrack.models.apart import apart
 from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.progress import warn
 from jax_backtrack.sampling.batch import Batch, Engine, Request, common_beginning, pools, steps_of
 from jax_backtrack.sampling.look import Look, looks
 from jax_backtrack.sampling.loop import Knobs, Plan
@@ -25,6 +27,8 @@ from jax_backtrack.sampling.stream import Event, events
 from jax_backtrack.sharding import check_rows, row_parts
 from jax_backtrack.trees import CONTEXTS
 
+# Settings that need not be whole numbers.
+_REAL = ("temperature", "top_p", "min_p", "repetition_penalty")
 Prompt = str | Sequence[Message] | np.ndarray
 
 
@@ -70,11 +74,14 @@ class Sampler:
         self.model, self.tokenizer, self.batch_rows = model, tokenizer, batch_rows
         self._new_tokens, self._stop_strings = max_new_tokens, _checked_stop_strings(stop_strings)
         tokenizer.check_opening()
+        _ask_for_context(tokenizer, context, max_resets)
         context = context or tokenizer.reset_context or "rewind"
         if mesh := model.compute.mesh:
             check_rows(batch_rows, mesh, "batch_rows")
         _check_context(tokenizer, context, max_resets, temperature)
         _check_numbers(
+            top_p=(top_p, 0, 1),
+            repetition_penalty=(repetition_penalty, 0, None),
             max_resets=(max_resets, 0, None),
             max_new_tokens=(max_new_tokens, 1, None),
             temperature=(temperature, 0, None),
@@ -99,6 +106,7 @@ class Sampler:
             penalty=repetition_penalty != 1,
             log_probs=log_probs,
             steps=steps_of(max_new_tokens),
+            unused_ids=tokenizer.unused_ids(model.config.vocab_size),
         )
         knobs = Knobs(
             temperature=jnp.float32(temperature),
@@ -230,6 +238,10 @@ class Sampler:
             prompt = [{"role": "user", "content": prompt}]
         prompt_ids = prompt if isinstance(prompt, np.ndarray) else self.tokenizer.render(prompt)
         prefix_ids = self.tokenizer.begin_reply(prefix)
+        if wrong := [index for index in prompt_ids.tolist() if not 0 <= index < self.model.config.vocab_size]:
+            raise InputError(
+                f"a prompt has the id {wrong[0]}; the model's ids end before {self.model.config.vocab_size}"
+            )
         written, limit = len(prompt_ids) + len(prefix_ids), self.model.config.max_position_embeddings
         if written + self._new_tokens > limit:
             raise InputError(
@@ -241,8 +253,11 @@ class Sampler:
 
 def _reset_bias(reset_bias: float | Sequence[float]) -> jax.Array:
     """`[1, T]`."""
-    bias_T = np.atleast_1d(np.asarray(reset_bias, np.float32))
-    if bias_T.ndim != 1 or not bias_T.size or not np.isfinite(bias_T).all():
+    try:
+        bias_T = np.atleast_1d(np.asarray(reset_bias, np.float32))
+    except (TypeError, ValueError):
+        bias_T = np.zeros(0)
+    if isinstance(reset_bias, (str, bool)) or bias_T.ndim != 1 or not bias_T.size or not np.isfinite(bias_T).all():
         raise InputError(f"reset_bias is {reset_bias!r:.60}; it must be a finite number or a list of such")
     return jnp.asarray(bias_T[None])
 
@@ -251,6 +266,20 @@ def _reads_layers_apart(model: Transformer) -> bool:
     mesh = model.compute.mesh
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     return device.platform == "cpu" and (mesh is None or mesh.size == 1) and model.blocks.adapters is None
+
+
+def _ask_for_context(tokenizer: ChatTokenizer, context: str | None, max_resets: int) -> None:
+    """Assumes no reset context where the model's file has [RESET] and does not say what it was trained for."""
+    if not tokenizer.asks_reset_context or tokenizer.reset_context or max_resets == 0:
+        return
+    if context is None:
+        raise InputError(
+            "the model has [RESET], but its file does not say which reset context it was trained with: set it, in a "
+            f"recipe reset.context, in Python Sampler(context=...), to one of {', '.join(CONTEXTS)}"
+        )
+    warn(
+        f"the model's file does not say which reset context it was trained with; {context!r} is taken, as was asked for"
+    )
 
 
 def _check_context(tokenizer: ChatTokenizer, context: str, max_resets: int, temperature: float) -> None:
@@ -265,6 +294,9 @@ def _check_context(tokenizer: ChatTokenizer, context: str, max_resets: int, temp
 
 def _check_numbers(**bounds: tuple[float, float, float | None]) -> None:
     for name, (value, least, most) in bounds.items():
+        kind, called = (numbers.Real, "number") if name in _REAL else (numbers.Integral, "whole number")
+        if not isinstance(value, kind) or isinstance(value, bool) or value != value:
+            raise InputError(f"{name} is {value!r:.60}; it must be a {called}")
         if value < least:
             raise InputError(f"{name} is {value}; it must be at least {least}")
         if most is not None and value > most:

@@ -70,8 +70,10 @@ def generate(
     trained = getattr(model.config, "backtracking", None)
     if trained is None:
         raise ValueError("this model has no [RESET]: its config.json says nothing of 'backtracking'")
-    reset_id, context = trained["reset_token_id"], reset_context or trained.get("context") or "rewind"
-    _check_resets(context, trained.get("context"), max_resets, config.do_sample)
+    reset_id, context = trained["reset_token_id"], reset_context
+    if context is None:
+        context = trained.get("context") or "rewind"
+    _check_resets(context, trained.get("context"), max_resets, reset_bias, config.do_sample)
 
     eos_ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     stop_ids = {token for token in [*trained.get("stop_token_ids", []), *eos_ids] if token is not None} - {reset_id}
@@ -81,6 +83,7 @@ def generate(
         raise ValueError("pad_token_id is the id of [RESET]; it must be another one")
     _check_tokens(tokens, attention_mask, pad_id)
     rows = _rows(tokens, attention_mask, prefix_length, _budget(config, length, tokens.shape[1]))
+    unused = trained.get("unused_token_ids", [])
     # Only a stop string, or a criterion of the caller, ends a row without a token that says so: padding follows.
     may_be_padded = bool(config.stop_strings or kwargs.get("stopping_criteria"))
 
@@ -92,14 +95,14 @@ def generate(
         width = max(len(row.context) for row in still_open)
         padded = [[pad_id] * (width - len(row.context)) + row.context for row in still_open]
         mask = [[0] * (width - len(row.context)) + [1] * len(row.context) for row in still_open]
-        spent = torch.tensor([len(row.drafts) >= max_resets for row in still_open])
+        resets = ResetLogits(reset_id, reset_bias, torch.tensor([len(row.drafts) >= max_resets for row in still_open]))
         # The method of the class, because `model.generate` may be this function.
         attempt = type(model).generate(
             model,
             torch.tensor(padded, device=tokens.device),
             attention_mask=torch.tensor(mask, device=tokens.device),
             generation_config=config,
-            logits_processor=LogitsProcessorList([*(logits_processor or []), ResetLogits(reset_id, reset_bias, spent)]),
+            logits_processor=LogitsProcessorList([*(logits_processor or []), UnusedLogits(unused), resets]),
             **kwargs,
         )
         for row, written in zip(still_open, attempt[:, width:].tolist(), strict=True):
@@ -155,6 +158,19 @@ class Row:
         self.context = again[reset_context]
 
 
+class UnusedLogits(LogitsProcessor):
+    """Masks ids that no token has: runs of them, each given by its first one and the one behind its last."""
+
+    def __init__(self, runs):
+        self.runs = runs
+
+    def __call__(self, input_ids, scores):
+        scores = scores.clone()
+        for first, behind in self.runs:
+            scores[:, first:behind] = -torch.inf
+        return scores
+
+
 class ResetLogits(LogitsProcessor):
     """Adds the bias to the logit of [RESET], and masks it in rows whose resets are spent."""
 
@@ -168,11 +184,22 @@ class ResetLogits(LogitsProcessor):
         return scores
 
 
+def _prefix_lengths(prefix_length, rows):
+    """One whole number for each row."""
+    if isinstance(prefix_length, torch.Tensor):
+        prefix_length = prefix_length.tolist()
+    many = isinstance(prefix_length, (list, tuple))
+    lengths = list(prefix_length) if many else [prefix_length] * rows
+    if wrong := [each for each in lengths if not isinstance(each, int) or isinstance(each, bool)]:
+        raise ValueError(f"prefix_length has {wrong[0]!r}; it must be a whole number, or a list of one for each row")
+    if len(lengths) != rows:
+        raise ValueError(f"prefix_length has {len(lengths)} numbers for {rows} rows")
+    return lengths
+
+
 def _rows(tokens, attention_mask, prefix_length, budget):
     mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
-    prefixes = [prefix_length] * len(tokens) if isinstance(prefix_length, int) else list(map(int, prefix_length))
-    if len(prefixes) != len(tokens):
-        raise ValueError(f"prefix_length has {len(prefixes)} numbers for {len(tokens)} rows")
+    prefixes = _prefix_lengths(prefix_length, len(tokens))
     rows = []
     for row, seen, prefix in zip(tokens, mask.bool().to(tokens.device), prefixes, strict=True):
         ids = row[seen].tolist()
@@ -195,15 +222,18 @@ def _budget(config, length, width):
     return budget
 
 
-def _check_resets(context, trained, max_resets, do_sample):
+def _check_resets(context, trained, max_resets, reset_bias, do_sample):
     if context not in ("keep", "rewind", "resample"):
         raise ValueError(f"reset_context is {context!r}; it may be 'keep', 'rewind' or 'resample'")
     if trained and context != "resample" and (context == "rewind") != (trained == "rewind"):
         raise ValueError(f"reset_context {context!r}: the model was trained with {trained!r}; use that or 'resample'")
+    if not isinstance(max_resets, int) or isinstance(max_resets, bool) or max_resets < 0:
+        raise ValueError(f"max_resets is {max_resets!r}; it must be a whole number of at least 0")
+    number = isinstance(reset_bias, (int, float)) and not isinstance(reset_bias, bool)
+    if not number or not abs(reset_bias) < float("inf"):
+        raise ValueError(f"reset_bias is {reset_bias!r}; it must be a finite number")
     if context == "resample" and max_resets and not do_sample:
         raise ValueError("reset_context 'resample' needs do_sample=True: the same draft would return")
-    if max_resets < 0:
-        raise ValueError(f"max_resets is {max_resets}; it must be at least 0")
 
 
 def _check_tokens(tokens, attention_mask, pad_id):
