@@ -17,10 +17,14 @@ _ROLES = {
 _ROLE_KEYS = ("role", "from")
 _CONTENT_KEYS = ("content", "value")
 _TOOL_KEYS = ("tool_calls", "function_call")
-# How chat templates begin a turn: a prompt that begins so was rendered already.
+# How chat templates begin a conversation, and how they end it where the assistant speaks: a prompt that has both was
+# rendered already.
 _RENDERED = re.compile(
-    r"\s*(<\|im_start\|>|<\|begin_of_text\|>|<\|start_header_id\|>|<start_of_turn>|<bos>|<s>\s*\[INST\]|\[INST\]"
-    r"|<\|(system|user|assistant)\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|<\|start\|>)"
+    r"\s*(<\|im_start\|>|<\|begin_of_text\|>|<\|start_header_id\|>|<start_of_turn>|<bos>|<s>|\[INST\]"
+    r"|<\|(?:system|user)\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|<\|start\|>).*"
+    r"(<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|\[/INST\]"
+    r"|<\|assistant\|>|<｜Assistant｜>|<\|start\|>assistant)\s*(<think>\s*)?",
+    re.DOTALL,
 )
 
 
@@ -63,7 +67,7 @@ def as_prompt(value, field: str) -> list[Message]:
         return messages
     if is_transcript(value):
         return _open_transcript(value)
-    if _RENDERED.match(value):
+    if _RENDERED.fullmatch(value):
         raise BadRow(f"the field {field!r} is rendered with a chat template already")
     return [{"role": "user", "content": value}]
 
