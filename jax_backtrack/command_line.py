@@ -14,7 +14,7 @@ from jax_backtrack import hosts, interruption, plan
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.journal import journal_of
-from jax_backtrack.progress import console
+from jax_backtrack.progress import bold, console
 from jax_backtrack.recipe import check, check_stages, load_model
 from jax_backtrack.recipes import known_recipes
 from jax_backtrack.safety import compare, fit_judge, mt_bench, replication, report, sets
@@ -182,7 +182,7 @@ def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> Non
         evaluation = compare.evaluate_with_progress(sampler, settings.prompts, "evaluating", journal)
         report.write({name: evaluation}, workdir / EVALUATION)
     report.show({name: evaluation})
-    console.print(f"numbers and replies in [bold]{workdir}[/]: {EVALUATION}", highlight=False)
+    console.print(f"numbers and replies in {bold(workdir)}: {EVALUATION}", highlight=False)
 
 
 def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,6 +32,11 @@ def _output() -> Console:
 
 
 console = _output()
+
+
+def bold(text: object) -> str:
+    """Returns the markup of a text in bold, whatever brackets it holds, as a path may."""
+    return f"[bold]{escape(str(text))}[/]"
 
 
 def warn(text: str) -> None:

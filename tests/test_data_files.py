@@ -226,3 +226,48 @@ def test_what_datasets_saves(tmp_path, name):
     rows = datasets.Dataset.from_list(ROWS)
     (datasets.DatasetDict(train=rows) if name == "splits" else rows).save_to_disk(tmp_path / name)
     check(tmp_path / name)
+
+
+def test_what_spreadsheets_and_concatenations_leave(tmp_path):
+    header, *rows = table(",").decode().split("\r\n", 1)
+    (tmp_path / "rows.csv").write_bytes(f"\ufeff{header},,\r\n{rows[0]}{header}\r\n".encode())
+    preferences, report = sources.read(str(tmp_path / "rows.csv"))
+    assert texts(preferences) == TEXTS and report.dropped == {"a row that repeats the column names": 1}
+
+
+def test_a_delimiter_within_names_is_none(tmp_path):
+    (tmp_path / "rows.csv").write_text('"prompt",completion,tags;a;b;c\nHow?,So.,x\nWhy?,"a;b",y\n')
+    preferences, _ = sources.read(str(tmp_path / "rows.csv"))
+    assert [one.chosen for one in preferences] == ["So.", "a;b"]
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    (tmp_path / "rows.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+    with pytest.raises(InputError, match="is a pointer of Git LFS"):
+        sources.read(str(tmp_path / "rows.parquet"))
+
+
+@pytest.mark.parametrize("column", ["latin", "late", "twice"])
+def test_tables_that_python_cannot_hold_are_refused(tmp_path, column):
+    values = {
+        "latin": pyarrow.array([b"caf\xe9"]).cast(pyarrow.string(), safe=False) if column == "late" else None,
+        "late": pyarrow.array([2**62], pyarrow.timestamp("s")),
+        "twice": pyarrow.array(["a"]),
+    }
+    if column == "latin":
+        buffers = pyarrow.array([b"caf\xe9"]).buffers()
+        values["latin"] = pyarrow.Array.from_buffers(pyarrow.string(), 1, buffers)
+    names = ["prompt", "prompt"] if column == "twice" else ["prompt", column]
+    made = pyarrow.Table.from_arrays([pyarrow.array(["a"]), values[column]], names=names)
+    with pyarrow.ipc.new_file(str(tmp_path / "rows.arrow"), made.schema) as out:
+        out.write_table(made)
+    with pytest.raises(InputError, match=r"rows\.arrow cannot be read"):
+        sources.read(str(tmp_path / "rows.arrow"))
+
+
+def test_a_path_with_brackets_can_be_printed(tmp_path, capsys):
+    """Brackets are markup to what prints."""
+    from jax_backtrack.progress import bold, console
+
+    console.print(bold(tmp_path / "[/x]"))
+    assert "[/x]" in capsys.readouterr().out

@@ -409,7 +409,7 @@ def test_columns_that_are_not_there_are_named(tmp_path, columns, problem):
 
 
 def test_what_is_not_read_is_counted(tmp_path):
-    messages = [USER | {"name": "Bob", "weight": 0}, GOOD | {"reasoning_content": "Hm.", "tool_calls": []}]
+    messages = [USER | {"name": "Bob", "id": 0}, GOOD | {"reasoning_content": "Hm.", "tool_calls": []}]
     _, report = read(
         tmp_path, {"messages": messages, "id": 7, "empty": None, "source": "x"}, {"messages": messages, "id": 8}
     )
@@ -417,10 +417,10 @@ def test_what_is_not_read_is_counted(tmp_path):
         "id": 2,
         "source": 1,
         "messages.name": 2,
-        "messages.weight": 2,
+        "messages.id": 2,
         "messages.reasoning_content": 2,
     }
-    shown = "columns that are not read: id, messages.name, messages.reasoning_content, messages.weight, source"
+    shown = "columns that are not read: id, messages.id, messages.name, messages.reasoning_content, source"
     assert shown in report.lines()
 
 
@@ -446,3 +446,145 @@ def test_the_documents_have_every_format():
     for format in FORMATS:
         if format.holds:
             assert f"| `{format.name}` | {format.holds} |" in text, format.name
+
+
+# ------------------------------------------------------------------------------------- texts that hold a conversation
+
+RENDERED = {
+    "chatml": f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n",
+    "llama-3": f"<|start_header_id|>user<|end_header_id|>\n\n{Q}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "gemma": f"<start_of_turn>user\n{Q}<end_of_turn>\n<start_of_turn>model\n",
+    "llama-2": f"<s>[INST] {Q} [/INST]",
+    "zephyr": f"<|user|>\n{Q}</s>\n<|assistant|>\n",
+    "deepseek": f"<｜User｜>{Q}<｜Assistant｜>",
+    "alpaca": f"Below is an instruction.\n\n### Instruction:\n{Q}\n\n### Response:\n",
+    "vicuna": f"A chat. USER: {Q} ASSISTANT:",
+}
+
+
+@pytest.mark.parametrize("template", RENDERED)
+def test_rendered_texts_are_dropped_wherever_they_stand(tmp_path, template):
+    prompt = RENDERED[template]
+    good = {"prompt": Q, "chosen": SAFE, "rejected": UNSAFE}
+    alone = {"chosen": f"{Q} {SAFE}", "rejected": f"{Q} {UNSAFE}"}
+    replies = {"chosen": f"{prompt}{SAFE}", "rejected": f"{prompt}{UNSAFE}"}
+    for first, row in ((good, good | {"prompt": prompt}), (good, good | replies), (alone, replies)):
+        _, report = read(tmp_path, first, row)
+        assert (report.used, report.dropped.total()) == (1, 1) and "rendered" in next(iter(report.dropped))
+    _, report = read(tmp_path, {"messages": [USER, GOOD]}, {"messages": [said("user", prompt), GOOD]})
+    assert report.dropped == {"message 0 is a conversation that was rendered already": 1}
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        ("Human:", "Assistant:"),
+        ("### Human:", "### Assistant:"),
+        ("**Human:**", "**Assistant:**"),
+        ("human:", "assistant:"),
+    ]
+    + [("User:", "Assistant:"), ("USER:", "AI:"), ("H:", "A:"), ("[Human]:", "[Assistant]:"), ("<human>:", "<bot>:")]
+    + [("Human :", "Assistant :"), ("Human：", "Assistant：")],
+    ids=lambda marks: marks[0],
+)
+@pytest.mark.parametrize("between", ["\n\n", "\n", "\r\n\r\n"], ids=repr)
+def test_transcripts_of_other_marks_are_turns(tmp_path, marks, between):
+    user, assistant = marks
+    turns = between.join([f"{user} Hello", f"{assistant} Hi!", f"{user} {Q}", f"{assistant} "])
+    rows = {"chosen": turns + SAFE, "rejected": turns + UNSAFE}, {"prompt": turns, "chosen": SAFE, "rejected": UNSAFE}
+    for row in rows if user.startswith(("H", "#", "*")) else rows[:1]:
+        (made,), _ = read(tmp_path, row)
+        assert (made.prompt, made.chosen, made.rejected) == ((*HELLO, USER), SAFE, UNSAFE)
+
+
+def test_text_before_an_open_transcript_is_the_systems(tmp_path):
+    (made,), _ = read(tmp_path, {"prompt": "Be kind.\n\nHuman: " + Q + "\n\nAssistant:", "completion": f" {SAFE}"})
+    assert (made.prompt, made.chosen) == ((SYSTEM, USER), SAFE)
+
+
+def test_the_indentation_of_a_transcripts_reply_stays(tmp_path):
+    code = "    return 1\n  so"
+    (made,), report = read(tmp_path, {"chosen": f"{TRANSCRIPT}\n{code}\n", "rejected": f"{TRANSCRIPT} {UNSAFE}"})
+    assert made.chosen == code and report.altered == {sources.TIDIED: 1}
+
+
+@pytest.mark.parametrize("written", [json.dumps, repr], ids=["JSON", "Python"])
+def test_messages_that_are_written_as_texts_are_read(tmp_path, written):
+    """As tables of texts have them: those of datasets and those of pandas."""
+    row = {"prompt": written([SYSTEM, USER]), "chosen": written([GOOD]), "rejected": written([BAD])}
+    (made,), _ = read(tmp_path, row)
+    assert (made.prompt, made.chosen, made.rejected) == ((SYSTEM, USER), SAFE, UNSAFE)
+    (made,), _ = read(tmp_path, {"prompt": Q, "completion": '{"a": 1}'})  # a reply that is JSON
+    assert made.chosen == '{"a": 1}'
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"prompt": Q, "response": SAFE, "response_label": "unsafe"}, "response_label"),
+        ({"prompt": Q, "completion": SAFE, "is_toxic": 1}, "is_toxic"),
+        ({"messages": [USER, GOOD], "is_safe": False}, "is_safe"),
+        ({"prompt": Q, "chosen": SAFE, "rejected": UNSAFE, "chosen_safe": False}, "chosen_safe"),
+        ({"prompt": Q, "completion": SAFE, "rejected": UNSAFE}, "rejected"),
+    ],
+)
+def test_labels_and_replies_that_are_not_read_are_not_left_out(tmp_path, row, column):
+    with pytest.raises(InputError, match=f"which does not read {column}"):
+        read(tmp_path, row)
+
+
+@pytest.mark.parametrize("label", [1, 0, True, "yes", None])
+def test_a_harm_label_that_is_no_word_is_counted(tmp_path, label):
+    """Of 1 it is not known whether it means harmful or unharmful."""
+    made, report = read(tmp_path, wildguard(SAFE, "unharmful"), wildguard(UNSAFE, label))
+    assert [one.chosen for one in made] == [SAFE] and report.dropped.total() == 1
+
+
+def test_rows_without_a_label_in_a_labelled_file_are_counted(tmp_path):
+    rows = [{"prompt": Q, "completion": SAFE, "label": label} for label in (True, None)]
+    _, report = read(tmp_path, *rows)
+    assert report.dropped == {"the field 'label' is missing": 1}
+
+
+def test_helpsteer2_prompts_of_several_turns_and_its_preferences(tmp_path):
+    prompt = f"Hello\n<extra_id_1>Assistant\nHi!\n<extra_id_1>User\n{Q}"
+    (made,), _ = read(tmp_path, helpsteer2(prompt, UNSAFE, 1), helpsteer2(prompt, SAFE, 4))
+    assert (made.prompt, made.chosen) == ((*HELLO, USER), SAFE)
+    for strength, chosen in ((-2, UNSAFE), (1, SAFE)):
+        row = {"prompt": prompt, "response_1": UNSAFE, "response_2": SAFE, "preference_strength": strength}
+        (made,), _ = read(tmp_path, row)
+        assert (made.prompt, made.chosen, made.backtracks) == ((*HELLO, USER), chosen, False)
+
+
+def test_a_system_column_counts_in_every_shape_of_pairs(tmp_path):
+    for row in (
+        {"chosen": f"{Q} {SAFE}", "rejected": f"{Q} {UNSAFE}"},
+        {"chosen": f"{TRANSCRIPT} {SAFE}", "rejected": f"{TRANSCRIPT} {UNSAFE}"},
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    ):
+        (made,), _ = read(tmp_path, row | {"system": "Be kind."})
+        assert made.prompt[0] == SYSTEM
+
+
+def test_columns_that_cannot_be_meant_are_refused(tmp_path):
+    row = {"prompt": Q, "chosen": SAFE, "rejected": UNSAFE, "note": "x"}
+    with pytest.raises(InputError, match=r"data\.columns\.label: the other columns of .* are those of 'preference'"):
+        read(tmp_path, row, columns={"label": "note"})
+    with pytest.raises(InputError, match="are the same column 'prompt'"):
+        read(tmp_path, row, columns={"prompt": "prompt", "chosen": "prompt"})
+
+
+@pytest.mark.parametrize("text", ["\u3164", "\u2800", "\u202a\u202c", "\x00", "\ufe0f", " \u200b\n"])
+def test_what_shows_nothing_is_empty(tmp_path, text):
+    good = {"prompt": Q, "completion": SAFE}
+    _, report = read(tmp_path, good, good | {"completion": text}, good | {"prompt": text})
+    assert report.dropped == {"a reply is empty": 1, "the prompt is empty": 1}
+
+
+def test_long_white_space_takes_no_time(tmp_path):
+    """The time of some patterns grows with the square of a run of white space."""
+    import time
+
+    started = time.perf_counter()
+    read(tmp_path, {"chosen": TRANSCRIPT + "\n" * 50_000 + SAFE, "rejected": TRANSCRIPT + " " * 50_000 + UNSAFE})
+    assert time.perf_counter() - started < 20

@@ -224,6 +224,8 @@ def test_limit_counts_usable_rows(tmp_path):
 # ------------------------------------------------------------------------------------------- reasons to drop
 
 turn = "\n\nHuman: Hi\n\nAssistant:"
+SAID_AGAIN = "both replies say their prompt again"
+WRITTEN = "the field 'chosen' is a list of messages written as a text that is no JSON, not a list of messages"
 NOT_UNICODE = "a text is not valid Unicode: it holds half of a surrogate pair"
 REASONS = [
     ("preference", '{"prompt": "Wh', "not JSON"),
@@ -240,7 +242,7 @@ REASONS = [
     ("preference", json.dumps(PREFERENCE | {"prompt": "a \ud83d"}), NOT_UNICODE),
     ("preference", json.dumps(PREFERENCE | {"chosen": "\udc00"}), NOT_UNICODE),
     ("preference", {"chosen": as_messages("a"), "rejected": as_messages("b")}, "the prompt is empty"),
-    ("preference", PREFERENCE | {"prompt": []}, "the field 'prompt' is an empty list"),
+    ("preference", PREFERENCE | {"prompt": []}, "the prompt is empty"),
     ("preference", PREFERENCE | {"chosen": 7}, "the field 'chosen' is a number, not a list of messages"),
     ("preference", PREFERENCE | {"rejected": {}}, "message 0 of the field 'rejected' has no role"),
     ("preference", PREFERENCE | {"rejected": [7]}, "the field 'rejected' holds a number where a message belongs"),
@@ -257,7 +259,7 @@ REASONS = [
     (
         "preference",
         PREFERENCE | {"prompt": "<|im_start|>user\nWhere is Paris?<|im_end|>\n<|im_start|>assistant\n"},
-        "the field 'prompt' is rendered with a chat template already",
+        "message 0 is a conversation that was rendered already",
     ),
     (
         "preference",
@@ -275,16 +277,30 @@ REASONS = [
         {"chosen": [QUESTION, *as_messages("a")], "rejected": [message("user", "Hi"), *as_messages("b")]},
         "chosen and rejected answer different prompts: they differ in message 0",
     ),
-    ("preference", {"chosen": "ab", "rejected": "bc"}, "the field 'prompt' is missing"),
-    ("preference", {"chosen": "a? ", "rejected": "a? b"}, "a reply is empty"),
+    ("preference", {"chosen": "I'm sorry. No.", "rejected": "I'm sorry. Yes."}, "the field 'prompt' is missing"),
+    ("preference", PREFERENCE | {"chosen": "Where is Paris?\nA", "rejected": "Where is Paris?\nB"}, SAID_AGAIN),
+    ("preference", PREFERENCE | {"chosen": "[{'role': "}, WRITTEN),
     (
         "preference",
+        PREFERENCE | {"chosen": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo"},
+        "the field 'chosen' is rendered with a chat template, with its prompt",
+    ),
+    ("preference", PREFERENCE | {"images": ["a.png"]}, "the field 'images' holds what is no text"),
+    ("preference/alone", {"chosen": "ab", "rejected": "bc"}, "the field 'prompt' is missing"),
+    ("preference/alone", {"chosen": "a? ", "rejected": "a? b"}, "a reply is empty"),
+    (
+        "preference/alone",
+        {"chosen": "USER: Hi there ASSISTANT: a", "rejected": "USER: Hi there ASSISTANT: b"},
+        "the field 'prompt' is missing, and the replies hold a conversation that was rendered already",
+    ),
+    (
+        "preference/alone",
         {"chosen": "The sky is\nblue, they say.", "rejected": "The sky is\nblack, they say."},
         "the field 'prompt' is missing, and the replies begin alike, so where the prompt ends is not known",
     ),
-    ("sft", {"messages": None, "completion": "a"}, "the field 'prompt' is missing"),
-    ("sft", {"prompt": "a", "completion": None}, "the field 'completion' is missing"),
-    ("sft", {"prompt": "a", "completion": " "}, "a reply is empty"),
+    ("sft/prompt", {"completion": "a"}, "the field 'prompt' is missing"),
+    ("sft/prompt", {"prompt": "a", "completion": None}, "the field 'completion' is missing"),
+    ("sft/prompt", {"prompt": "a", "completion": " "}, "a reply is empty"),
     ("sft", {"messages": as_messages("a")}, "the prompt is empty"),
     ("sft", {"messages": [QUESTION]}, "a conversation does not end with the assistant"),
     ("sft", {"messages": "Hi"}, "the field 'messages' is a text, not a list of messages"),
@@ -304,11 +320,20 @@ REASONS = [
         {"messages": [message("user", [{"type": "image_url", "image_url": {}}]), *as_messages("a")]},
         "message 0 holds a part that is no text: 'image_url'",
     ),
-    ("sft", {"prompt": "a", "completion": "b", "label": "perhaps"}, "the field 'label' is neither true nor false"),
     (
-        "sft",
+        "sft/prompt",
+        {"prompt": "a", "completion": "b", "label": "perhaps"},
+        "the field 'label' is neither true nor false",
+    ),
+    (
+        "sft/prompt",
         {"prompt": "a", "completion": "b", "label": False},
         "labelled as a reply that is not wanted, without one that is",
+    ),
+    (
+        "sft",
+        {"messages": [QUESTION, {"role": "assistant", "content": "a", "weight": 0}]},
+        "the last reply is marked as one that is not trained on (weight 0, or train false)",
     ),
     ("samples", SAMPLE | {"prompt": None}, "the field 'prompt' is missing"),
     ("samples", SAMPLE | {"reply": ["b"]}, "the field 'reply' is not a text"),
@@ -330,7 +355,7 @@ REASONS = [
     (
         "hh",
         {"chosen": turn + " a", "rejected": "\n\nHuman: Hi\nHuman: Ho\n\nAssistant: b"},
-        "a turn of the prompt holds the mark of another turn",
+        "a turn holds the mark of another turn",
     ),
     (
         "hh",
@@ -346,6 +371,8 @@ REASONS = [
     ("oasst", oasst("x", "b", "Are you sure?"), "a later turn of a conversation"),
 ]
 GOOD = {
+    "preference/alone": [{"chosen": "Why? So.", "rejected": "Why? No."}],
+    "sft/prompt": [{"prompt": "Where is Paris?", "completion": "In France."}],
     "preference": [PREFERENCE],
     "sft": [{"messages": [QUESTION, *as_messages("In France.")]}],
     "samples": [SAMPLE],
@@ -372,13 +399,14 @@ def test_samples_are_utility_data_without_an_end_where_they_ran_out_of_room(tmp_
 
 @pytest.mark.parametrize(("format", "row", "reason"), REASONS, ids=[f"{case[0]}: {case[2]}" for case in REASONS])
 def test_a_row_that_cannot_be_used_is_counted_under_its_reason(tmp_path, format, row, reason):
-    rows, report = sources.read(write(tmp_path / "rows.jsonl", [*GOOD[format], row]), format=format)
+    name = format.partition("/")[0]
+    rows, report = sources.read(write(tmp_path / "rows.jsonl", [*GOOD[format], row]), format=name)
     assert len(rows) == report.used == 1
     assert report.dropped == {reason: 1}
     if reason != "a later turn of a conversation":
         assert report.first[reason] == f"rows.jsonl, line {len(GOOD[format]) + 1}"
-    assert report.lines()[0] == f"1 rows used, 1 dropped, read as {format}"
-    assert report.lines()[1].startswith(f"dropped 1: {reason} (first: ")
+    assert report.lines()[0] == f"1 rows used, 1 dropped, read as {name}"
+    assert report.lines()[-1].startswith(f"dropped 1: {reason} (first: ")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,20 @@
 """Makes messages of what data files hold: texts, lists of messages in several spellings, transcripts."""
 
+import ast
 import json
 import re
 import reprlib
 from collections.abc import Sequence
 
-from jax_backtrack.data.preferences import BadRow, is_blank, same_text
+from jax_backtrack.data.preferences import BadRow, is_blank, same_text, tidy
+from jax_backtrack.data.transcripts import (
+    ends_open,
+    is_rendered,
+    is_rendered_prompt,
+    is_transcript,
+    open_transcript,
+    transcript,
+)
 from jax_backtrack.hub.tokenizer import Message
 
 # Roles by their spellings in data sets, in lower case; only those whose meaning is sure.
@@ -15,22 +24,18 @@ _ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant"),
 }
 _ROLE_KEYS = ("role", "from")
-_CONTENT_KEYS = ("content", "value")
+_CONTENT_KEYS = ("content", "value", "parts")
 _TOOL_KEYS = ("tool_calls", "function_call")
-# How chat templates begin a conversation, and how they end it where the assistant speaks: a prompt that has both was
-# rendered already.
-_RENDERED = re.compile(
-    r"\s*(<\|im_start\|>|<\|begin_of_text\|>|<\|start_header_id\|>|<start_of_turn>|<bos>|<s>|\[INST\]"
-    r"|<\|(?:system|user)\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|<\|start\|>).*"
-    r"(<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|\[/INST\]"
-    r"|<\|assistant\|>|<｜Assistant｜>|<\|start\|>assistant)\s*(<think>\s*)?",
-    re.DOTALL,
-)
+# Keys of a message that say whose it is, and all that are read.
+ROLE_KEYS = frozenset(_ROLE_KEYS)
+KNOWN_KEYS = ROLE_KEYS | {*_CONTENT_KEYS, *_TOOL_KEYS, "weight", "train"}
+# A list of messages, or one message, that was written as a text.
+_WRITTEN = re.compile(r"\s*\[?\s*\{\s*[\"'](?:role|from|content|value)[\"']\s*:")
 
 
-def known_keys() -> frozenset[str]:
-    """Returns the keys of a message that are read."""
-    return frozenset({*_ROLE_KEYS, *_CONTENT_KEYS, *_TOOL_KEYS})
+def is_written(text) -> bool:
+    """Whether a text is a list of messages that was written as one."""
+    return isinstance(text, str) and _WRITTEN.match(text) is not None
 
 
 def as_messages(value, field: str) -> list[Message]:
@@ -43,11 +48,13 @@ def as_messages(value, field: str) -> list[Message]:
         value = _from_json(value, field)
     if isinstance(value, dict):
         value = _from_dict(value, field)
-    if not isinstance(value, Sequence):
+    if not isinstance(value, (list, tuple)):
         raise BadRow(f"the field {field!r} is {_kind(value)}, not a list of messages")
     if not len(value):
         raise BadRow(f"the field {field!r} is an empty list")
     roles = [_role(number, message, field) for number, message in enumerate(value)]
+    if roles[-1] == "assistant" and (value[-1].get("train") is False or value[-1].get("weight") in (0, "0")):
+        raise BadRow("the last reply is marked as one that is not trained on (weight 0, or train false)")
     return [
         {"role": role, "content": _content(number, message)}
         for number, (role, message) in enumerate(zip(roles, value, strict=True))
@@ -57,45 +64,42 @@ def as_messages(value, field: str) -> list[Message]:
 def as_prompt(value, field: str) -> list[Message]:
     """Returns the messages of a prompt: a text is the user's, a transcript has its turns.
 
-    Raises BadRow for a text that a chat template rendered, and for a transcript that does not end with an open turn of
-    the assistant.
+    Raises BadRow for a transcript that does not end with an open turn of the assistant.
     """
-    if not isinstance(value, str):
-        messages = as_messages(value, field)
-        if len(messages) == 1 and is_transcript(messages[0]["content"]):
-            return _open_transcript(messages[0]["content"])
-        return messages
-    if is_transcript(value):
-        return _open_transcript(value)
-    if _RENDERED.fullmatch(value):
-        raise BadRow(f"the field {field!r} is rendered with a chat template already")
+    if not isinstance(value, str) or _WRITTEN.match(value):
+        messages = as_messages(value, field) if value != [] else []
+        if len(messages) != 1 or not is_transcript(messages[0]["content"]):
+            return messages
+        value = messages[0]["content"]
+    if is_transcript(value) or ends_open(value):
+        return open_transcript(value)
     return [{"role": "user", "content": value}]
 
 
 def as_reply(value, field: str) -> list[Message]:
-    """Returns the messages of a reply: a text is the assistant's, but for a transcript that begins with the user."""
-    if isinstance(value, str):
-        if is_transcript(value) and (turns := transcript(value))[0]["role"] == "user" and len(turns) > 1:
-            return turns
-        return [{"role": "assistant", "content": tidy(value)}]
-    return as_messages(value, field)
+    """Returns the messages of a reply: a text is the assistant's, but for a transcript that begins with the user.
 
-
-def tidy(text: str) -> str:
-    """Returns a reply that stands in a field of its own, without blank lines at its ends and without the one space
-    that parts it from its prompt. The indentation of its first line stays."""
-    text = re.sub(r"\A(?:[ \t]*\r?\n)+", "", text).rstrip()
-    return text[1:] if re.match(r" \S", text) else text
+    Raises BadRow for a text that a chat template rendered with its prompt.
+    """
+    if not isinstance(value, str) or _WRITTEN.match(value):
+        return as_messages(value, field)
+    if is_transcript(value) and (turns := transcript(value))[0]["role"] == "user" and len(turns) > 1:
+        return turns
+    if is_rendered(value):
+        raise BadRow(f"the field {field!r} is rendered with a chat template, with its prompt")
+    return [{"role": "assistant", "content": tidy(value)}]
 
 
 def _from_json(text: str, field: str):
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, (list, dict)):
-        raise BadRow(f"the field {field!r} is a text, not a list of messages")
-    return value
+    for read in (json.loads, ast.literal_eval):  # pandas writes lists as Python does
+        try:
+            value = read(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, (list, dict)):
+            return value
+    what = "a list of messages written as a text that is no JSON" if _WRITTEN.match(text) else "a text"
+    raise BadRow(f"the field {field!r} is {what}, not a list of messages")
 
 
 def _from_dict(value: dict, field: str) -> list:
@@ -111,10 +115,9 @@ def _from_dict(value: dict, field: str) -> list:
 def _role(number: int, message, field: str) -> str:
     if not isinstance(message, dict):
         raise BadRow(f"the field {field!r} holds {_kind(message)} where a message belongs")
-    key = next((key for key in _ROLE_KEYS if key in message), None)
-    if key is None:
+    role = next((message[key] for key in _ROLE_KEYS if message.get(key) is not None), None)
+    if role is None:
         raise BadRow(f"message {number} of the field {field!r} has no role")
-    role = message[key]
     known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None:
         raise BadRow(f"message {number} has the role {reprlib.repr(role)}")
@@ -125,7 +128,7 @@ def _content(number: int, message: dict) -> str:
     for key in _TOOL_KEYS:
         if message.get(key):
             raise BadRow(f"message {number} calls a tool ({key})")
-    content = next((message[key] for key in _CONTENT_KEYS if key in message), None)
+    content = next((message[key] for key in _CONTENT_KEYS if message.get(key) is not None), None)
     if content is None:
         raise BadRow(f"message {number} has no content")
     if isinstance(content, str):
@@ -138,9 +141,13 @@ def _content(number: int, message: dict) -> str:
 def _part(number: int, part) -> str:
     if isinstance(part, str):
         return part
-    if isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text").endswith("text"):
-        return part["text"]
     kind = part.get("type") if isinstance(part, dict) else None
+    if (
+        isinstance(part, dict)
+        and isinstance(part.get("text"), str)
+        and kind in (None, "text", "input_text", "output_text")
+    ):
+        return part["text"]
     raise BadRow(f"message {number} holds a part that is no text: {reprlib.repr(kind) if kind else _kind(part)}")
 
 
@@ -164,50 +171,6 @@ def _kind(value) -> str:
     return f"a {type(value).__name__}"
 
 
-# ------------------------------------------------------------------------------------------------- transcripts
-
-_SPEAKERS = {"human": "user", "user": "user", "assistant": "assistant"}
-_MARK = r"[ \t]*(?:\#{2,3}[ \t]*)?(Human|Assistant|HUMAN|ASSISTANT):"
-_START = re.compile(rf"\A[\s\ufeff]*{_MARK}")
-# Between turns stands a blank line; where there is none in the whole text, a line break.
-_BY_BLANK_LINES = re.compile(rf"(?:\A[\s\ufeff]*|\r?\n[ \t]*\r?\n\s*?){_MARK}")
-_BY_LINES = re.compile(rf"(?:\A[\s\ufeff]*|\r?\n){_MARK}")
-
-
-def is_transcript(text) -> bool:
-    """Whether a text begins with a speaker's mark: "Human:" or "Assistant:", with white space or "###" before it."""
-    return isinstance(text, str) and _START.match(text) is not None
-
-
-def transcript(text) -> list[Message]:
-    """Returns the messages of a transcript of HH-RLHF, or of one whose white space was changed on its way here."""
-    if not isinstance(text, str):
-        raise BadRow("a transcript is not a text")
-    if not is_transcript(text):
-        raise BadRow("a transcript does not begin with a turn")
-    _, *turns = _BY_BLANK_LINES.split(text)
-    if len(turns) == 2:
-        _, *turns = _BY_LINES.split(text)
-    messages = [
-        {"role": _SPEAKERS[speaker.lower()], "content": content.strip()}
-        for speaker, content in zip(turns[::2], turns[1::2], strict=True)
-    ]
-    if any(is_blank(message["content"]) for message in messages[:-1]):
-        raise BadRow("a turn of the prompt is empty")
-    if any(_BY_LINES.search("\n" + message["content"]) for message in messages if message["role"] == "user"):
-        raise BadRow("a turn of the prompt holds the mark of another turn")
-    return messages
-
-
-def _open_transcript(text: str) -> list[Message]:
-    *messages, last = transcript(text)
-    if last["role"] != "assistant" or not is_blank(last["content"]):
-        raise BadRow("a prompt that is a transcript does not end with the assistant's open turn")
-    if not messages:
-        raise BadRow("the prompt is empty")
-    return messages
-
-
 # -------------------------------------------------------------------------------------------- prompt and reply
 
 
@@ -224,6 +187,8 @@ def join(prompt: Sequence[Message], reply: Sequence[Message]) -> list[Message]:
         if prompt and prompt[-1]["role"] == "assistant":
             raise BadRow("the prompt ends with the assistant: a reply that was begun cannot be trained on")
         return [*prompt, *reply]
+    if all(is_blank(message["content"]) for message in prompt):
+        return reply
     *context, last = reply
     if not context:
         raise BadRow("a conversation does not end with the assistant")
@@ -263,3 +228,5 @@ def check_conversation(messages: Sequence[Message]) -> None:
     for number, message in enumerate(messages[:-1]):
         if message["role"] != "system" and is_blank(message["content"]):
             raise BadRow(f"message {number} is empty")
+        if message["role"] == "user" and (is_rendered_prompt(message["content"]) or ends_open(message["content"])):
+            raise BadRow(f"message {number} is a conversation that was rendered already")

@@ -13,12 +13,19 @@ from jax_backtrack.errors import InputError, nearest
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _SAVED = "state.json", "dataset_dict.json"  # of datasets.save_to_disk: of one split, of several
 # Files that a data set's folder has beside its data.
+_LFS = b"version https://git-lfs"
 _NO_DATA = ("README.md", "LICENSE", "dataset_infos.json", "dataset_info.json")
 
 
 def split_paths(path: str) -> list[str]:
     """The paths that `path` names: several are parted by commas, unless there is a file of the whole name."""
-    return [path] if _exists(path) else [part.strip() for part in path.split(",") if part.strip()] or [path]
+    parts, paths = path.split(","), []
+    while parts:
+        # The most parts that are one path of this machine; a name may have a comma.
+        taken = next((n for n in range(len(parts), 1, -1) if _exists(",".join(parts[:n]).strip())), 1)
+        paths.append(",".join(parts[:taken]).strip())
+        del parts[:taken]
+    return [part for part in paths if part] or [path]
 
 
 def rows(path: str, split: str, report: Report, config_name: str = "") -> Iterator[tuple[str, dict]]:
@@ -44,7 +51,8 @@ def rows(path: str, split: str, report: Report, config_name: str = "") -> Iterat
 
 
 def _exists(path: str) -> bool:
-    return os.path.exists(os.path.expanduser(path)) if "\0" not in path else False
+    path = os.path.expanduser(path)
+    return "\0" not in path and (os.path.exists(path) or bool(glob.has_magic(path) and glob.glob(path)))
 
 
 def _is_hub_id(path: str) -> bool:
@@ -54,10 +62,12 @@ def _is_hub_id(path: str) -> bool:
 def _file_rows(file: Path, split: str, report: Report) -> Iterator[tuple[str, dict]]:
     kind = suffix(file)
     with open(file, "rb") as start:
-        magic = start.read(6)
+        magic = start.read(len(_LFS))
+    if magic == _LFS:
+        raise InputError(f"{file} is a pointer of Git LFS, not the data: `git lfs pull` in its clone brings it")
     if magic.startswith(b"PAR1") or kind == ".parquet":
         return parquet_objects(file)
-    if magic == b"ARROW1" or kind == ".arrow":
+    if magic.startswith(b"ARROW1") or kind == ".arrow":
         return arrow_objects(file)
     if kind in (".csv", ".tsv"):
         return csv_objects(file, report)
@@ -65,9 +75,12 @@ def _file_rows(file: Path, split: str, report: Report) -> Iterator[tuple[str, di
 
 
 def _matching_rows(pattern: str, shown: str, split: str, report: Report) -> Iterator[tuple[str, dict]]:
-    files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    files = [path for path in found if path.is_file()]
     if not files:
         raise InputError(f"{shown}: no file has such a name")
+    if folders := [path.name for path in found if path.is_dir()]:
+        report.note(f"{len(folders)} folders of such a name are not read: {_some(folders)}")
     report.note(f"{len(files)} files: {_some([file.name for file in files])}")
     return _all_rows(files, split, report)
 

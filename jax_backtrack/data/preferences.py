@@ -2,15 +2,23 @@
 
 import collections
 import dataclasses
-import re
+import functools
+import unicodedata
 from collections.abc import Sequence
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import Message, is_unicode
 
-# White space, and characters that take no room: zero-width spaces and joiners, marks of direction, byte order marks.
-_UNSEEN = r"[\s\u00ad\u180e\u200b-\u200f\u2060-\u2064\ufeff]*"
-_ENDS = re.compile(rf"\A{_UNSEEN}|{_UNSEEN}\Z")
+# Signs that show nothing though Unicode counts them among letters, symbols or marks: fillers of Hangul, the empty
+# pattern of Braille, variation selectors.
+_FILLERS = "\u115f\u1160\u3164\uffa0\u2800" + "".join(map(chr, range(0xFE00, 0xFE10)))
+
+
+@functools.cache
+def _unseen() -> str:
+    """White space, control characters, and characters of no width."""
+    plane = map(chr, range(0x10000))
+    return _FILLERS + "".join(sign for sign in plane if unicodedata.category(sign) in ("Cc", "Cf", "Zs", "Zl", "Zp"))
 
 
 class NoUsableRow(InputError):
@@ -27,12 +35,28 @@ class BadRow(ValueError):
 
 def is_blank(text: str) -> bool:
     """Whether a text shows nothing: it is empty, or white space and characters of no width."""
-    return re.fullmatch(_UNSEEN, text) is not None
+    return not text.strip(_unseen())
 
 
 def same_text(one: str, other: str) -> bool:
     """Whether two texts are alike but for what shows nothing at their ends."""
-    return _ENDS.sub("", one) == _ENDS.sub("", other)
+    return one.strip(_unseen()) == other.strip(_unseen())
+
+
+class Tidied(str):
+    """A text that lost white space at its ends."""
+
+
+def tidy(text: str) -> str:
+    """Returns a reply that stands in a field of its own, without blank lines at its ends and without the one space
+    that parts it from its prompt; `Tidied` where it lost something. The indentation of its first line stays."""
+    lines = text.rstrip().split("\n")
+    while len(lines) > 1 and not lines[0].strip():
+        del lines[0]
+    tidied = "\n".join(lines)
+    if tidied[:1] == " " and not tidied[1:2].isspace():
+        tidied = tidied[1:]
+    return text if tidied == text else Tidied(tidied)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +65,7 @@ class Preference:
 
     `backtracks` is True where the rejected reply is unsafe: drafts of it are to be taken back. Utility data says False.
     `whole` is False where the chosen reply was cut off, so that no end of turn follows it. `origin` names the row for
-    messages to the user.
+    messages to the user. `tidied` is True where a reply lost white space at its ends.
     """
 
     prompt: tuple[Message, ...]
@@ -50,6 +74,7 @@ class Preference:
     backtracks: bool
     origin: str
     whole: bool = True
+    tidied: bool = False
 
     def __post_init__(self):
         if is_blank(self.chosen) or (self.rejected is not None and is_blank(self.rejected)):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jax_backtrack.data.conversations import as_messages
+from jax_backtrack.data.conversations import as_messages, is_written, with_system
 from jax_backtrack.data.formats.pairs import instruction_messages
 from jax_backtrack.data.preferences import BadRow, Report, is_blank
 from jax_backtrack.data.tables import parquet_objects
@@ -73,16 +73,22 @@ def prompt_messages(place: str, field: str, row: dict) -> list[Message]:
     """
     value = row[field]
     if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
+        if len(value) > 1 and field != "turns":
+            raise InputError(f"{place}: the field {field!r} is a list of {len(value)} texts: one prompt a row")
         value = value[0]
     try:
         if field == "instruction":
             messages = instruction_messages(row)
         else:
-            messages = [{"role": "user", "content": value}] if isinstance(value, str) else as_messages(value, field)
+            plain = isinstance(value, str) and not is_written(value)
+            messages = [{"role": "user", "content": value}] if plain else as_messages(value, field)
+            messages = with_system(row.get("system"), messages)
     except BadRow as reason:
         raise InputError(f"{place}: {reason}") from None
     if all(is_blank(message["content"]) for message in messages):
         raise InputError(f"{place}: the field {field!r} is empty")
+    if empty := [n for n, m in enumerate(messages) if m["role"] != "system" and is_blank(m["content"])]:
+        raise InputError(f"{place}: message {empty[0]} is empty")
     if messages[-1]["role"] == "assistant":
         raise InputError(
             f"{place}: the conversation ends with the assistant; how a reply begins belongs into the field 'prefix'"

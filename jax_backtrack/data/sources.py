@@ -5,15 +5,16 @@ import itertools
 from collections.abc import Iterator, Mapping
 
 from jax_backtrack.data import testbed
-from jax_backtrack.data.conversations import known_keys
+from jax_backtrack.data.conversations import KNOWN_KEYS, ROLE_KEYS
 from jax_backtrack.data.files import rows
-from jax_backtrack.data.formats import NAMES, Format, Made, Place, choose, filled_columns, unknown
+from jax_backtrack.data.formats import LABELS, NAMES, NOT_MAPPED, Format, Made, Place, choose, filled_columns, unknown
 from jax_backtrack.data.preferences import BadRow, NoUsableRow, Preference, Report
 from jax_backtrack.errors import InputError, nearest
 
 TESTBED = "testbed"
 # Columns that `data.columns` can name, whatever they are called in the file.
 COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "system", "label")
+_MEDIA = {"image", "images", "video", "videos", "audio", "audios"}  # columns that are no text
 TIDIED = "rows with white space left out at the ends of a reply"
 _SAMPLE = 500  # first rows that the format is told by
 
@@ -46,17 +47,21 @@ def read(
         if utility:
             preferences = [dataclasses.replace(preference, backtracks=False) for preference in preferences]
         return preferences, Report(read_as=TESTBED, used=len(preferences))
-    report = Report()
-    renamed = _renamed(rows(path, split, report, config_name), path, columns or {})
+    report, mapped = Report(), _checked_columns(columns)
+    renamed = _renamed(rows(path, split, report, config_name), path, mapped)
     first = list(itertools.islice(renamed, _SAMPLE))
     if not first:
         raise NoUsableRow(f"{path} has no rows that are objects", report)
-    chosen = choose([row for _, row in first], format, path)
+    chosen = choose([row for _, row in first], format, path, mapped)
     report.read_as = chosen.name
+    if chosen.note:
+        report.note(chosen.note)
     preferences = []
     for origin, made in _preferences(itertools.chain(first, renamed), chosen, not utility, report):
         try:
             preferences.append(made())
+            if preferences[-1].tidied:
+                report.alter(TIDIED, origin)
         except BadRow as reason:
             report.drop(str(reason), origin)
         if len(preferences) == limit:
@@ -71,33 +76,30 @@ def _preferences(
     numbered: Iterator[tuple[str, dict]], format: Format, backtracks: bool, report: Report
 ) -> Iterator[Made]:
     """Yields each row's place with a function that makes its Preference or raises BadRow."""
-    counted = _counting_unused(numbered, format, report)
+    rows = _checked(_counting_unused(numbered, format, report), report)
     if format.gather is not None:
-        yield from format.gather(counted, report, backtracks)
+        yield from format.gather(rows, report, backtracks)
         return
-
-    def made(row: dict, at: Place) -> Preference:
-        preference = format.read(row, at)
-        if _is_tidied(preference, row):
-            report.alter(TIDIED, at.origin)
-        return preference
-
-    for origin, row in counted:
-        yield origin, lambda row=row, at=Place(origin, backtracks): made(row, at)
+    for origin, row in rows:
+        yield origin, lambda row=row, at=Place(origin, backtracks): format.read(row, at)
 
 
-def _is_tidied(preference: Preference, row: dict) -> bool:
-    """Whether a reply stands in a column of its own, with other white space at its ends."""
-    texts = [value for value in row.values() if isinstance(value, str)]
-    replies = [reply for reply in (preference.chosen, preference.rejected) if reply is not None]
-    return any(reply not in texts and any(text.strip() == reply.strip() for text in texts) for reply in replies)
+def _checked(numbered: Iterator[tuple[str, dict]], report: Report) -> Iterator[tuple[str, dict]]:
+    """Yields the rows that hold no pictures or sound, and a label where others have one; the rest is counted."""
+    labels: set[str] = set()
+    for origin, row in numbered:
+        filled = filled_columns([row])
+        labels |= filled & {*LABELS}
+        if media := sorted(filled & _MEDIA):
+            report.drop(f"the field {media[0]!r} holds what is no text", origin)
+        elif missing := sorted(labels - filled):
+            report.drop(f"the field {missing[0]!r} is missing", origin)
+        else:
+            yield origin, row
 
 
 def _renamed(numbered: Iterator[tuple[str, dict]], path: str, columns: Mapping[str, str]) -> Iterator[tuple[str, dict]]:
     """Yields the rows with columns under the names that they have here: those of `columns`, others in lower case."""
-    columns = {ours: theirs for ours, theirs in columns.items() if theirs}
-    if unknown := sorted(set(columns) - set(COLUMNS)):
-        raise InputError(f"data.columns.{unknown[0]}: {nearest(unknown[0], COLUMNS)}")
     first = list(itertools.islice(numbered, _SAMPLE))
     there = {name for _, row in first for name in row}
     for ours, theirs in columns.items():
@@ -109,22 +111,45 @@ def _renamed(numbered: Iterator[tuple[str, dict]], path: str, columns: Mapping[s
     for origin, row in itertools.chain(first, numbered):
         named = {lower.get(name, name): value for name, value in row.items() if name not in columns.values()}
         # A column that was mapped over is there under its own name, as one that is not read.
-        hidden = {f"{ours} (not mapped)": named.pop(ours) for ours in columns if ours in named}
+        hidden = {f"{ours}{NOT_MAPPED}": named.pop(ours) for ours in columns if ours in named}
         yield origin, named | hidden | {ours: row.get(theirs) for ours, theirs in columns.items()}
+
+
+def _checked_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """The columns that are named; InputError for a name that is none of ours, and for a column that is named twice."""
+    named = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
+    for ours, theirs in named.items():
+        if ours not in COLUMNS:
+            raise InputError(f"data.columns.{ours}: {nearest(ours, COLUMNS)}")
+        if twice := [other for other in named if other != ours and named[other] == theirs]:
+            raise InputError(f"data.columns.{ours} and data.columns.{twice[0]} are the same column {theirs!r}")
+    return named
 
 
 def _counting_unused(
     numbered: Iterator[tuple[str, dict]], format: Format, report: Report
 ) -> Iterator[tuple[str, dict]]:
-    known = known_keys()
     for origin, row in numbered:
         for column in filled_columns([row]):
             if column not in format.columns:
                 report.leave(column)
-                continue
-            value = row[column]
-            messages = value if isinstance(value, list) else [value]
-            messages = [one for one in messages if isinstance(one, dict) and ("role" in one or "from" in one)]
-            for key in filled_columns(messages) - known:
-                report.leave(f"{column}.{key}")
+            else:
+                for key in _unread_keys(column, row[column], format):
+                    report.leave(key)
         yield origin, row
+
+
+def _unread_keys(path: str, value, format: Format) -> set[str]:
+    """Keys within a column that hold something that is not read, each with the path to it."""
+    if isinstance(value, list):
+        return {key for entry in value if isinstance(entry, dict) for key in _unread_keys(path, entry, format)}
+    if not isinstance(value, dict):
+        return set()
+    filled = filled_columns([value])
+    if filled & ROLE_KEYS:
+        return {f"{path}.{key}" for key in filled - KNOWN_KEYS}
+    if not any(key.startswith(f"{path}.") for key in format.inner):
+        return set()
+    within = {key: f"{path}.{key}" for key in filled}
+    unread = {name for name in within.values() if name not in format.inner}
+    return unread.union(*(_unread_keys(name, value[key], format) for key, name in within.items() if name not in unread))

@@ -1,5 +1,6 @@
 """Reads rows of Parquet and Arrow files, whose columns have types."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from pyarrow import parquet
 
 from jax_backtrack.errors import InputError
 
+# Besides what pyarrow raises of its own: texts that are not UTF-8, times out of Python's range.
+_UNREADABLE = (OSError, pyarrow.ArrowException, ValueError, OverflowError)
 _ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format; its stream format, which datasets writes, has none
 
 
@@ -15,8 +18,8 @@ def parquet_objects(file: Path) -> Iterator[tuple[str, dict]]:
     """Yields the rows of a Parquet file with their places."""
     try:
         with parquet.ParquetFile(file) as table:
-            yield from _rows(file, table.iter_batches())
-    except (OSError, pyarrow.ArrowException) as error:
+            yield from _rows(file, table.schema_arrow, table.iter_batches())
+    except _UNREADABLE as error:
         raise InputError(f"{file} cannot be read: {error}") from error
 
 
@@ -26,15 +29,18 @@ def arrow_objects(file: Path) -> Iterator[tuple[str, dict]]:
         with pyarrow.memory_map(str(file)) as source:
             if source.read(len(_ARROW_FILE)) == _ARROW_FILE:
                 table = pyarrow.ipc.open_file(source)
-                yield from _rows(file, map(table.get_batch, range(table.num_record_batches)))
+                yield from _rows(file, table.schema, map(table.get_batch, range(table.num_record_batches)))
             else:
                 source.seek(0)
-                yield from _rows(file, pyarrow.ipc.open_stream(source))
-    except (OSError, pyarrow.ArrowException) as error:
+                stream = pyarrow.ipc.open_stream(source)
+                yield from _rows(file, stream.schema, stream)
+    except _UNREADABLE as error:
         raise InputError(f"{file} cannot be read: {error}") from error
 
 
-def _rows(file: Path, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[tuple[str, dict]]:
+def _rows(file: Path, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[tuple[str, dict]]:
+    if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+        raise ValueError(f"the column {twice[0]!r} stands twice")
     number = 0
     for batch in batches:
         for row in batch.to_pylist():

@@ -27,6 +27,7 @@ from jax_backtrack.errors import InputError, nearest
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _LONGEST_LINE = 2**26  # bytes: of a longer one, which a small .gz file can hold, no more is read at once
 _DELIMITERS = ",;\t|"
+_FIRST_LINES = 100  # that the delimiter is told by
 # Keys under which a JSON document keeps its rows, beside the name of the split.
 _ROWS_KEYS = ("data", "rows", "records", "examples", "instances", "items")
 _UNREADABLE = (OSError, EOFError, ValueError, RecursionError, zlib.error, lzma.LZMAError, csv.Error)
@@ -156,7 +157,7 @@ def _rows_of(document: dict, file: Path, split: str, report: Report) -> list:
             f"{file} holds columns of numbered objects, as DataFrame.to_json writes them: "
             "write it with orient='records', lines=True"
         )
-    if any(_is_messages(value) for value in document.values()):
+    if any(_is_messages(value) for value in document.values()) or "instructions" in document:  # a set of prompts
         return [document]
     lists = {key: value for key, value in document.items() if isinstance(value, list)}
     rows = {key: value for key, value in lists.items() if value and all(isinstance(row, dict) for row in value)}
@@ -225,22 +226,53 @@ def csv_objects(file: Path, report: Report) -> Iterator[tuple[str, dict]]:
     """
     with open_utf8(file) as data:
         text = io.TextIOWrapper(data, encoding="utf-8", newline="")
-        header = text.readline()
+        first = list(itertools.islice(text, _FIRST_LINES))
         csv.field_size_limit(_LONGEST_LINE)
-        rows = csv.reader(itertools.chain([header], text), delimiter=_delimiter(header, suffix(file)), strict=True)
-        columns = [name.strip() for name in next(rows, [])]
-        if twice := [name for name, count in Counter(columns).items() if count > 1]:
-            raise InputError(f"{file}: the column {twice[0]!r} stands twice")
-        line = rows.line_num + 1
-        for fields in rows:
+        delimiter = "\t" if suffix(file) == ".tsv" else _delimiter(first)
+        rows = csv.reader(itertools.chain(first, text), delimiter=delimiter, strict=True)
+        header, columns, line = None, [], 1
+        while (fields := _next_row(rows, file)) is not None:
             place, line = f"{file.name}, line {line}", rows.line_num + 1
-            if len(fields) > len(columns):
+            if header is None:
+                header, columns = fields, _columns(fields, file)
+            elif fields == header:
+                report.drop("a row that repeats the column names", place)
+            elif len(fields) > len(columns) and any(fields[len(columns) :]):
                 report.drop(f"a row of {len(fields)} fields under {len(columns)} column names", place)
+            elif delimiter == "\t" and any("\t" in field and "\n" in field for field in fields):
+                raise InputError(
+                    f"{place}: a quotation mark opens a field that goes on over other rows: write it twice"
+                )
             elif fields:
                 yield place, dict.fromkeys(columns) | dict(zip(columns, fields, strict=False))
 
 
-def _delimiter(header: str, kind: str) -> str:
-    if kind == ".tsv":
-        return "\t"
-    return max(_DELIMITERS, key=header.count)
+def _next_row(rows, file: Path) -> list[str] | None:
+    try:
+        return next(rows, None)
+    except csv.Error as error:
+        raise InputError(f"{file} cannot be read: {error}, in line {rows.line_num}") from None
+
+
+def _columns(header: list[str], file: Path) -> list[str]:
+    """The names of the columns, without those behind the last one that a spreadsheet pads its rows with."""
+    columns = [name.strip().strip("\ufeff") for name in header]
+    while columns and not columns[-1]:
+        columns.pop()
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise InputError(f"{file}: the column {twice[0]!r} stands twice")
+    return columns
+
+
+def _delimiter(first: list[str]) -> str:
+    """The sign that parts most of the first rows into as many fields as there are names, and into the most fields."""
+
+    def fitness(delimiter: str) -> tuple[int, int]:
+        try:
+            rows = [row for row in csv.reader(first, delimiter=delimiter) if row]
+        except csv.Error:
+            return 0, 0
+        names = len(rows[0]) if rows else 0
+        return (sum(len(row) == names for row in rows), names) if names > 1 else (0, 0)
+
+    return max(_DELIMITERS, key=fitness)

@@ -15,7 +15,7 @@ from jax_backtrack.hub.load import EXPORT, load
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.journal import Journal, journal_of
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.progress import console, progress_bar
+from jax_backtrack.progress import bold, console, progress_bar
 from jax_backtrack.recipe import check, load_model
 from jax_backtrack.safety import report, win_rate
 from jax_backtrack.safety.evaluate import CONDITIONS, Evaluation, evaluate
@@ -52,7 +52,7 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
         report.write(evaluations, workdir / _COMPARISON)
     report.show(evaluations)
     report.show_transcripts(list(evaluations.values())[-1], count=3)
-    console.print(f"numbers and replies in [bold]{workdir / _COMPARISON}[/]", highlight=False)
+    console.print(f"numbers and replies in {bold(workdir / _COMPARISON)}", highlight=False)
     return evaluations
 
 

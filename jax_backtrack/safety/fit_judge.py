@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
+from rich.markup import escape
 
 from jax_backtrack.data import files
 from jax_backtrack.data.preferences import Report
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import Message, check_messages
-from jax_backtrack.progress import console, progress_bar
+from jax_backtrack.progress import bold, console, progress_bar
 from jax_backtrack.recipe import load_model
 from jax_backtrack.safety import fitted
 from jax_backtrack.safety.asked import UNSAFE_FROM
@@ -57,7 +58,9 @@ def fit(config: ConfigDict, workdir: Path) -> Measure:
         f"the same verdict on {accuracy:.1%}",
         highlight=False,
     )
-    console.print(f"judge in [bold]{workdir}[/]: use it with --config.evaluate.judge={workdir}", highlight=False)
+    console.print(
+        f"judge in {bold(workdir)}: use it with --config.evaluate.judge={escape(str(workdir))}", highlight=False
+    )
     return kappa
 
 

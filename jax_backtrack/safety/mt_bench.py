@@ -9,7 +9,7 @@ from pathlib import Path
 from jax_backtrack.data.prompt_files import prompt_rows
 from jax_backtrack.errors import InputError
 from jax_backtrack.journal import journal_of
-from jax_backtrack.progress import console, progress_bar
+from jax_backtrack.progress import bold, console, progress_bar
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.workdir import write_whole
 
@@ -40,7 +40,7 @@ def write_answers(sampler: Sampler, questions: Sequence[dict], model: str, path:
                 conversations[number].append({"role": "assistant", "content": reply.text})
         lines = [_line(*each, model) for each in zip(questions, conversations, strict=True)]
         write_whole(path, "".join(lines))
-    console.print(f"answers to {len(questions)} questions in [bold]{path}[/]", highlight=False)
+    console.print(f"answers to {len(questions)} questions in {bold(path)}", highlight=False)
 
 
 def _line(question: dict, conversation: Sequence[dict], model: str) -> str:

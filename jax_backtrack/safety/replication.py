@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jax_backtrack.errors import InputError, nearest
-from jax_backtrack.progress import console
+from jax_backtrack.progress import bold, console
 from jax_backtrack.recipe import check, load_model, read_data
 from jax_backtrack.safety import evaluation, plots, sets
 from jax_backtrack.safety.asked import Asked, has_reset, is_refused, is_shown_unsafe, is_unsafe
@@ -80,7 +80,7 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
         results = summary(found, config.baselines.to_dict())
         _write(results, config, judge.name, workdir)
         show(results)
-    console.print(f"numbers and plot in [bold]{workdir}[/]: results.json, results.svg", highlight=False)
+    console.print(f"numbers and plot in {bold(workdir)}: results.json, results.svg", highlight=False)
     return results
 
 

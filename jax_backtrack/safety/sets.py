@@ -13,7 +13,7 @@ from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import load
 from jax_backtrack.journal import Journal, journal_of, key_of
-from jax_backtrack.progress import console, progress_bar, share_bar
+from jax_backtrack.progress import bold, console, progress_bar, share_bar
 from jax_backtrack.safety import evaluation, fitted, page, perplexity, win_rate
 from jax_backtrack.safety.asked import Condition, ask
 from jax_backtrack.safety.cells import HEADINGS, LENGTHS, cell, in_line
@@ -80,7 +80,7 @@ def evaluate_sets(config: ConfigDict, sampler: Sampler, judge: Judge, sets, mode
         evaluation.write({model: found}, judge.name, workdir / EVALUATION)
     page.write({model: found}, judge.name, workdir / "evaluation.html", settings.false_resets)
     show({model: found}, judge.name)
-    console.print(f"replies and page in [bold]{workdir}[/]: evaluation.json, evaluation.html", highlight=False)
+    console.print(f"replies and page in {bold(workdir)}: evaluation.json, evaluation.html", highlight=False)
     return found
 
 
@@ -193,4 +193,4 @@ def compare_evaluations(folders: Sequence[Path], workdir: Path, settings: Config
         write_whole(workdir / "win_rates.json", json.dumps(win_rates.as_json(), indent=1, ensure_ascii=False) + "\n")
     page.write(models, judge, workdir / "comparison.html", settings.false_resets, win_rates)
     show(models, judge, win_rates)
-    console.print(f"page in [bold]{workdir}[/]: comparison.html", highlight=False)
+    console.print(f"page in {bold(workdir)}: comparison.html", highlight=False)

@@ -10,7 +10,7 @@ from jax_backtrack.data.prompt_files import prompt_messages, prompt_rows
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import Message
 from jax_backtrack.journal import journal_of
-from jax_backtrack.progress import console, progress_bar
+from jax_backtrack.progress import bold, console, progress_bar
 from jax_backtrack.sampling.reply import Reply
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.workdir import write_whole
@@ -75,7 +75,7 @@ def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path, seed: in
         write_whole(path, "".join(lines))
     reset = sum(reply.resets > 0 for reply in replies)
     instead = " (instead of those that were there)" if replaced else ""
-    shown = f"{len(replies)} replies in [bold]{path}[/]{instead}, {reset} of them after a reset"
+    shown = f"{len(replies)} replies in {bold(path)}{instead}, {reset} of them after a reset"
     console.print(shown, highlight=False)
     console.print(f"compiled: {'; '.join(sampler.compiled)}", style="dim", highlight=False)
 
@@ -114,7 +114,8 @@ def _say_unread(path: str, rows: Sequence[tuple[str, dict]]) -> None:
     """Says which columns of a file hold something that is not read."""
     unread = set()
     for place, row in rows:
-        read = {_prompt_field(place, row), "prefix", *(("input", "system", "history") if "instruction" in row else ())}
+        read = {_prompt_field(place, row), "prefix", "system"}
+        read |= {"input", "history"} if "instruction" in read else set()
         unread |= {str(name) for name, value in row.items() if name not in read and value not in (None, "", [], {})}
     if unread:
         shown = f"{path}: columns that are not read: {', '.join(sorted(unread))}"

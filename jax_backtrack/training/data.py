@@ -3,6 +3,7 @@
 import dataclasses
 
 from ml_collections import ConfigDict
+from rich.markup import escape
 
 from jax_backtrack.data import held_out
 from jax_backtrack.data.examples import encode_each
@@ -31,7 +32,7 @@ def read_sources(config: ConfigDict) -> list[Source]:
     """Reads safety and utility data of the recipe, without the prompts that are held out."""
     sources, asked = [], held_out.asked_by(config.data.exclude)
     for utility in (False, True):
-        with console.status(f"reading {', '.join(data_paths(config, utility=utility))}"):
+        with console.status(escape(f"reading {', '.join(data_paths(config, utility=utility))}")):
             read = read_data(config, utility=utility)
         for path, preferences, report in read:
             kept = held_out.for_training(preferences, asked, config.data.held_out, report)
@@ -56,7 +57,7 @@ def encode_source(
     source: Source, tokenizer: ChatTokenizer, recipe: Recipe, config: ConfigDict
 ) -> list[tuple[Preference, Example]]:
     """Encodes the preferences of a path, each with its example; prints the account of the path."""
-    with console.status(f"encoding {source.path}"):
+    with console.status(escape(f"encoding {source.path}")):
         row_length, reply_tokens = config.train.row_length, config.data.reply_tokens
         encoded = encode_each(source.preferences, tokenizer, recipe, row_length, source.report, reply_tokens)
     for line in source.report.lines():

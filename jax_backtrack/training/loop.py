@@ -20,7 +20,7 @@ from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models.adapters import merge_adapters, split
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.progress import console, progress_bar
+from jax_backtrack.progress import bold, console, progress_bar
 from jax_backtrack.recipe import (
     add_adapters,
     check_length,
@@ -87,7 +87,7 @@ def train(
     _run_steps(config, workdir, mesh, model, tokenizer, rows, data)
     merge_adapters(model)
     save(model, tokenizer, workdir / EXPORT, recipe=config)
-    console.print(f"model in [bold]{workdir / EXPORT}[/], metrics in {workdir / 'metrics.jsonl'}", highlight=False)
+    console.print(f"model in {bold(workdir / EXPORT)}, metrics in {bold(workdir / 'metrics.jsonl')}", highlight=False)
     return model, tokenizer
 
 

@@ -16,7 +16,7 @@ from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import load_tokenizer
 from jax_backtrack.hub.tokenizer import ChatTokenizer, with_reset
-from jax_backtrack.progress import console
+from jax_backtrack.progress import bold, console
 from jax_backtrack.recipe import check, data_paths
 from jax_backtrack.training.data import (
     Source,
@@ -75,7 +75,10 @@ def _show(config: ConfigDict, workdir: Path | None, count: int) -> None:
     if workdir is not None:
         write_whole(workdir / RECORDS, "".join(lines))
         write_whole(workdir / ACCOUNT, json.dumps(_account(sources), indent=1, ensure_ascii=False) + "\n")
-        console.print(f"{len(lines)} records in [bold]{workdir / RECORDS}[/], their account in {workdir / ACCOUNT}")
+        console.print(
+            f"{len(lines)} records in {bold(workdir / RECORDS)}, their account in {bold(workdir / ACCOUNT)}",
+            highlight=False,
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- files

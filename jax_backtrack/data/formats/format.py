@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
 from jax_backtrack.data.conversations import check_conversation
-from jax_backtrack.data.preferences import BadRow, Preference, Report
+from jax_backtrack.data.preferences import BadRow, Preference, Report, Tidied
 from jax_backtrack.hub.tokenizer import Message
 
 
@@ -30,6 +30,8 @@ class Format:
     gather:  makes the Preferences of all rows together, where replies to one prompt stand in several rows; the last
              argument says whether rejected replies are to be taken back. One of `read` and `gather` is None
     when:    whether some first rows, which have the columns that it needs, are of this format
+    inner:   keys that are read within columns of objects that are no messages, as "answers.rank"
+    note:    what the account says where the format was chosen
     holds:   what a row is, for the documents
     """
 
@@ -39,6 +41,8 @@ class Format:
     read: Callable[[dict, Place], Preference] | None = None
     gather: Callable[[Iterable[tuple[str, dict]], Report, bool], Iterator[Made]] | None = None
     when: Callable[[list[dict]], bool] = lambda rows: True
+    inner: frozenset[str] = frozenset()
+    note: str = ""
     holds: str = ""
 
     @property
@@ -77,8 +81,8 @@ def number(row: dict, name: str) -> float:
         raise BadRow(f"the field {name!r} is not a number") from None
 
 
-_TRUE = ("true", "1", "1.0", "yes", "safe", "unharmful")
-_FALSE = ("false", "0", "0.0", "no", "unsafe", "harmful")
+_TRUE = ("true", "1", "1.0", "yes", "safe")
+_FALSE = ("false", "0", "0.0", "no", "unsafe")
 
 
 def flag(row: dict, name: str) -> bool:
@@ -99,12 +103,16 @@ def pair(chosen: list[Message], rejected: list[Message], at: Place) -> Preferenc
             raise BadRow(f"chosen and rejected answer different prompts: they differ in message {number}")
     if len(chosen) != len(rejected):
         raise BadRow("chosen and rejected answer different prompts: they have different numbers of messages")
+    asked, texts = chosen[-2]["content"], [conversation[-1]["content"] for conversation in (chosen, rejected)]
+    if len(asked.split()) > 1 and all(text.strip().startswith(asked.strip()) for text in texts):
+        raise BadRow("both replies say their prompt again")
     return Preference(
         prompt=tuple(chosen[:-1]),
-        chosen=chosen[-1]["content"],
-        rejected=rejected[-1]["content"],
+        chosen=str(texts[0]),
+        rejected=str(texts[1]),
         backtracks=at.backtracks,
         origin=at.origin,
+        tidied=any(isinstance(text, Tidied) for text in texts),
     )
 
 
@@ -112,4 +120,5 @@ def reply(conversation: list[Message], at: Place, whole: bool = True) -> Prefere
     """Returns the preference of one conversation, whose last reply has none beside it that is worse."""
     check_conversation(conversation)
     *prompt, last = conversation
-    return Preference(tuple(prompt), last["content"], None, backtracks=False, origin=at.origin, whole=whole)
+    text = last["content"]
+    return Preference(tuple(prompt), str(text), None, False, at.origin, whole, tidied=isinstance(text, Tidied))

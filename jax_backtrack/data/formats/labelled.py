@@ -4,13 +4,13 @@ import collections
 from collections.abc import Iterable, Iterator
 
 from jax_backtrack.data.conversations import as_prompt, as_reply, join
-from jax_backtrack.data.formats.format import Format, Made, Place, columns, field, flag, pair, reply, text
-from jax_backtrack.data.preferences import BadRow, Preference, Report
+from jax_backtrack.data.formats.format import Format, Made, Place, columns, field, flag, number, reply, text
+from jax_backtrack.data.formats.pairs import replies_to
+from jax_backtrack.data.preferences import BadRow, Preference, Report, is_blank
 
 
 def _pair(row: dict, safe: str, unsafe: str, at: Place) -> Preference:
-    prompt = as_prompt(field(row, "prompt"), "prompt")
-    return pair(*(join(prompt, as_reply(field(row, name), name)) for name in (safe, unsafe)), at)
+    return replies_to(row, as_prompt(field(row, "prompt"), "prompt"), safe, unsafe, at)
 
 
 def _check_labels(safe: tuple[bool, bool], at: Place) -> None:
@@ -40,9 +40,9 @@ def _pku(row: dict, at: Place) -> Preference:
 
 
 def _better(row: dict) -> int:
-    if (better := row.get("better_response_id")) not in (0, 1):
+    if (better := number(row, "better_response_id")) not in (0, 1):
         raise BadRow("the field 'better_response_id' is neither 0 nor 1")
-    return better
+    return int(better)
 
 
 def by_prompt(rows: Iterable[tuple[str, dict]], report: Report, label) -> dict[str, list[tuple[str, dict, object]]]:
@@ -50,6 +50,8 @@ def by_prompt(rows: Iterable[tuple[str, dict]], report: Report, label) -> dict[s
     groups = collections.defaultdict(list)
     for origin, row in rows:
         try:
+            if is_blank(text(row, "response")):
+                raise BadRow("a reply is empty")
             groups[text(row, "prompt")].append((origin, row, label(row)))
         except BadRow as reason:
             report.drop(str(reason), origin)
@@ -87,8 +89,11 @@ def _gather(label, alone: bool):
 
 
 def _wildguard_label(row: dict) -> bool:
-    field(row, "response")
-    return flag(row, "response_harm_label")
+    """Whether the reply is safe. Only words say which way the label goes: of 1 and "yes" it is not known."""
+    label = field(row, "response_harm_label")
+    if label not in ("harmful", "unharmful"):
+        raise BadRow("the field 'response_harm_label' is neither 'harmful' nor 'unharmful'")
+    return label == "unharmful"
 
 
 def _wildjailbreak(row: dict, at: Place) -> Preference:

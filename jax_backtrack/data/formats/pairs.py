@@ -2,24 +2,18 @@
 
 import itertools
 
-from jax_backtrack.data.conversations import (
-    as_messages,
-    as_prompt,
-    as_reply,
-    is_transcript,
-    join,
-    transcript,
-    with_system,
-)
+from jax_backtrack.data.conversations import as_messages, as_prompt, as_reply, is_written, join, with_system
 from jax_backtrack.data.formats.format import Format, Place, columns, field, pair, text
 from jax_backtrack.data.preferences import BadRow, Preference, is_blank
+from jax_backtrack.data.transcripts import holds_marks, is_rendered, is_transcript, transcript
 from jax_backtrack.hub.tokenizer import Message
 
 # A prompt that both replies begin with ends with one of these; else it is not known where it does.
 _PROMPT_ENDS = tuple(".?!:;…。？！：；\"'”’)]\n")
 
 
-def _replies(row: dict, prompt: list[Message], chosen: str, rejected: str, at: Place) -> Preference:
+def replies_to(row: dict, prompt: list[Message], chosen: str, rejected: str, at: Place) -> Preference:
+    """Returns the preference of two columns of a row that hold the replies to a prompt."""
     replies = (as_reply(field(row, column), column) for column in (chosen, rejected))
     return pair(*(join(prompt, reply) for reply in replies), at)
 
@@ -30,19 +24,28 @@ def _replies(row: dict, prompt: list[Message], chosen: str, rejected: str, at: P
 def _preference(row: dict, at: Place) -> Preference:
     chosen, rejected = field(row, "chosen"), field(row, "rejected")
     if row.get("prompt") is not None:
-        return _replies(row, _with_system(row, as_prompt(row["prompt"], "prompt")), "chosen", "rejected", at)
+        return replies_to(row, _with_system(row, as_prompt(row["prompt"], "prompt")), "chosen", "rejected", at)
     if is_transcript(chosen) or is_transcript(rejected):
-        return pair(transcript(chosen), transcript(rejected), at)
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        return _common_prompt(chosen, rejected, at)
-    return pair(*(with_system(row.get("system"), as_reply(row[name], name)) for name in ("chosen", "rejected")), at)
+        return pair(*(_with_system(row, transcript(text)) for text in (chosen, rejected)), at)
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise BadRow("the field 'prompt' is missing")
+    return pair(*(_with_system(row, as_reply(row[name], name)) for name in ("chosen", "rejected")), at)
+
+
+def _without_prompt(row: dict, at: Place) -> Preference:
+    """The replies begin with their prompt."""
+    chosen, rejected = field(row, "chosen"), field(row, "rejected")
+    plain = all(
+        isinstance(text, str) and not is_transcript(text) and not is_written(text) for text in (chosen, rejected)
+    )
+    return _common_prompt(row, chosen, rejected, at) if plain else _preference(row, at)
 
 
 def _with_system(row: dict, prompt: list[Message]) -> list[Message]:
     return with_system(row.get("system"), prompt)
 
 
-def _common_prompt(chosen: str, rejected: str, at: Place) -> Preference:
+def _common_prompt(row: dict, chosen: str, rejected: str, at: Place) -> Preference:
     """Two texts that begin with their prompt: it ends where TRL's `extract_prompt` ends it, before the first letter
     that differs and the space before that."""
     alike = itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
@@ -53,8 +56,10 @@ def _common_prompt(chosen: str, rejected: str, at: Place) -> Preference:
         raise BadRow(
             "the field 'prompt' is missing, and the replies begin alike, so where the prompt ends is not known"
         )
-    question = {"role": "user", "content": prompt}
-    return pair(*([question, *as_reply(text[len(prompt) :], "chosen")] for text in (chosen, rejected)), at)
+    if is_rendered(prompt) or holds_marks(prompt):
+        raise BadRow("the field 'prompt' is missing, and the replies hold a conversation that was rendered already")
+    question = _with_system(row, [{"role": "user", "content": prompt}])
+    return pair(*([*question, *as_reply(text[len(prompt) :], "chosen")] for text in (chosen, rejected)), at)
 
 
 def _are_transcripts(rows: list[dict]) -> bool:
@@ -70,9 +75,11 @@ def _are_transcripts(rows: list[dict]) -> bool:
 # ----------------------------------------------------------------------------------------- with other prompts
 
 
-def _orca(row: dict, at: Place) -> Preference:
-    name = next((name for name in ("question", "input") if row.get(name) is not None), "question")
-    return _replies(row, with_system(row.get("system"), as_prompt(field(row, name), name)), "chosen", "rejected", at)
+def _orca(column: str):
+    def read(row: dict, at: Place) -> Preference:
+        return replies_to(row, _with_system(row, as_prompt(field(row, column), column)), "chosen", "rejected", at)
+
+    return read
 
 
 def instruction_messages(row: dict) -> list[Message]:
@@ -99,29 +106,31 @@ def _is_question_and_answer(turn) -> bool:
 
 
 def _llama_factory(row: dict, at: Place) -> Preference:
-    return _replies(row, instruction_messages(row), "chosen", "rejected", at)
+    return replies_to(row, instruction_messages(row), "chosen", "rejected", at)
 
 
 def _instruction_responses(row: dict, at: Place) -> Preference:
-    return _replies(row, instruction_messages(row), "chosen_response", "rejected_response", at)
+    return replies_to(row, instruction_messages(row), "chosen_response", "rejected_response", at)
 
 
 def _prompt_responses(row: dict, at: Place) -> Preference:
-    return _replies(row, _with_system(row, as_prompt(field(row, "prompt"), "prompt")), *_RESPONSES, at)
+    return replies_to(row, _with_system(row, as_prompt(field(row, "prompt"), "prompt")), *_RESPONSES, at)
 
 
 def _sharegpt(row: dict, at: Place) -> Preference:
     prompt = with_system(row.get("system"), as_messages(field(row, "conversations"), "conversations"))
-    return _replies(row, prompt, "chosen", "rejected", at)
+    return replies_to(row, prompt, "chosen", "rejected", at)
 
 
 def _axolotl(row: dict, at: Place) -> Preference:
-    return _replies(row, _with_system(row, as_messages(field(row, "messages"), "messages")), "chosen", "rejected", at)
+    return replies_to(row, _with_system(row, as_messages(field(row, "messages"), "messages")), "chosen", "rejected", at)
 
 
 def _swift(row: dict, at: Place) -> Preference:
     """The conversation with the chosen reply, and the rejected reply or the conversation with it."""
     chosen = _with_system(row, as_messages(field(row, "messages"), "messages"))
+    if row.get("rejected_messages") is not None and row.get("rejected_response"):
+        raise BadRow("the row has both rejected_messages and rejected_response")
     if row.get("rejected_messages") is not None:
         return pair(chosen, _with_system(row, as_messages(row["rejected_messages"], "rejected_messages")), at)
     rejected = as_reply(field(row, "rejected_response"), "rejected_response")
@@ -134,7 +143,7 @@ def _openai(row: dict, at: Place) -> Preference:
         raise BadRow("the field 'input' is not an object with messages")
     if given.get("tools"):
         raise BadRow("the field 'input' has tools")
-    return _replies(row, as_messages(field(given, "messages"), "input.messages"), *_OUTPUTS, at)
+    return replies_to(row, as_messages(field(given, "messages"), "input.messages"), *_OUTPUTS, at)
 
 
 _RESPONSES = "chosen_response", "rejected_response"
@@ -145,6 +154,7 @@ FORMATS = (
     Format(
         "openai",
         columns("input preferred_output non_preferred_output"),
+        inner=columns("input.messages"),
         read=_openai,
         holds="OpenAI's preference files: `input` with messages, `preferred_output`, `non_preferred_output`",
     ),
@@ -166,7 +176,7 @@ FORMATS = (
     Format(
         "hh",
         columns("chosen rejected"),
-        columns("prompt"),
+        columns("prompt system"),
         read=_preference,
         when=_are_transcripts,
         holds="HH-RLHF: transcripts with `Human:` and `Assistant:` turns, the prompt in a column of its own or not",
@@ -196,10 +206,10 @@ FORMATS = (
         "orca",
         columns("question chosen rejected"),
         columns("system"),
-        read=_orca,
+        read=_orca("question"),
         holds="Orca pairs: `system`, `question` (Argilla's: `input`), `chosen`, `rejected`",
     ),
-    Format("orca", columns("input chosen rejected"), columns("system"), read=_orca),
+    Format("orca", columns("input chosen rejected"), columns("system"), read=_orca("input")),
     Format(
         "preference",
         columns("prompt chosen_response rejected_response"),
@@ -212,5 +222,11 @@ FORMATS = (
         columns("input system history"),
         read=_instruction_responses,
     ),
-    Format("preference", columns("chosen rejected"), columns("system"), read=_preference),
+    Format(
+        "preference",
+        columns("chosen rejected"),
+        columns("system"),
+        read=_without_prompt,
+        note="there is no column of prompts: a prompt is what both replies begin with",
+    ),
 )

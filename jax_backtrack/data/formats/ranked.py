@@ -1,13 +1,14 @@
 """Formats whose replies are ranked or rated: utility data, in which the rejected reply is worse, not unsafe."""
 
 import collections
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from jax_backtrack.data.conversations import as_messages, as_prompt, as_reply, join
 from jax_backtrack.data.formats.format import Format, Made, Place, columns, field, number, pair, reply, text
 from jax_backtrack.data.formats.labelled import by_prompt
 from jax_backtrack.data.formats.pairs import instruction_messages
-from jax_backtrack.data.preferences import BadRow, Preference, Report
+from jax_backtrack.data.preferences import BadRow, Preference, Report, is_blank
 from jax_backtrack.hub.tokenizer import Message
 
 
@@ -57,15 +58,37 @@ def _helpsteer3(row: dict, at: Place) -> Preference:
     return _best_and_worst(as_messages(field(row, "context"), "context"), rated, at)
 
 
+# HelpSteer2 parts the turns of a prompt so.
+_HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+
+
+def _helpsteer2_prompt(prompt: str) -> list[Message]:
+    first, *turns = _HELPSTEER_TURN.split(prompt)
+    said = zip(("User", *turns[::2]), (first, *turns[1::2]), strict=True)
+    messages = [{"role": speaker.lower(), "content": content} for speaker, content in said]
+    if len(messages) > 1 and messages[-1]["role"] == "assistant" and is_blank(messages[-1]["content"]):
+        del messages[-1]  # where the reply begins
+    return messages if len(messages) > 1 else as_prompt(prompt, "prompt")
+
+
+def _helpsteer2_pair(row: dict, at: Place) -> Preference:
+    """Below 0 the first response is preferred, above it the second one."""
+    strength = number(row, "preference_strength")
+    if not strength:
+        raise BadRow("all replies are rated alike")
+    rated = [(-strength, field(row, "response_1")), (strength, field(row, "response_2"))]
+    return _best_and_worst(_helpsteer2_prompt(text(row, "prompt")), rated, at)
+
+
 def _helpsteer2(rows, report: Report, _backtracks: bool) -> Iterator[Made]:
     """Rows of one prompt make one pair, of the most and the least helpful reply."""
-    for group in by_prompt(rows, report, lambda row: (number(row, "helpfulness"), text(row, "response"))).values():
+    for group in by_prompt(rows, report, lambda row: (number(row, "helpfulness"), row["response"])).values():
         origin, row, _ = group[0]
         prompt, rated = row["prompt"], [rated for _, _, rated in group]
         yield (
             origin,
             lambda prompt=prompt, rated=rated, origin=origin: _best_and_worst(
-                as_prompt(prompt, "prompt"), rated, Place(origin, False)
+                _helpsteer2_prompt(prompt), rated, Place(origin, False)
             ),
         )
         for between, _, _ in group[2:]:
@@ -116,7 +139,7 @@ def _from_tree(question: dict, replies: list[dict], origin: str) -> Preference:
     return pair(chosen, [*asked, *as_reply(ranked[-1]["text"], "text")], at) if len(ranked) > 1 else reply(chosen, at)
 
 
-FORMATS = (
+BY_MANY_COLUMNS = (
     Format(
         "oasst",
         columns("message_id role text"),
@@ -134,6 +157,7 @@ FORMATS = (
     Format(
         "nectar",
         columns("prompt answers"),
+        inner=columns("answers.answer answers.rank"),
         read=_nectar,
         when=lambda rows: any(isinstance(row.get("answers"), list) for row in rows),
         holds="Nectar: the answers of the best and the worst rank",
@@ -142,9 +166,14 @@ FORMATS = (
         "ultrafeedback",
         columns("instruction completions"),
         columns("input system history"),
+        inner=columns("completions.response completions.overall_score"),
         read=_ultrafeedback,
         holds="UltraFeedback: the completions of the highest and the lowest `overall_score`",
     ),
+    Format("helpsteer2", columns("prompt response_1 response_2 preference_strength"), read=_helpsteer2_pair),
+)
+# What these need, formats of pairs may have too.
+BY_FEW_COLUMNS = (
     Format(
         "distilabel",
         columns("instruction generations ratings"),
@@ -156,6 +185,6 @@ FORMATS = (
         "helpsteer2",
         columns("prompt response helpfulness"),
         gather=_helpsteer2,
-        holds="HelpSteer2: the most and the least helpful response to a prompt",
+        holds="HelpSteer2: the most and the least helpful response to a prompt, or `preference_strength` of two",
     ),
 )

@@ -1,29 +1,37 @@
 """Formats of rows that hold a reply and none that is worse: there is nothing to take back."""
 
-from jax_backtrack.data.conversations import as_messages, as_prompt, as_reply, join, tidy, with_system
+from jax_backtrack.data.conversations import as_messages, as_prompt, as_reply, join, with_system
 from jax_backtrack.data.formats.format import Format, Place, columns, field, flag, reply, text
 from jax_backtrack.data.formats.pairs import instruction_messages
-from jax_backtrack.data.preferences import BadRow, Preference
+from jax_backtrack.data.preferences import BadRow, Preference, tidy
 
 
 def _check_label(row: dict) -> None:
-    """TRL's unpaired preferences have replies of both kinds."""
-    if row.get("label") is not None and not flag(row, "label"):
-        raise BadRow("labelled as a reply that is not wanted, without one that is")
+    """Unpaired preferences, TRL's and LLaMA-Factory's, have replies of both kinds."""
+    for name in LABELS:
+        if row.get(name) is not None and not flag(row, name):
+            raise BadRow("labelled as a reply that is not wanted, without one that is")
 
 
-def _sft(row: dict, at: Place) -> Preference:
-    """A conversation, or a prompt and the reply to it."""
-    _check_label(row)
-    for column in ("messages", "conversations"):
-        if row.get(column) is not None:
-            return reply(with_system(row.get("system"), as_messages(row[column], column)), at)
-    column = "response" if "response" in row and row.get("completion") is None else "completion"
-    last = as_reply(field(row, column), column)
-    return reply(join(with_system(row.get("system"), as_prompt(field(row, "prompt"), "prompt")), last), at)
+def _conversation(column: str):
+    def read(row: dict, at: Place) -> Preference:
+        _check_label(row)
+        return reply(with_system(row.get("system"), as_messages(field(row, column), column)), at)
+
+    return read
+
+
+def _prompt_and(column: str):
+    def read(row: dict, at: Place) -> Preference:
+        _check_label(row)
+        last = as_reply(field(row, column), column)
+        return reply(join(with_system(row.get("system"), as_prompt(field(row, "prompt"), "prompt")), last), at)
+
+    return read
 
 
 def _alpaca(row: dict, at: Place) -> Preference:
+    _check_label(row)
     return reply(join(instruction_messages(row), as_reply(text(row, "output"), "output")), at)
 
 
@@ -34,7 +42,8 @@ def _samples(row: dict, at: Place) -> Preference:
     return reply([*prompt, last], at, whole=field(row, "finish") != "length")
 
 
-_SFT = columns("messages conversations prompt completion response system label")
+LABELS = ("label", "kto_tag")  # of replies of which some are not wanted
+_BESIDE = columns("system") | {*LABELS}
 
 FORMATS = (
     Format(
@@ -47,24 +56,24 @@ FORMATS = (
     Format(
         "alpaca",
         columns("instruction output"),
-        columns("input system history"),
+        columns("input history") | _BESIDE,
         read=_alpaca,
         holds="Alpaca: `instruction`, `input`, `output`",
     ),
     Format(
         "sharegpt",
         columns("conversations"),
-        _SFT,
-        read=_sft,
+        _BESIDE,
+        read=_conversation("conversations"),
         holds="ShareGPT: `conversations` of `from` and `value`",
     ),
     Format(
         "sft",
         columns("messages"),
-        _SFT,
-        read=_sft,
+        _BESIDE,
+        read=_conversation("messages"),
         holds="TRL's: `messages`, or `prompt` and `completion` (or `response`); a `label` that is false drops the row",
     ),
-    Format("sft", columns("prompt completion"), _SFT, read=_sft),
-    Format("sft", columns("prompt response"), _SFT, read=_sft),
+    Format("sft", columns("prompt completion"), _BESIDE, read=_prompt_and("completion")),
+    Format("sft", columns("prompt response"), _BESIDE, read=_prompt_and("response")),
 )
