@@ -452,7 +452,8 @@ def test_the_documents_have_every_format():
 
 RENDERED = {
     "chatml": f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n",
-    "llama-3": f"<|start_header_id|>user<|end_header_id|>\n\n{Q}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llama-3": f"<|start_header_id|>user<|end_header_id|>\n\n{Q}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "gemma": f"<start_of_turn>user\n{Q}<end_of_turn>\n<start_of_turn>model\n",
     "llama-2": f"<s>[INST] {Q} [/INST]",
     "zephyr": f"<|user|>\n{Q}</s>\n<|assistant|>\n",
@@ -482,9 +483,14 @@ def test_rendered_texts_are_dropped_wherever_they_stand(tmp_path, template):
         ("### Human:", "### Assistant:"),
         ("**Human:**", "**Assistant:**"),
         ("human:", "assistant:"),
-    ]
-    + [("User:", "Assistant:"), ("USER:", "AI:"), ("H:", "A:"), ("[Human]:", "[Assistant]:"), ("<human>:", "<bot>:")]
-    + [("Human :", "Assistant :"), ("Human：", "Assistant：")],
+        ("User:", "Assistant:"),
+        ("USER:", "AI:"),
+        ("H:", "A:"),
+        ("[Human]:", "[Assistant]:"),
+        ("<human>:", "<bot>:"),
+        ("Human :", "Assistant :"),
+        ("Human：", "Assistant："),
+    ],
     ids=lambda marks: marks[0],
 )
 @pytest.mark.parametrize("between", ["\n\n", "\n", "\r\n\r\n"], ids=repr)

@@ -230,12 +230,12 @@ def csv_objects(file: Path, report: Report) -> Iterator[tuple[str, dict]]:
         csv.field_size_limit(_LONGEST_LINE)
         delimiter = "\t" if suffix(file) == ".tsv" else _delimiter(first)
         rows = csv.reader(itertools.chain(first, text), delimiter=delimiter, strict=True)
-        header, columns, line = None, [], 1
+        columns, line = None, 1
         while (fields := _next_row(rows, file)) is not None:
             place, line = f"{file.name}, line {line}", rows.line_num + 1
-            if header is None:
-                header, columns = fields, _columns(fields, file)
-            elif fields == header:
+            if columns is None:
+                columns = _columns(fields, file)
+            elif _names(fields) == columns:
                 report.drop("a row that repeats the column names", place)
             elif len(fields) > len(columns) and any(fields[len(columns) :]):
                 report.drop(f"a row of {len(fields)} fields under {len(columns)} column names", place)
@@ -255,13 +255,18 @@ def _next_row(rows, file: Path) -> list[str] | None:
 
 
 def _columns(header: list[str], file: Path) -> list[str]:
-    """The names of the columns, without those behind the last one that a spreadsheet pads its rows with."""
-    columns = [name.strip().strip("\ufeff") for name in header]
-    while columns and not columns[-1]:
-        columns.pop()
+    columns = _names(header)
     if twice := [name for name, count in Counter(columns).items() if count > 1]:
         raise InputError(f"{file}: the column {twice[0]!r} stands twice")
     return columns
+
+
+def _names(fields: list[str]) -> list[str]:
+    """Fields as names of columns, without the empty ones at the end that a spreadsheet pads its rows with."""
+    names = [field.strip().strip("\ufeff") for field in fields]
+    while names and not names[-1]:
+        names.pop()
+    return names
 
 
 def _delimiter(first: list[str]) -> str:

@@ -52,12 +52,12 @@ def _common_prompt(row: dict, chosen: str, rejected: str, at: Place) -> Preferen
     prompt = "".join(letter for letter, _ in alike).removesuffix(" ")
     if is_blank(prompt):
         raise BadRow("the field 'prompt' is missing")
+    if is_rendered(prompt) or holds_marks(prompt):
+        raise BadRow("the field 'prompt' is missing, and the replies hold a conversation that was rendered already")
     if not prompt.endswith(_PROMPT_ENDS):
         raise BadRow(
             "the field 'prompt' is missing, and the replies begin alike, so where the prompt ends is not known"
         )
-    if is_rendered(prompt) or holds_marks(prompt):
-        raise BadRow("the field 'prompt' is missing, and the replies hold a conversation that was rendered already")
     question = _with_system(row, [{"role": "user", "content": prompt}])
     return pair(*([*question, *as_reply(text[len(prompt) :], "chosen")] for text in (chosen, rejected)), at)
 
