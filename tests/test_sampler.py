@@ -15,10 +15,11 @@ from jax_backtrack.sampling import loop
 from jax_backtrack.sampling.batch import Batch, Request, bucket, common_beginning, pools
 from jax_backtrack.sampling.loop import Plan
 from jax_backtrack.sampling.reply import Writing
-from jax_backtrack.sampling.stream import _whole
+from jax_backtrack.sampling.stream import _certain, _whole
 from jax_backtrack.sharding import make_mesh
 from tests import tiny
 from tests.sampling import engine, knobs, naive, sample
+from tests.test_tokenizer import small_tokenizer
 
 R, E = tiny.RESET_ID, tiny.EOT_ID
 NEW, PROMPT = 9, 8
@@ -464,3 +465,25 @@ def test_words_and_characters_come_out_whole(reset_tokenizer):
     ]
     assert {len(each) for each in shown} <= {0, *starts, *range(14, 18)}
     assert "\U0001f9a9" in shown[-1] and len(set(shown)) > 5
+
+
+MULTIBYTE = "as \u00e9, 1\u00e9 \u2603s \U0001f600! e\u0301 \u65e5\u672c \u0e01\u0e33"
+
+
+@pytest.mark.parametrize("hold_back", [0, 1, 3])
+def test_what_is_shown_is_never_taken_back_by_a_stop_string(hold_back):
+    """Every token is a byte, so that characters and stop strings of every length are cut at every place."""
+    tokenizer = small_tokenizer()
+    ids = tokenizer.encode(MULTIBYTE)
+    assert len(ids) == len(MULTIBYTE.encode())
+    stops = {MULTIBYTE[start : start + length] for start in range(len(MULTIBYTE)) for length in (1, 2, 3, 5)}
+    for stop in stops:
+        writing, shown = Writing(tokenizer, stop_strings=[stop]), [""]
+        for place, token in enumerate(ids):
+            writing.take(np.array([token]), place == len(ids) - 1)
+            if writing.finish:
+                break
+            shown.append(_certain(writing, hold_back))
+        reply = writing.reply()
+        assert reply.text == MULTIBYTE[: MULTIBYTE.find(stop)] and reply.finish == "stop"
+        assert all(reply.text.startswith(text) for text in shown), stop
