@@ -78,6 +78,22 @@ def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(checkpoint, rec
     assert deviation < 1.1 * their_deviation
 
 
+@pytest.mark.parametrize("shape", ["Llama-3.1-8B", "Gemma-2-2B"])
+def test_bfloat16_stays_as_close_on_long_texts(shape, tmp_path, record_property):
+    """Positions many times the window and the length before scaling."""
+    tokens = random_tokens((1, 800))
+    theirs = random_model(shape, num_hidden_layers=2, max_position_embeddings=1024)
+    theirs.save_pretrained(tmp_path)
+    exact = torch_logits(theirs, tokens)
+    half = type(theirs).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    deviations = [
+        float(np.sqrt(np.mean((np.asarray(logits, np.float32) - exact)[:, -100:] ** 2)))
+        for logits in (port(tmp_path, "bfloat16")(tokens), torch_logits(half, tokens))
+    ]
+    record_property("deviations", deviations)
+    assert deviations[0] < 1.1 * deviations[1]
+
+
 def test_gradients_equal_transformers(checkpoint, tmp_path, record_property):
     _, theirs, ours = checkpoint
     theirs.zero_grad()

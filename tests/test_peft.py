@@ -9,9 +9,11 @@ import peft
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from jax_backtrack.errors import InputError
+from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from tests.checkpoints import TOLERANCE, port, random_model, random_tokens, relative_error, rewrite_config, torch_logits
 from tests.test_tokenizer import small_tokenizer
@@ -331,3 +333,15 @@ def test_a_configuration_that_is_none_is_named(pair, text):
     (adapter / ADAPTER).write_text(text)
     with pytest.raises(InputError, match=f"{ADAPTER} (cannot be read as JSON|holds no object)"):
         load(adapter, tokenizer=False)
+
+
+def test_the_card_of_an_export_names_the_base(pair, tmp_path):
+    base, adapter, _ = pair
+    small_tokenizer().hf.save_pretrained(base)
+    assert (adapter / "README.md").is_file()  # PEFT's, with the path of the base
+    model, tokenizer = load(adapter)
+    for name, said in ((str(base), None), ("owner/name", "owner/name")):
+        edit(adapter, base_model_name_or_path=name)
+        save(model, tokenizer, tmp_path / "out", recipe={"model": {"path": str(adapter)}}, overwrite=True)
+        card = tmp_path / "out" / "README.md"
+        assert ModelCard.load(card).data.base_model == said and str(tmp_path) not in card.read_text()

@@ -10,15 +10,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_backtrack import Done, Retract, Sampler, Token
 from jax_backtrack.errors import InputError
+from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.models.transformer import Compute
 from jax_backtrack.sampling import loop
 from jax_backtrack.sampling.batch import Batch, Request, bucket, common_beginning, pools
 from jax_backtrack.sampling.loop import Plan
 from jax_backtrack.sampling.reply import Writing
-from jax_backtrack.sampling.stream import _whole
+from jax_backtrack.sampling.stream import _certain, _whole
 from jax_backtrack.sharding import make_mesh
 from tests import tiny
 from tests.sampling import engine, knobs, naive, sample
+from tests.test_tokenizer import small_tokenizer
 
 R, E = tiny.RESET_ID, tiny.EOT_ID
 NEW, PROMPT = 9, 8
@@ -464,3 +466,68 @@ def test_words_and_characters_come_out_whole(reset_tokenizer):
     ]
     assert {len(each) for each in shown} <= {0, *starts, *range(14, 18)}
     assert "\U0001f9a9" in shown[-1] and len(set(shown)) > 5
+
+
+MULTIBYTE = "as \u00e9, 1\u00e9 \u2603s \U0001f600! e\u0301 \u65e5\u672c \u0e01\u0e33"
+
+
+@pytest.mark.parametrize("hold_back", [0, 1, 3])
+def test_what_is_shown_is_never_taken_back_by_a_stop_string(hold_back):
+    """Every token is a byte, so that characters and stop strings of every length are cut at every place."""
+    tokenizer = small_tokenizer()
+    ids = tokenizer.encode(MULTIBYTE)
+    assert len(ids) == len(MULTIBYTE.encode())
+    stops = {MULTIBYTE[start : start + length] for start in range(len(MULTIBYTE)) for length in (1, 2, 3, 5)}
+    for stop in stops:
+        writing, shown = Writing(tokenizer, stop_strings=[stop]), [""]
+        for place, token in enumerate(ids):
+            writing.take(np.array([token]), place == len(ids) - 1)
+            if writing.finish:
+                break
+            shown.append(_certain(writing, hold_back))
+        reply = writing.reply()
+        assert reply.text == MULTIBYTE[: MULTIBYTE.find(stop)] and reply.finish == "stop"
+        assert all(reply.text.startswith(text) for text in shown), stop
+
+
+@pytest.fixture(scope="module")
+def tiny_pair():
+    """A tiny model with [RESET], and a tokenizer of single bytes."""
+    tokenizer = small_tokenizer()
+    model = tiny.model(seed=3, vocab_size=len(tokenizer.hf))
+    return model, add_reset(model, tokenizer)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_more_prompts_than_fit_with_several_samples_each_equal_each_alone(tiny_pair, samples):
+    asked = [f"q{number} " + "x" * (7 * number % 50) for number in range(33)]
+    sampler = Sampler(*tiny_pair, temperature=1.2, max_new_tokens=6, batch_rows=16, reset_bias=1.0)
+    together = sampler(asked, samples=samples)
+    assert len(together) == 33 * samples and any(reply.drafts for reply in together)
+    for number in (0, 15, 16, 32):
+        seeds = range(number * samples, (number + 1) * samples)
+        assert sampler([asked[number]], samples=samples, seeds=seeds) == together[seeds.start : seeds.stop]
+
+
+@every_context
+@pytest.mark.parametrize("new_tokens", [1, 5])
+def test_a_prompt_that_ends_where_the_positions_do(tiny_pair, context, new_tokens):
+    """Prompt and reply fill the positions; drafts and resets need none more."""
+    model, tokenizer = tiny_pair
+    limit = model.config.max_position_embeddings
+    prompt = np.random.default_rng(1).integers(0, 250, limit - new_tokens, dtype=np.int32)
+    settings = dict(max_new_tokens=new_tokens, temperature=1.0, reset_bias=3.0, max_resets=2, log_probs=True)
+    sampler = Sampler(model, tokenizer, context=context, **settings)
+    split = nnx.split(model)
+
+    def last_logits(ids):
+        padded = np.zeros((1, limit + 2), np.int32)
+        padded[0, : len(ids)] = ids
+        return np.array(causal_logits(*split, padded)[len(ids) - 1])
+
+    for seed, reply in enumerate(sampler([prompt], samples=3)):
+        request = Request(seed, prompt, np.zeros(0, np.int32), seed=seed)
+        plan, turned = sampler._engine.plan, sampler._engine.knobs
+        assert list(reply.trace.token_ids) == naive(last_logits, request, 0, plan, turned, new_tokens)
+    with pytest.raises(InputError, match="exceed the model's 256 positions"):
+        sampler([np.append(prompt, 5)])

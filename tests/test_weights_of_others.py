@@ -133,6 +133,15 @@ def test_a_stale_index_does_not_stop_a_good_file(folder, stale, capsys):
     assert re.search(rf"{SINGLE_FILE} is read, as in transformers, and not the index: delete", said(capsys))
 
 
+def test_shards_that_no_index_names_are_said(folder, capsys):
+    path = folder(LLAMA)
+    alone = port(path)(TOKENS)
+    shards_beside(path, double_a_value)
+    (path / INDEX_FILE).unlink()
+    np.testing.assert_array_equal(port(path)(TOKENS), alone)
+    assert f"{SINGLE_FILE} is read, and not model-00001-of-00002.safetensors, which no index names" in said(capsys)
+
+
 def test_weights_of_another_name_are_answered_with_the_name(folder):
     path = folder(LLAMA)
     (path / SINGLE_FILE).rename(path / "consolidated.safetensors")
@@ -279,6 +288,8 @@ BUFFERS = [
     "model.rotary_emb.inv_freq",
     "model.rotary_emb.original_inv_freq",
     "model.causal_mask",
+    "model.rotary_emb.cos_sin_cache",
+    "model.normalizer",
     "model.position_ids",
 ]
 STORED = [torch.float64, torch.float32, torch.float16, torch.bool, torch.int64, torch.uint8, torch.float8_e4m3fn]

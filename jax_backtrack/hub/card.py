@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from jax_backtrack.hub.gguf import MODE_TAG, GGUFFile
 from jax_backtrack.hub.load import EXPORT
+from jax_backtrack.hub.peft import Adapter, has_adapter
 from jax_backtrack.hub.tokenizer import RESET
 
 FILE = "README.md"
@@ -245,8 +246,12 @@ def _origin(path: str | None) -> dict[str, str]:
     local = Path(path).expanduser()
     if local.suffix == ".gguf" and local.is_file():
         return GGUFFile(local).origin()
-    for card, names in (((local / EXPORT / FILE), ("base_model", *_LICENSE)), ((local / FILE), _LICENSE)):
-        if card.is_file():
-            data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-            return {name: data[name] for name in names if data.get(name)}
-    return {"base_model": hub_id(path)} if hub_id(path) else {}
+    export = local / EXPORT / FILE
+    card = export if export.is_file() else local / FILE
+    data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+    # The card of a folder names what the folder's own model was made from; only an export's is passed on.
+    base = data.get("base_model") if card == export else Adapter(local).base if has_adapter(local) else path
+    found = {"base_model": hub_id(base) if isinstance(base, str) else None} | {
+        name: data.get(name) for name in _LICENSE
+    }
+    return {name: value for name, value in found.items() if value}

@@ -1,6 +1,7 @@
 """Reads a llama-architecture `.gguf` file as if it were a Hugging Face folder: configuration, weights, tokenizer."""
 
 import functools
+import re
 import reprlib
 from pathlib import Path
 
@@ -196,7 +197,10 @@ class GGUFFile:
         """The byte-level BPE tokenizer and the chat template inside the file."""
         kind = self._field("tokenizer.ggml.model", str), self._field("tokenizer.ggml.pre", str, "default")
         if kind != ("gpt2", "smollm"):
-            raise InputError(f"{self.path}: tokenizer {kind} is not supported; use the model's Hugging Face folder")
+            raise InputError(
+                f"{self.path}: tokenizer {kind} is not supported; use the model's Hugging Face folder, or "
+                "load(..., tokenizer=False) for the model alone"
+            )
         try:
             return self._tokenizer()
         except InputError:
@@ -214,11 +218,8 @@ class GGUFFile:
             raise InputError(f"{self.path}: its tokenizer has the merge {wrong[0]}, whose parts or result are no token")
         types = self._list("tokenizer.ggml.token_type", int)
         # What converters fill the list up with, where the embedding has more rows than there are tokens.
-        filled = {
-            token
-            for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
-            if kind == _UNUSED and token == f"[PAD{index}]"
-        }
+        pairs = zip(tokens, types, strict=True)
+        filled = {token for token, kind in pairs if kind == _UNUSED and re.fullmatch(r"\[PAD\d+\]", token)}
         vocabulary = {token: index for index, token in enumerate(tokens) if token not in filled}
         tokenizer = Tokenizer(models.BPE(vocabulary, merges))
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

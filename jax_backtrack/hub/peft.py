@@ -21,6 +21,7 @@ from jax_backtrack.progress import warn
 
 CONFIG_FILE = "adapter_config.json"
 _WEIGHTS_FILE = "adapter_model.safetensors"
+_MOST = 1e30  # of numbers that float32 is to hold
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
@@ -80,7 +81,7 @@ class Adapter:
             for pattern, default in zip(patterns, ("lora_alpha", "r"), strict=True)
         )
         for field, value in (("lora_alpha", alpha), ("r", said)):
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < _MOST:
                 shown = reprlib.repr(value)
                 raise InputError(f"{self.folder / CONFIG_FILE}: {field} = {shown} of {module} is no number")
         if said != rank:
@@ -303,6 +304,8 @@ def _read_config(file: Path) -> dict[str, Any]:
     for field, kind in (("base_model_name_or_path", str), ("revision", str), ("peft_type", str)):
         if config.get(field) is not None and not isinstance(config[field], kind):
             raise InputError(f"{file}: {field} = {reprlib.repr(config[field])} is no text")
+    if not isinstance(config.get("modules_to_save") or [], list):
+        raise InputError(f"{file}: modules_to_save = {reprlib.repr(config['modules_to_save'])} is no list")
     for field in ("alpha_pattern", "rank_pattern"):
         if config.get(field) is not None and not isinstance(config[field], dict):
             raise InputError(f"{file}: {field} = {reprlib.repr(config[field])} is no object")

@@ -21,9 +21,8 @@ _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 # Buffers that older versions of transformers saved beside the weights. All of them are computed here, so that neither
 # their dtypes nor their values matter.
 _BUFFER = re.compile(
-    r"(^|\.)(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached|_cos_cached|_sin_cached)"
-    r"|(self_attn|attn|attention)\.(bias|masked_bias|causal_mask|rotary_emb)"
-    r"|rotary_emb|inv_freq|cos_cached|sin_cached|causal_mask|position_ids|masked_bias)$"
+    r"(^|\.)(rotary_emb(\..+)?|(self_attn|attn|attention)\.(bias|masked_bias|causal_mask)"
+    r"|inv_freq|cos_cached|sin_cached|causal_mask|position_ids|masked_bias|embed_scale|normalizer)$"
 )
 # Pages of a mapped file count as the process's memory until it is closed: larger reads are cut into such pieces.
 _PIECE_BYTES = 8 * 2**20
@@ -67,6 +66,8 @@ class SafetensorsFolder(SafetensorsFile):
             self._tensors = _read_shards(index, _indexed_files(index))
         elif single.exists():
             self._tensors = _read_header(single)
+            if shards := sorted(path.name for path in folder.glob("model-*-of-*.safetensors")):
+                warn(f"{folder}: {SINGLE_FILE} is read, and not {shards[0]}, which no index names")
         else:
             raise InputError(_nothing_to_read(folder))
 
@@ -149,7 +150,10 @@ def _read_header(path: Path) -> dict[str, _Tensor]:
                     continue
                 tensor = file.get_slice(name)
                 if (dtype := tensor.get_dtype()) not in _DTYPES:
-                    raise InputError(f"{path}: {name} is stored as {dtype}; {', '.join(_DTYPES)} are read")
+                    raise InputError(
+                        f"{path}: {name} is stored as {dtype}; {', '.join(_DTYPES)} are read. If the weights are "
+                        "quantised, load the model that they were made from"
+                    )
                 tensors[name] = _Tensor(path, tuple(tensor.get_shape()), dtype)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error

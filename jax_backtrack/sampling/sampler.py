@@ -35,7 +35,8 @@ Prompt = str | Sequence[Message] | np.ndarray
 class Sampler:
     """Samples replies from a model that may take its drafts back.
 
-    context:        reset context; None for the one the model was trained with
+    context:        reset context; None for the one the model was trained with, which is to be given where the model's
+                    file has [RESET] and does not say it
     max_resets:     per reply; [RESET] is masked out after them
     reset_bias:     added to the logit of [RESET]: lower is fewer resets. One number, or one for each position behind
                     the prompt, of which the last holds for all later ones

@@ -78,7 +78,8 @@ def events(batch: Batch, request: Request, writing: Writing, hold_back: int) -> 
 def _certain(writing: Writing, hold_back: int) -> str:
     """The text up to its last whole word, without what may be taken away yet."""
     text = writing.text(hold_back)
-    return text[: min(len(_whole(text)), writing.may_stop_at(text))]
+    begun = text.rstrip("\ufffd")  # what is missing of a character may complete a stop string
+    return text[: min(len(_whole(text)), writing.may_stop_at(text), writing.may_stop_at(begun))]
 
 
 def _whole(text: str) -> str:

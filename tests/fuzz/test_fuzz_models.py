@@ -22,6 +22,7 @@ from tests.fuzz.trials import fuzz
 
 # ------------------------------------------------------------------------------------------------- safetensors
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS = {
     "model.norm.weight": np.arange(4, dtype=np.float32),
     "model.layers.0.mlp.gate_proj.weight": np.ones((3, 4), np.float16),
@@ -129,6 +130,56 @@ def test_gguf(header, tmp_path):
     ChatTokenizer(file.tokenizer())
     for name, shape in file.shapes().items():
         assert file.read(name, tuple(slice(0, size) for size in shape)).shape == shape
+
+
+# -------------------------------------------------------------------------------------------------- adapters of PEFT
+
+ADAPTER = dict(
+    peft_type="LORA",
+    base_model_name_or_path="base",
+    r=2,
+    lora_alpha=4,
+    rank_pattern={"k_proj": 2},
+    alpha_pattern={"v_proj": 3},
+    use_rslora=False,
+    use_dora=False,
+    modules_to_save=None,
+    trainable_token_indices=None,
+    init_lora_weights=True,
+    bias="none",
+    target_modules=["q_proj"],
+)
+adapters = changed(st.just(ADAPTER)).map(dumps).map(lambda text: text.encode())
+
+
+def adapter_files() -> dict[str, bytes]:
+    """A tiny Llama of two weights, and an adapter of one of them and of its norm."""
+    ones = functools.partial(np.ones, dtype=np.float32)
+    query, prefix = "model.layers.0.self_attn.q_proj", "base_model.model."
+    model = {
+        f"{query}.weight": ones((32, 24)),
+        "model.norm.weight": ones(24),
+        "model.embed_tokens.weight": ones((61, 24)),
+    }
+    matrices = {f"{prefix}{query}.lora_A.weight": ones((2, 24)), f"{prefix}{query}.lora_B.weight": ones((32, 2))}
+    return {
+        "base/config.json": dumps(llama.to_hf_config(tiny.config(num_hidden_layers=1))).encode(),
+        f"base/{SINGLE_FILE}": save(model),
+        ADAPTER_WEIGHTS: save(matrices | {f"{prefix}model.norm.weight": ones(24)}),
+    }
+
+
+@fuzz("adapter_config.json", content=st.one_of(adapters, mangled(adapters, most=1, kinds=TEXT)))
+def test_adapters(content, tmp_path):
+    (tmp_path / "base").mkdir(exist_ok=True)
+    for name, held in adapter_files().items():
+        (tmp_path / name).write_bytes(held)
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    open_source, said, _ = _open(str(tmp_path), None, None)
+    families.from_hf_config(said)
+    source = open_source()
+    for name, shape in source.shapes().items():
+        assert source.read(name, tuple(slice(0, size) for size in shape)).shape == shape
 
 
 # ----------------------------------------------------------------------------------------------- configurations
