@@ -413,6 +413,11 @@ def test_control_tokens_that_a_template_writes_for_spelled_ones_are_refused(toke
     assert_equal(made, conversation(("user", "a")), "b")
 
 
+def test_a_vocabulary_without_control_tokens_is_refused():
+    with pytest.raises(InputError, match="no special token"):
+        small_tokenizer(special=())
+
+
 def test_fields_of_a_message_are_text_too(tokenizer):
     made = with_template(tokenizer, CHATML.replace("message.role", "(message.name or message.role)"))
     named = [{"role": "user", "name": "Ann", "content": "Hi", "weight": None}]
