@@ -64,8 +64,9 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One conversation in token ids. Replies stand without their last token, which is the end of turn unless
-    `chosen_end` or `rejected_end` says another: that of a reply which was cut.
+    """One conversation in token ids. Replies include what the chat template writes around them, and stand without
+    their last token, which is the end of turn unless `chosen_end` or `rejected_end` says another: that of a reply which
+    was cut.
 
     `backtracks` is True where `rejected` is unsafe, so that drafts of it are to be taken back; False for utility data.
     `origin` names the row that it came from.

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -412,6 +412,11 @@ def test_control_tokens_that_a_template_writes_for_spelled_ones_are_refused(toke
     assert_equal(made, conversation(("user", "a")), "b")
 
 
+def test_a_vocabulary_without_control_tokens_is_refused():
+    with pytest.raises(InputError, match="no special token"):
+        small_tokenizer(special=())
+
+
 def test_fields_of_a_message_are_text_too(tokenizer):
     made = with_template(tokenizer, CHATML.replace("message.role", "(message.name or message.role)"))
     named = [{"role": "user", "name": "Ann", "content": "Hi", "weight": None}]
@@ -489,3 +494,66 @@ def test_a_byte_order_mark_is_no_token(tokenizer, tmp_path):
     for each in (made, inside):
         assert_equal(each, *CONVERSATIONS["plain"])
         assert each.render(CONVERSATIONS["plain"][0])[0] == each.hf.convert_tokens_to_ids("<|im_start|>")
+
+
+# -------------------------------------------------------------------------------------------------- any text
+
+PIECES = [
+    "<",
+    "|",
+    "im_",
+    "end",
+    "<|",
+    "|>",
+    " ",
+    "\n",
+    "\n\n",
+    "  ",
+    "\t",
+    "'",
+    '"',
+    "\\",
+    "ß",
+    "é",
+    "/no_think",
+    "</think>",
+    "I",
+]
+
+
+@pytest.fixture(scope="module")
+def several(tokenizer, shared):
+    folder = shared / "cases" / "data" / "templates"
+    names = (
+        "vicuna",
+        "llama2",
+        "tojson",
+        "upper_first",
+        "parts_or_str",
+        "no_think_flag",
+        "eos_after_newline",
+        "zephyr",
+    )
+    return [ChatTokenizer(copy.deepcopy(tokenizer.hf), chat_template=str(folder / f"{name}.jinja")) for name in names]
+
+
+texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=8).map("".join)
+
+
+@settings(max_examples=40)
+@given(first=texts, answer=texts, second=texts, reply=texts)
+def test_any_conversation_equals_that_of_transformers_or_is_refused(several, first, answer, second, reply):
+    prompt = conversation(("user", first), ("assistant", answer), ("user", second))
+    for made in several:
+        if any(token in text for token in made.control_ids for text in (first, answer, second, reply)):
+            continue
+        assert made.render(prompt).tolist() == made.hf.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        try:
+            (turn,) = made.render_turns(prompt, [reply])
+        except InputError as error:
+            assert any(reason in str(error) for reason in (SPLIT, CONTRADICTS, "leaves nothing"))
+        else:
+            whole = whole_by_transformers(made, prompt, reply)
+            assert [*turn.prompt, *turn.reply, made.eot_id] == whole

@@ -22,16 +22,11 @@ from tokenizers import AddedToken
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub import chat_template as templates
 from jax_backtrack.hub.control_tokens import NOT_UNICODE, ControlTokens
-from jax_backtrack.hub.untrusted import kind_for
+from jax_backtrack.hub.rendering import Rendered, Renderer
 
 RESET = "[RESET]"
 ROLES = ("system", "user", "assistant")
 Message = dict[str, str]  # role, content
-
-_WANTS_PARTS = (
-    ": it wants contents as lists of parts, and here they are texts. Set model.chat_template to a .jinja file that "
-    "writes message.content as it is"
-)
 
 # Spare entries that vocabularies keep: Llama-3, Gemma-2, SmolLM2. The first one that is there becomes [RESET].
 _SPARE_TOKENS = ("<|reserved_special_token_0|>", "<unused0>", "<reponame>")
@@ -51,24 +46,6 @@ class Turn:
     reply: np.ndarray
     begun: np.ndarray
     changed: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rendered:
-    """A conversation as the template writes it, and the control tokens of its own: begin, end and id of each."""
-
-    text: str
-    controls: tuple[tuple[int, int, int], ...]
-
-    def parts(self, start: int = 0, end: int | None = None) -> list[int | str]:
-        """Returns ids of control tokens and the texts between them."""
-        parts: list[int | str] = []
-        end = len(self.text) if end is None else end
-        for begin, after, index in self.controls:
-            if start <= begin and after <= end:
-                parts += [self.text[start:begin], index]
-                start = after
-        return [part for part in (*parts, self.text[start:end]) if part != ""]
 
 
 class ChatTokenizer:
@@ -107,11 +84,11 @@ class ChatTokenizer:
         self.template_date = template_date
         self._template = templates.ChatTemplate(hf)
         self._controls = ControlTokens(hf.backend_tokenizer)
+        self._render = Renderer(self._template, self._controls)
         self._refuse_leaks()
         # Whether [RESET] came in a file that does not say which reset context it was trained for.
         self.asks_reset_context = False
         self.without_row: dict[int, str] = {}  # tokens that the model's embedding has no row for, by id
-        self._left_out: dict[tuple, frozenset[int]] = {}
         self._contradiction = ""
         self.eot_id, self._opening, self.closing = self._frame()
 
@@ -178,7 +155,7 @@ class ChatTokenizer:
         begun: first words of the reply, which follow what the template writes before a reply
         """
         check_messages(messages)
-        parts = self._rendered(messages, True, self._now()).parts()
+        parts = self._render(messages, True, self._now()).parts()
         return [*parts, *self._opening, begun] if begun else parts
 
     def begin_reply(self, words: str) -> np.ndarray:
@@ -194,19 +171,19 @@ class ChatTokenizer:
         """
         check_messages(messages)
         at = self._now()
-        before = self._rendered(messages, True, at)
+        before = self._render(messages, True, at)
         prompt = self.encode_parts(before.parts())
         return [self._turn(messages, reply, before, prompt, at) for reply in replies]
 
-    def _turn(self, messages, reply: str, before: _Rendered, prompt: np.ndarray, at: datetime.datetime) -> Turn:
+    def _turn(self, messages, reply: str, before: Rendered, prompt: np.ndarray, at: datetime.datetime) -> Turn:
         whole = [*messages, {"role": "assistant", "content": reply}]
         check_messages(whole)
-        after, start = self._rendered(whole, False, at), len(before.text)
+        after, start = self._render(whole, False, at), len(before.text)
         if after.parts(0, start) != before.parts():
             raise InputError(self._contradiction or _contradiction())
         end, tail = self._end_of(after, start)
         self._refuse_early_end([part for part in after.parts(start, end) if not isinstance(part, str)])
-        if tail.strip() and self._rendered(whole, True, at) != after:
+        if tail.strip() and self._render(whole, True, at) != after:
             raise InputError("the chat template writes text after the end of a turn, which would not be learned")
         written = after.text[start:end].removesuffix(self.closing)
         if not written.removeprefix(self._spell(self._opening)).strip():
@@ -266,72 +243,9 @@ class ChatTokenizer:
         date = self.template_date
         return templates.now() if date is None else datetime.datetime.combine(date, datetime.time())
 
-    def _rendered(self, messages: Sequence[Message], generation_prompt: bool, at: datetime.datetime) -> _Rendered:
-        """The template's string of a conversation, in which control tokens are those that it wrote itself."""
-        self._refuse_left_out(messages, generation_prompt, at)
-        text = self._template.fill(messages, generation_prompt, at)
-        contents: list[str] = []
-        for message in messages:
-            templates.map_texts(message, lambda content: contents.append(content) or content)
-        kind = kind_for(self._controls.alphabet, contents)
-        blank = str(kind.hide(self._controls.alphabet[:1]))
-
-        def filled(change) -> str:
-            return self._template.fill([templates.map_texts(each, change) for each in messages], generation_prompt, at)
-
-        hidden = filled(kind.hide)
-        if kind.show(hidden) != text:
-            # The template did to a content what `Untrusted` does not follow. Where contents of one repeated character
-            # give the same control tokens, all of them are its own.
-            hidden = text
-            if self._spelled(text) != self._spelled(filled(lambda content: blank * len(content))):
-                raise InputError(
-                    "a message spells a control token, and the chat template changes messages in a way that does not "
-                    "show which control tokens are its own"
-                )
-        spelled = {token for content in contents for token in self._spelled(content)}
-        if spelled and self._spelled(hidden) != self._spelled(filled(lambda text: self._controls.blank(text, blank))):
-            tokens = ", ".join(map(repr, sorted(spelled)))
-            raise InputError(f"a message spells {tokens}, and the chat template writes other control tokens for that")
-        controls = ((m.start(), m.end(), self._controls.ids[m[0]]) for m in self._controls.find(hidden))
-        return _Rendered(text, tuple(controls))
-
     def _spell(self, parts: Sequence[int | str]) -> str:
         spelled = {index: token for token, index in self._controls.ids.items()}
         return "".join(part if isinstance(part, str) else spelled[part] for part in parts)
-
-    def _spelled(self, text: str) -> list[str]:
-        return [match[0] for match in self._controls.find(text)]
-
-    def _refuse_left_out(self, messages: Sequence[Message], generation_prompt: bool, at: datetime.datetime) -> None:
-        """Raises InputError where the template leaves out a message of these roles that is not empty."""
-        key = (*(message["role"] for message in messages), generation_prompt)
-        if key not in self._left_out:
-            marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
-            marked = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
-            try:
-                text = self._template.fill(marked, generation_prompt, at)
-            except InputError:  # it looks into contents
-                text = "".join(marks)
-            self._left_out[key] = frozenset(number for number, mark in enumerate(marks) if mark not in text)
-        if any(messages[number]["content"].strip() for number in self._left_out[key]):
-            roles = ", ".join(message["role"] for message in messages)
-            raise InputError(
-                f"the chat template leaves out a message of a conversation of {roles}{self._parts_hint(at)}"
-            )
-
-    def _parts_hint(self, at: datetime.datetime) -> str:
-        """What would mend it where the template wants contents as lists of parts, as templates of image models do."""
-        mark = "\ue000"
-
-        def writes(content) -> bool:
-            return mark in self._template.fill([{"role": "user", "content": content}], True, at)
-
-        try:
-            wants_parts = not writes(mark) and writes([{"type": "text", "text": mark}])
-        except InputError:
-            return ""
-        return _WANTS_PARTS if wants_parts else ""
 
     def _with_rows(self, ids: list[int]) -> np.ndarray:
         if self.without_row and (lost := [index for index in ids if index in self.without_row]):
@@ -354,7 +268,7 @@ class ChatTokenizer:
         """The id that ends the assistant's turn, and what the template writes before and after a reply."""
         question, answer = {"role": "user", "content": "question"}, {"role": "assistant", "content": "\ue000a\ue001"}
         at = self._now()
-        whole = self._rendered([question, answer], False, at)
+        whole = self._render([question, answer], False, at)
         begin, end = whole.text.rfind("\ue000"), whole.text.rfind("\ue001") + 1
         after = next((control for control in whole.controls if control[0] >= end), None)
         if after is None:
@@ -362,7 +276,7 @@ class ChatTokenizer:
                 "the chat template ends the assistant's turn with no special token of this tokenizer: "
                 f"behind the message stands {whole.text[end:]!r}"
             )
-        before = self._rendered([question], True, at)
+        before = self._render([question], True, at)
         start, opening = len(before.text), []
         if whole.parts(0, start) == before.parts():
             opening = whole.parts(start, begin)
@@ -370,7 +284,7 @@ class ChatTokenizer:
             self._contradiction = _contradiction(_difference(before.text, whole.text))
         return after[2], opening, whole.text[end : after[0]]
 
-    def _end_of(self, whole: _Rendered, start: int) -> tuple[int, str]:
+    def _end_of(self, whole: Rendered, start: int) -> tuple[int, str]:
         """Where the turn that begins at `start` ends, and the text of what follows its end of turn."""
         for begin, end, index in whole.controls:
             if begin >= start and index == self.eot_id:

@@ -169,7 +169,7 @@ def kind_for(alphabet: str, texts: Sequence[str]) -> type[Untrusted]:
     """Returns a kind of untrusted text with stand-ins for the characters of `alphabet` that no text contains."""
     high = [text for text in texts if not text.isascii() and max(text) >= chr(_FIRST)]
     used = {ord(character) for text in high for character in text}
-    for first in range(_FIRST, _LAST - len(alphabet), len(alphabet)):
+    for first in range(_FIRST, _LAST - len(alphabet), max(len(alphabet), 1)):
         if used.isdisjoint(range(first, first + len(alphabet))):
             return _kind(alphabet, first)
     raise InputError("a conversation contains nearly all private-use characters: its chat template cannot be rendered")
