@@ -32,9 +32,9 @@ def leaks_reset_word(reply: str, prefix: str = "") -> bool:
     written for the model: a word glued to its end is one, whatever it ends with. Code in backquotes is left out, and so
     are words that end in a start word, such as "await".
     """
-    if prefix and not prefix[-1].isspace() and reply.startswith(prefix):
-        if re.match(f"{_WORD}(?![a-z])", reply[len(prefix) :]):
-            return True
+    glued_to_prefix = prefix and not prefix[-1].isspace() and reply.startswith(prefix)
+    if glued_to_prefix and re.match(f"{_WORD}(?![a-z])", reply[len(prefix) :]):
+        return True
     text = _CODE.sub(" ", reply)
     return bool(_GLUED_BEHIND.search(text)) or any(
         not _is_whole_word(text, found) for found in _GLUED_IN_FRONT.finditer(text)
