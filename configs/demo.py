@@ -31,7 +31,7 @@ def _stage(steps: int, backtrack: bool):
     config.train.batch_rows = 2
     config.train.learning_rate = 2e-4
     config.train.warmup_steps = 5
-    config.train.reset_weight = 3.0
+    config.train.reset_weight = 1.0
     config.train.score_chunk = 32
     config.train.checkpoint_every = 0
     config.sample.max_new_tokens = 20

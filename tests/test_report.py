@@ -5,7 +5,7 @@ import json
 from jax_backtrack.data import testbed
 from jax_backtrack.progress import console
 from jax_backtrack.safety import report
-from jax_backtrack.safety.evaluate import Answered, Evaluation
+from jax_backtrack.safety.evaluate import Answered, Evaluation, evaluate
 from jax_backtrack.safety.measures import mean, rate
 from jax_backtrack.sampling.sampler import Reply
 
@@ -28,7 +28,7 @@ def shown(function, *arguments) -> str:
 def test_the_table_has_every_measure_with_its_interval():
     text = shown(report.show, {"one": evaluation, "another": evaluation})
     assert "testbed, 2 held-out prompts per cell" in text
-    assert text.count("50.0 %") == 12 and text.count("9.5–90.5") == 12 and text.count("1.50") == 2
+    assert text.count("50.0 %") == 14 and text.count("9.5–90.5") == 14 and text.count("1.50") == 2
 
 
 def test_a_column_of_what_no_model_was_judged_by_is_left_out():
@@ -36,6 +36,21 @@ def test_a_column_of_what_no_model_was_judged_by_is_left_out():
     without = Evaluation(plain, answers)
     assert "preferred" not in shown(report.show, {"one": without})
     assert "preferred to" in shown(report.show, {"one": without, "another": evaluation})
+
+
+def test_a_word_that_leaks_counts_over_all_conditions(tmp_path):
+    """One of three replies: a word of [RESET] is glued to what was written for the model."""
+
+    class Asked:
+        def __call__(self, messages, prefixes, **_):
+            return [Reply(prefix + "undo" if prefix else "Sorry.", (), "stop") for prefix in prefixes]
+
+    found = evaluate(Asked(), 1)
+    assert found.measures["reset_word_leak"] == rate([True, False, False])
+    assert "reset word leak of all 3 replies" in shown(report.show, {"one": found})
+    report.write({"one": found}, tmp_path / "evaluation.json")
+    written = json.loads((tmp_path / "evaluation.json").read_text())["one"]["answers"]
+    assert [written[condition][0]["leaks_reset_word"] for condition in written] == [False, True, False]
 
 
 def test_a_transcript_shows_the_discarded_draft():

@@ -6,24 +6,53 @@ import pytest
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import check_agreement, load
-from jax_backtrack.hub.reset import UNDOING_WORDS, add_reset
+from jax_backtrack.hub.reset import UNDOING_WORDS, add_reset, row_beyond
 from tests import tiny
 from tests.test_tokenizer import small_tokenizer
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_row_starts_at_the_mean_of_words_of_undoing(tokenizer, tied):
+def started(tokenizer, tied: bool):
+    """The tables of a tiny model before and behind `add_reset`, with the ids of [RESET] and of the words."""
     model = tiny.model(vocab_size=49152, tie_word_embeddings=tied)
     tables = ["embedding_VxM"] if tied else ["embedding_VxM", "head_VxM"]
     before = {name: np.array(getattr(model, name)[...]) for name in tables}
     made = add_reset(model, tokenizer)
-    for name in tables:
-        after = np.asarray(getattr(model, name)[...])
-        words = [before[name][tokenizer.encode(word)].mean(axis=0) for word in UNDOING_WORDS]
-        np.testing.assert_allclose(after[made.reset_id], np.mean(words, axis=0), rtol=1e-5)
-        others = np.arange(49152) != made.reset_id
-        np.testing.assert_array_equal(after[others], before[name][others])
     assert add_reset(model, made) is made
+    after = {name: np.asarray(getattr(model, name)[...]) for name in tables}
+    return before, after, made.reset_id, [tokenizer.encode(word) for word in UNDOING_WORDS]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_row_starts_twice_as_far_out_as_the_words_in_their_direction(tokenizer, tied):
+    before, after, reset_id, words = started(tokenizer, tied)
+    for name, table in before.items():
+        middle = table.mean(axis=0)
+        away = np.stack([table[ids].mean(axis=0) for ids in words]) - middle
+        row = after[name][reset_id] - middle
+        direction = away.mean(axis=0) / np.linalg.norm(away.mean(axis=0))
+        np.testing.assert_allclose(row / np.linalg.norm(row), direction, atol=1e-4)
+        np.testing.assert_allclose(np.linalg.norm(row), 2 * (away @ direction).max(), rtol=1e-4)
+        others = np.arange(49152) != reset_id
+        np.testing.assert_array_equal(after[name][others], table[others])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_makes_the_token_likely_makes_none_of_the_words_as_likely(tokenizer, tied):
+    """Moves a hidden state up the likelihood of [RESET], as training does, from where all is equally likely. From the
+    words' mean one of them stays as likely, whatever the hidden state."""
+    _, after, reset_id, words = started(tokenizer, tied)
+    table = after["embedding_VxM" if tied else "head_VxM"]
+    of_words = np.concatenate(words)
+    hidden = np.zeros(table.shape[1])
+    for _ in range(20):
+        logits = table @ hidden
+        chances = np.exp(logits - logits.max())
+        hidden += 0.1 * (table[reset_id] - chances @ table / chances.sum())
+        assert (table[reset_id] @ hidden > table[of_words] @ hidden).all()
+
+
+def test_words_without_a_direction_give_the_mean_of_all_rows():
+    np.testing.assert_array_equal(row_beyond(np.ones((5, 3), np.float32), np.ones(3, np.float32)), np.ones(3))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -30,8 +30,10 @@ def lines(width: int, show, *arguments) -> list[str]:
 def asked(name: str, harmful: bool, condition: Condition, bad: int) -> Asked:
     """Of 80 replies so many are unsafe."""
     question = Question([{"role": "user", "content": "a"}], "b")
-    reply = Reply("So it is, and was.", ("a draft",), "stop", tokens=48)
-    answers = [Answer(question, "", reply, *(float(number < bad),) * 2) for number in range(80)]
+    replies = [
+        Reply(text, ("a draft",), "stop", tokens=48) for text in ("So it is, and was.", "So it isundo, and was.")
+    ]
+    answers = [Answer(question, "", replies[number < 1], *(float(number < bad),) * 2) for number in range(80)]
     return Asked(name, harmful, condition, tuple((answer,) for answer in answers))
 
 
@@ -47,10 +49,11 @@ def evaluated() -> dict[str, Evaluation]:
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_testbed_is_shown_whole(width):
     testbed = {name: rate([True] * 131 + [False] * 69) for name in measures if name != "won"}
+    assert len(testbed) == 7
     found = OfTestbed(testbed | {"resets": mean([0.99, 0.97] * 100)}, {})
     shown = "\n".join(lines(width, report.show, dict.fromkeys(MODELS, found)))
-    assert shown.count("65.5 %") == shown.count("58.7–71.7") == 5 * len(MODELS)
-    assert shown.count("0.98–0.98") == len(MODELS)
+    assert shown.count("65.5 %") == shown.count("58.7–71.7") == 6 * len(MODELS)
+    assert shown.count("0.98–0.98") == (len(MODELS) if width > 80 else 0)
     assert set(re.findall(r"\S+", " ".join(MODELS))) <= set(shown.split())
 
 
@@ -60,8 +63,10 @@ def test_sets_are_shown_whole_and_lengths_where_there_is_room(width):
     text = "\n".join(shown)
     assert text.count("37.5 %") == text.count("27.7–48.5") == 2 * len(MODELS)
     assert text.count("SimpleSafetyTests") == text.count("bias -4") == len(MODELS)
-    assert text.count("48.0–48.0") == (3 * len(MODELS) if width > 80 else 0)
-    assert ("a wider terminal has them" in text) == (width == 80)
+    assert text.count("48.0–48.0") == (3 * len(MODELS) if width > 120 else 0)
+    assert ("a wider terminal has them" in text) == (width <= 120)
+    assert text.count("0.2–6.7") == (3 * len(MODELS) if width > 80 else 0)
+    assert text.count("reset word leak in 3 of 240 replies") == (len(MODELS) if width == 80 else 0)
 
 
 @pytest.mark.parametrize("width", [80, 160])
@@ -71,4 +76,5 @@ def test_a_replication_is_shown_whole(width):
     results = replication.summary(dict.fromkeys(found.values(), each), {found["rewind"]: found["SFT"]})
     text = "\n".join(lines(width, replication.show, results))
     assert text.count("37.5 %") == 2 * len(found)
+    assert text.count("1.2 %") == 3 * len(found), "leaks of reset words"
     assert "reduction" in text and "AdvBench, 10 tokens prefilled, bias -4 (80 prompts, up to 3 seeds)" in text

@@ -15,6 +15,7 @@ from jax_backtrack.progress import progress_bar
 from jax_backtrack.safety.judge import Judge
 from jax_backtrack.safety.measures import Measure, mean, rate, worst_of
 from jax_backtrack.safety.refusals import is_refusal
+from jax_backtrack.safety.reset_word_leak import leaks_reset_word
 from jax_backtrack.sampling.reply import Reply
 from jax_backtrack.sampling.sampler import Sampler
 
@@ -96,7 +97,8 @@ class Asked:
     @functools.cached_property
     def measures(self) -> dict[str, Measure]:
         """Of a harmful set unsafe, shown_unsafe and worst_of_<k>; of a harmless one refused; of both reset (the share
-        of replies with a reset, which are false ones where the set is harmless), draft_words and reply_words (mean
+        of replies with a reset, which are false ones where the set is harmless), reset_word_leak (the share with a word
+        that [RESET] starts from where none belongs), draft_words and reply_words (mean
         lengths of what was discarded and of what is seen) and tokens (mean number that were written, drafts too)."""
         first = [samples[0] for samples in self.answers]
         drafts = [len(draft.split()) for answer in first for draft in answer.reply.drafts]
@@ -110,6 +112,7 @@ class Asked:
         else:
             found["refused"] = rate(self.hits(is_refused))
         found["reset"] = rate(self.hits(has_reset))
+        found["reset_word_leak"] = rate(self.hits(has_reset_word_leak))
         if drafts:
             found["draft_words"] = mean(drafts)
         found["reply_words"] = mean([len(answer.reply.text.split()) for answer in first])
@@ -146,6 +149,11 @@ def is_refused(answer: Answer) -> bool:
 def has_reset(answer: Answer) -> bool:
     """Whether anything was taken back."""
     return answer.reply.resets > 0
+
+
+def has_reset_word_leak(answer: Answer) -> bool:
+    """Whether a word that [RESET] starts from stands in the visible reply where none belongs."""
+    return leaks_reset_word(answer.reply.text, answer.prefix)
 
 
 def ask(

@@ -8,6 +8,7 @@ HEADINGS = {
     "refused": "refused",
     "won": "preferred",
     "reset": "reset",
+    "reset_word_leak": "reset word leak",
     "draft_words": "words a draft",
     "reply_words": "words a reply",
     "tokens": "tokens written",

@@ -9,7 +9,7 @@ from pathlib import Path
 from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import check_messages, is_unicode
-from jax_backtrack.safety.asked import Answer, Asked, Condition
+from jax_backtrack.safety.asked import Answer, Asked, Condition, has_reset_word_leak
 from jax_backtrack.safety.measures import Measure
 from jax_backtrack.sampling.reply import Reply
 from jax_backtrack.workdir import write_whole
@@ -76,6 +76,7 @@ def _answer_as_json(answer: Answer) -> dict:
         "reply": answer.reply.text,
         "drafts": list(answer.reply.drafts),
         "finish": answer.reply.finish,
+        "leaks_reset_word": has_reset_word_leak(answer),
         "tokens": answer.reply.tokens,
         "unsafe": answer.unsafe,
         "shown_unsafe": answer.shown_unsafe,

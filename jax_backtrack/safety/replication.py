@@ -13,7 +13,14 @@ from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.progress import bold, console
 from jax_backtrack.recipe import check, load_model, read_data
 from jax_backtrack.safety import evaluation, plots, sets
-from jax_backtrack.safety.asked import Asked, has_reset, is_refused, is_shown_unsafe, is_unsafe
+from jax_backtrack.safety.asked import (
+    Asked,
+    has_reset,
+    has_reset_word_leak,
+    is_refused,
+    is_shown_unsafe,
+    is_unsafe,
+)
 from jax_backtrack.safety.cells import cell, in_line
 from jax_backtrack.safety.compare import Stages, folder_name, sampler
 from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
@@ -32,9 +39,11 @@ _MEASURES = {
     "shown_unsafe": is_shown_unsafe,
     "refused": is_refused,
     "reset": has_reset,
+    "reset_word_leak": has_reset_word_leak,
     "tokens": lambda answer: answer.reply.tokens,
 }
-_HARMFUL, _HARMLESS = ("unsafe", "shown_unsafe", "reset", "tokens"), ("refused", "reset", "tokens")
+_HARMFUL = ("unsafe", "shown_unsafe", "reset", "reset_word_leak", "tokens")
+_HARMLESS = ("refused", "reset", "reset_word_leak", "tokens")
 
 
 def replicate(config: ConfigDict, workdir: Path) -> dict:

@@ -4,13 +4,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+from rich.table import Table
 from rich.text import Text
 
 from jax_backtrack.progress import console
 from jax_backtrack.safety.evaluate import Evaluation
 from jax_backtrack.safety.measures import Measure
 from jax_backtrack.sampling.chat import struck
-from jax_backtrack.tables import add_figures, add_names, new_table
+from jax_backtrack.tables import add_figures, add_names, fits, new_table
 from jax_backtrack.workdir import write_whole
 
 # Measure -> heading, and whether it is a share to be shown in percent.
@@ -22,23 +23,38 @@ _COLUMNS = {
     "false_resets": ("false resets", True),
     "resets": ("resets, prefilled", False),
     "prefilled_reset": ("reset, prefilled", True),
+    "reset_word_leak": ("reset word leak", True),
 }
+_LEAST_NEEDED = "resets"  # left out of a table that is too wide: with one reset a reply it is the share of replies
 
 
 def show(evaluations: dict[str, Evaluation]) -> None:
-    """Prints one row per model, each value with its 95 % interval below it."""
-    count = next(iter(next(iter(evaluations.values())).measures.values())).count
-    title = f"testbed, {count} held-out prompts per cell, 95 % intervals"
-    table = new_table(title)
-    add_names(table, "model", evaluations)
+    """Prints one row per model, each value with its 95 % interval below it.
+
+    The mean number of resets is left out where the terminal is too narrow for it.
+    """
     there = {measure for evaluation in evaluations.values() for measure in evaluation.measures}
     columns = {measure: column for measure, column in _COLUMNS.items() if measure in there}
+    table = _table(evaluations, columns)
+    if not fits(table):
+        table = _table(evaluations, {name: column for name, column in columns.items() if name != _LEAST_NEEDED})
+    console.print(table)
+
+
+def _table(evaluations: dict[str, Evaluation], columns: dict[str, tuple[str, bool]]) -> Table:
+    measures = next(iter(evaluations.values())).measures
+    count = next(iter(measures.values())).count
+    title = f"testbed, {count} held-out prompts per cell, 95 % intervals"
+    if leak := measures.get("reset_word_leak"):
+        title += f"; reset word leak of all {leak.count} replies"
+    table = new_table(title)
+    add_names(table, "model", evaluations)
     for heading, _ in columns.values():
         add_figures(table, heading)
     for name, evaluation in evaluations.items():
         cells = [_cell(evaluation.measures.get(measure), share) for measure, (_, share) in columns.items()]
         table.add_row(name, *cells)
-    console.print(table)
+    return table
 
 
 def show_transcripts(evaluation: Evaluation, count: int) -> None:
@@ -71,6 +87,7 @@ def write(evaluations: dict[str, Evaluation], path: Path) -> None:
                         "drafts": answer.reply.drafts,
                         "finish": answer.reply.finish,
                         "gives_value": answer.gives_value,
+                        "leaks_reset_word": answer.leaks_reset_word,
                     }
                     for answer in answers
                 ]

@@ -15,7 +15,7 @@ from jax_backtrack.hub.load import load
 from jax_backtrack.journal import Journal, journal_of, key_of
 from jax_backtrack.progress import bold, console, progress_bar, share_bar
 from jax_backtrack.safety import evaluation, fitted, page, perplexity, win_rate
-from jax_backtrack.safety.asked import Condition, ask
+from jax_backtrack.safety.asked import Condition, ask, has_reset_word_leak
 from jax_backtrack.safety.cells import HEADINGS, LENGTHS, cell, in_line
 from jax_backtrack.safety.evaluation import EVALUATION, Evaluation
 from jax_backtrack.safety.gcg import Attack, Objective, Settings
@@ -28,6 +28,7 @@ from jax_backtrack.tables import add_figures, add_names, fits, new_table
 from jax_backtrack.workdir import write_whole
 
 SYSTEM_ATTACK = "system prompt"
+_IN_A_LINE = "reset_word_leak"  # the measure that stands below a table which is too narrow for it
 
 
 def read_sets(config: ConfigDict) -> list[tuple[str, bool, list[Question]]]:
@@ -140,13 +141,19 @@ def _attacked(
 
 
 def show(models: dict[str, Evaluation], judge: str, win_rates: WinRates = NOT_JUDGED) -> None:
-    """Prints one table: a row for each model, set and condition; without lengths where the terminal is too narrow."""
+    """Prints one table: a row for each model, set and condition. Where the terminal is too narrow it has no lengths;
+    where that is not enough, a line for each model counts what would be in the column of leaks."""
     names = [name for name in HEADINGS if name != "won" or win_rates.of]
-    table = _table(models, judge, win_rates, names)
-    if fits(table):
-        console.print(table)
-    else:
-        console.print(_table(models, judge, win_rates, [name for name in names if name not in LENGTHS]))
+    for left_out in ((), LENGTHS, (*LENGTHS, _IN_A_LINE)):
+        table = _table(models, judge, win_rates, [name for name in names if name not in left_out])
+        if fits(table):
+            break
+    console.print(table)
+    if _IN_A_LINE in left_out:
+        for model, found in models.items():
+            hits = [hit for one in found.asked for hit in one.hits(has_reset_word_leak)]
+            console.print(f"{model}: reset word leak in {sum(hits)} of {len(hits)} replies", markup=False)
+    if left_out:
         console.print("words and tokens stand in the page; a wider terminal has them here too", style="dim")
     if win_rates.of:
         console.print(f"preferred to {next(iter(models))}, by {win_rates.judge}", highlight=False, markup=False)
