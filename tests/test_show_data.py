@@ -60,7 +60,7 @@ def test_records_and_account_are_left_in_the_workdir(tmp_path, smollm_gguf, toke
     }
     out = shown(capsys)
     assert "1 rows used, 1 dropped, read as preference" in out and "columns that are not read: id" in out
-    assert re.search(r"draft It is.* raised \+20 \[RESET\]", out)
+    assert re.search(r"draft It is.* raised \+5 \[RESET\]", out)
     assert re.search(r"context \[RESET\] .* raised \+1 I must not tell you\.<\|im_end\|>", out)
 
 

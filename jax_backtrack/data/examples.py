@@ -95,6 +95,10 @@ def _encode_one(
         return f"over-long: the tree has more than train.row_length = {row_length} tokens", None
     if any(turn.changed for turn in (chosen, *others)):
         report.alter("rows with a reply that the chat template changes", preference.origin)
+    if any(turn.joined for turn in (chosen, *others)):
+        report.alter(
+            "rows with a reply whose first white space is not joined to the prompt's as one token", preference.origin
+        )
     texts = [message["content"] for message in preference.prompt] + replies
     if any(map(tokenizer.loses_characters, texts)):
         report.alter("rows with characters that the tokenizer does not have", preference.origin)

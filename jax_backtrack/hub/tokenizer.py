@@ -40,12 +40,15 @@ class Turn:
     reply:   what follows up to the end of turn, which is left out: the template's own text around the reply too
     begun:   what follows of a reply that goes on: without the template's text after it
     changed: whether the template wrote the reply otherwise than it was given, white space around it aside
+    joined:  whether the tokenizer would make one token of the white space that the reply begins with and the end of the
+             prompt. The reply is then encoded by itself, as it is sampled after that prompt
     """
 
     prompt: np.ndarray
     reply: np.ndarray
     begun: np.ndarray
     changed: bool
+    joined: bool
 
 
 class ChatTokenizer:
@@ -192,13 +195,17 @@ class ChatTokenizer:
         last = max((begin for begin, _, _ in before.controls), default=0)
         shared = len(self.encode_parts(before.parts(last)))
         ids = self.encode_parts(after.parts(last, end))
-        if not np.array_equal(ids[:shared], prompt[len(prompt) - shared :]):
-            raise InputError(
-                "the tokenizer splits the end of the generation prompt otherwise where the reply follows it: begin the "
-                "reply without white space, or leave out the white space at the end of the template's generation prompt"
-            )
+        joined = not np.array_equal(ids[:shared], prompt[len(prompt) - shared :])
+        if joined:
+            if not reply[:1].isspace():
+                raise InputError(
+                    "the tokenizer splits the end of the generation prompt otherwise where the reply follows it: leave "
+                    "out the white space at the end of the template's generation prompt"
+                )
+            last, shared = start, 0  # the reply by itself, as sampling writes it
+            ids = self.encode_parts(after.parts(last, end))
         begun = self.encode_parts(after.parts(last, start + len(written))) if self.closing else ids
-        return Turn(prompt, ids[shared:], begun[shared:], changed=reply.strip() not in written)
+        return Turn(prompt, ids[shared:], begun[shared:], changed=reply.strip() not in written, joined=joined)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
