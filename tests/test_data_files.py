@@ -115,24 +115,24 @@ def test_one_record_in_a_document_is_a_record(tmp_path):
         check(tmp_path / name, [("How?", "chosen", "rejected")])
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "problem"),
-    [
-        ("orient.json", json.dumps({"prompt": {"0": "a"}, "chosen": {"0": "b"}}), "orient='records'"),
-        ("two.json", json.dumps({"a": ROWS, "b": ROWS}), "holds several lists, a, b: name one of them as data.split"),
-        ("other.json", json.dumps({"test": ROWS}), r"has no split 'train' \(data.split\)"),
-        ("twice.csv", "prompt,prompt\na,b\n", "the column 'prompt' stands twice"),
-        ("open.csv", 'prompt,completion\n"a,b\n', "open.csv cannot be read: unexpected end of data"),
-        ("cut.json", '[{"prompt": "a"', "cut.json cannot be read"),
-        ("cut.jsonl.gz", gzip.compress(lines(ROWS * 50))[:60], "cut.jsonl.gz cannot be read"),
-        ("cut.jsonl.xz", lzma.compress(lines(ROWS * 50))[:60], "cut.jsonl.xz cannot be read"),
-        ("cut.jsonl.zst", zstd(lines(ROWS * 50))[:60], "cut.jsonl.zst"),
-        ("odd.jsonl", lines().decode().encode("utf-16")[:-1], "odd.jsonl cannot be read"),
-        ("rows.parquet", b"PAR1 and no more", "rows.parquet cannot be read"),
-        ("rows.arrow", b"ARROW1 and no more", "rows.arrow cannot be read"),
-        ("latin.csv", "prompt,completion\na,caf\u00e9\n".encode("latin-1"), "latin.csv cannot be read"),
-    ],
-)
+REFUSED = [
+    ("orient.json", json.dumps({"prompt": {"0": "a"}, "chosen": {"0": "b"}}), "orient='records'"),
+    ("two.json", json.dumps({"a": ROWS, "b": ROWS}), "holds several lists, a, b: name one of them as data.split"),
+    ("other.json", json.dumps({"test": ROWS}), r"has no split 'train' \(data.split\)"),
+    ("twice.csv", "prompt,prompt\na,b\n", "the column 'prompt' stands twice"),
+    ("open.csv", 'prompt,completion\n"a,b\n', "open.csv cannot be read: unexpected end of data"),
+    ("cut.json", '[{"prompt": "a"', "cut.json cannot be read"),
+    ("cut.jsonl.gz", gzip.compress(lines(ROWS * 50))[:60], "cut.jsonl.gz cannot be read"),
+    ("cut.jsonl.xz", lzma.compress(lines(ROWS * 50))[:60], "cut.jsonl.xz cannot be read"),
+    ("cut.jsonl.zst", zstd(lines(ROWS * 50))[:60], "cut.jsonl.zst"),
+    ("odd.jsonl", lines().decode().encode("utf-16")[:-1], "odd.jsonl cannot be read"),
+    ("rows.parquet", b"PAR1 and no more", "rows.parquet cannot be read"),
+    ("rows.arrow", b"ARROW1 and no more", "rows.arrow cannot be read"),
+    ("latin.csv", "prompt,completion\na,caf\u00e9\n".encode("latin-1"), "latin.csv cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "problem"), REFUSED, ids=[case[0] for case in REFUSED])
 def test_files_that_cannot_be_meant_are_refused_whole(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=problem):
