@@ -183,6 +183,7 @@ def test_where_the_reset_mode_is_unknown_the_sampler_asks(tmp_path, capsys):
     path = gguf_files.write(tmp_path / "x.gguf", tiny_llama(), with_reset=True, general__tags=["backtracking"])
     model, tokenizer = load(path)
     assert tokenizer.reset_id == 3 and tokenizer.reset_context is None
+    assert "has [RESET], but does not say which reset context" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(
         InputError, match=r"does not say which reset context .* reset\.context, in Python Sampler\(context"
     ):
