@@ -183,6 +183,7 @@ def test_where_the_reset_mode_is_unknown_the_sampler_asks(tmp_path, capsys):
     path = gguf_files.write(tmp_path / "x.gguf", tiny_llama(), with_reset=True, general__tags=["backtracking"])
     model, tokenizer = load(path)
     assert tokenizer.reset_id == 3 and tokenizer.reset_context is None
+    assert "has [RESET], but does not say which reset context" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(
         InputError, match=r"does not say which reset context .* reset\.context, in Python Sampler\(context"
     ):
@@ -248,6 +249,32 @@ def test_a_card_names_base_and_licence_as_the_file_knows_them(tmp_path, fields, 
         _, front, _ = (folder / "README.md").read_text().split("---\n", 2)
         card = yaml.safe_load(front)
         assert (card.get("base_model"), card.get("license")) == (base, license)
+
+
+@pytest.mark.parametrize("fields", [dict(general__license=["a", "b"]), dict(general__license=3, general__tags="x")])
+def test_descriptions_of_the_wrong_kind_stop_nothing(tmp_path, fields):
+    path = gguf_files.write(tmp_path / "x.gguf", tiny_llama(), **fields)
+    save(*load(path), tmp_path / "out", recipe={"model": {"path": str(path)}})
+    assert "license:" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "front,licence",
+    [
+        ("license: mit\n", "mit"),
+        ("license: [a, b]\n", None),
+        ("license: {\n", None),
+        ("- 1\n", None),
+        ("a: [1\n", None),
+    ],
+)
+def test_a_card_written_by_hand_stops_nothing(tmp_path, front, licence):
+    model, tokenizer = load(gguf_files.write(tmp_path / "x.gguf", tiny_llama()))
+    save(model, tokenizer, tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text(f"---\n{front}---\n\n# A model\n")
+    save(model, tokenizer, tmp_path / "out", recipe={"model": {"path": str(tmp_path / "base")}})
+    front = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)[1]
+    assert yaml.safe_load(front).get("license") == licence
 
 
 def test_smollm2_has_a_licence(smollm_file):

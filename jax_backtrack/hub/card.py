@@ -12,6 +12,7 @@ from jax_backtrack.hub.gguf import MODE_TAG, GGUFFile
 from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.hub.peft import Adapter, has_adapter
 from jax_backtrack.hub.tokenizer import RESET
+from jax_backtrack.progress import warn
 
 FILE = "README.md"
 _LICENSE = ("license", "license_name", "license_link")
@@ -248,10 +249,19 @@ def _origin(path: str | None) -> dict[str, str]:
         return GGUFFile(local).origin()
     export = local / EXPORT / FILE
     card = export if export.is_file() else local / FILE
-    data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+    data = _front_matter(card) if card.is_file() else {}
     # The card of a folder names what the folder's own model was made from; only an export's is passed on.
     base = data.get("base_model") if card == export else Adapter(local).base if has_adapter(local) else path
     found = {"base_model": hub_id(base) if isinstance(base, str) else None} | {
         name: data.get(name) for name in _LICENSE
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in found.items() if value and isinstance(value, str)}
+
+
+def _front_matter(card: Path) -> dict:
+    """What stands in front of a card, nothing where that cannot be read: people write them by hand."""
+    try:
+        return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    except Exception as error:  # YAML's errors are no ValueError
+        warn(f"{card} has no metadata that can be read, so base and licence are not taken from it: {error}")
+        return {}

@@ -150,7 +150,9 @@ class GGUFFile:
     def _reset_mode(self) -> str | None:
         """The reset mode that the model was trained with, from the tags of an export's model card, which converters
         copy; None where the file does not say."""
-        tags = self._field("general.tags", list, [])
+        field = self._reader.fields.get("general.tags")
+        tags = field.contents() if field is not None else []
+        tags = tags if isinstance(tags, list) else [tags]
         modes = sorted(
             {tag.removeprefix(MODE_TAG) for tag in tags if isinstance(tag, str) and tag.startswith(MODE_TAG)}
         )
@@ -161,14 +163,14 @@ class GGUFFile:
     def origin(self) -> dict[str, str]:
         """`base_model`, a Hub id, and `license`, as far as the file's metadata knows them."""
         names = "source.huggingface.repository source.repo_url source.url repo_url url base_model.0.repo_url".split()
-        given = (self._field(f"general.{name}", str, "") for name in names)
+        given = (self._text(f"general.{name}") for name in names)
         found = {
             "base_model": next(
                 (text.rpartition("huggingface.co/")[2].strip("/") for text in given if is_hub(text)), ""
             ),
-            "license": self._field("general.license", str, ""),
-            "license_name": self._field("general.license.name", str, ""),
-            "license_link": self._field("general.license.link", str, ""),
+            "license": self._text("general.license"),
+            "license_name": self._text("general.license.name"),
+            "license_link": self._text("general.license.link"),
         }
         return {name: text for name, text in found.items() if text}
 
@@ -265,6 +267,15 @@ class GGUFFile:
         if type(value) is not kind:
             raise InputError(f"{self.path}: the metadata field {name!r} is {reprlib.repr(value)}, no {kind.__name__}")
         return value
+
+    def _text(self, name: str) -> str:
+        """A text of the metadata; nothing where it is missing or something else, as what only describes may be."""
+        field = self._reader.fields.get(name)
+        try:
+            value = "" if field is None else field.contents()
+        except ValueError:  # no UTF-8
+            return ""
+        return value if isinstance(value, str) else ""
 
     def _number(self, name: str) -> int | float | bool | None:
         """A number of the metadata, or None."""

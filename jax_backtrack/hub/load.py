@@ -71,6 +71,8 @@ def load(
         check_agreement(model, chat, hf_config)
         # An export says of itself that it was not trained to reset; other files with [RESET] leave it open.
         chat.asks_reset_context = chat.reset_id is not None and "reset_token_id" not in said and "context" not in said
+        if chat.asks_reset_context:
+            warn(f"{path} has [RESET], but does not say which reset context it was trained with")
     total = sum(param.size for param in jax.tree.leaves(nnx.state(model, nnx.Param)))
     weights.fill(model, source, param_shardings(model, mesh), lambda done: progress(done, total))
     return model, chat
