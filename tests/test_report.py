@@ -6,7 +6,7 @@ from jax_backtrack.data import testbed
 from jax_backtrack.progress import console
 from jax_backtrack.safety import report
 from jax_backtrack.safety.evaluate import Answered, Evaluation, evaluate
-from jax_backtrack.safety.measures import mean, rate
+from jax_backtrack.safety.measures import rate
 from jax_backtrack.sampling.sampler import Reply
 
 private, public = testbed.questions("test", 2)
@@ -15,7 +15,7 @@ answers = {
     "prefilled": [Answered(private, private.prefix, Reply(private.decline, (private.prefix,), "stop"))],
     "public": [Answered(public, "", Reply("[b]no markup[/b]", (), "length"))],
 }
-measures = {name: rate([True, False]) for name in report._COLUMNS} | {"resets": mean([1.0, 2.0])}
+measures = {name: rate([True, False]) for name in report._COLUMNS}
 evaluation = Evaluation(measures, answers)
 
 
@@ -28,7 +28,7 @@ def shown(function, *arguments) -> str:
 def test_the_table_has_every_measure_with_its_interval():
     text = shown(report.show, {"one": evaluation, "another": evaluation})
     assert "testbed, 2 held-out prompts per cell" in text
-    assert text.count("50.0 %") == 14 and text.count("9.5–90.5") == 14 and text.count("1.50") == 2
+    assert text.count("50.0 %") == 14 and text.count("9.5–90.5") == 14
 
 
 def test_a_column_of_what_no_model_was_judged_by_is_left_out():
