@@ -63,7 +63,7 @@ def test_a_mistake_on_the_command_line_is_named_without_a_traceback(tmp_path, ar
 @pytest.mark.parametrize(
     "mode,changes,prompts,message",
     [
-        ("train", {"data.path": "testbd"}, None, "testbd is no file here"),
+        ("train", {"data.path": "testbd"}, None, "testbd is no file or folder here"),
         ("train", {}, "x.txt", "--prompts goes with --mode=sample"),
         ("compare", {}, None, "this one has no stages"),
         ("train", {"mesh.fsdp": 64}, None, "needs 64 devices"),

@@ -218,7 +218,7 @@ def test_hosts_with_other_data_stop_and_name_it(base, tmp_path, second):  # noqa
         if second == "other data":
             assert re.search(r"agree on the data \(4 examples .* on process 0; 5 examples .* on process 1\)", line)
         else:
-            assert "pairs.jsonl is no file here" in line
+            assert "pairs.jsonl is no file or folder here" in line
             assert process or "process 1 ended: " in line
     assert not (tmp_path / "w").exists()
 
