@@ -34,7 +34,7 @@ _WRITTEN = re.compile(r"\s*\[?\s*\{\s*[\"'](?:role|from|content|value)[\"']\s*:"
 
 
 def is_written(text) -> bool:
-    """Whether a text is a list of messages that was written as one."""
+    """Returns whether a text is a list of messages that was written as one."""
     return isinstance(text, str) and _WRITTEN.match(text) is not None
 
 

@@ -22,7 +22,7 @@ def asked_by(entries: Iterable[str]) -> frozenset[str]:
 
 
 def is_held_out(prompt: Sequence[Message], share: float) -> bool:
-    """Whether a prompt is among the share that is held out. The same prompt always is, or never, in whatever file."""
+    """Returns whether a prompt is among the share that is held out. The same one is, or is not, in every file."""
     drawn = int.from_bytes(hashlib.blake2b(_words(prompt).encode(), digest_size=8).digest(), "little")
     return drawn < share * 2**64
 

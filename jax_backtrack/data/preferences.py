@@ -34,12 +34,12 @@ class BadRow(ValueError):
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text shows nothing: it is empty, or white space and characters of no width."""
+    """Returns whether a text shows nothing: it is empty, or white space and characters of no width."""
     return not text.strip(_unseen())
 
 
 def same_text(one: str, other: str) -> bool:
-    """Whether two texts are alike but for what shows nothing at their ends."""
+    """Returns whether two texts are alike but for what shows nothing at their ends."""
     return one.strip(_unseen()) == other.strip(_unseen())
 
 

@@ -44,17 +44,17 @@ _RENDERED_PROMPT = re.compile(rf"(?:{_USER_HEADER}).*(?:{_ASSISTANT_HEADER})\s*(
 
 
 def is_rendered_prompt(text: str) -> bool:
-    """Whether a text has a user's turn as chat templates write it, and ends with the open turn of the assistant."""
+    """Returns whether a text has a user's turn as chat templates write it, and ends with the assistant's open turn."""
     return _RENDERED_PROMPT.search(text) is not None
 
 
 def is_rendered(text: str) -> bool:
-    """Whether a text has a user's turn and one of the assistant after it as chat templates write them."""
+    """Returns whether a text has a user's turn and one of the assistant after it as chat templates write them."""
     return _RENDERED.search(text) is not None
 
 
 def is_transcript(text) -> bool:
-    """Whether a text begins with the mark of a speaker.
+    """Returns whether a text begins with the mark of a speaker.
 
     "Human:" and "Assistant:" are such marks by themselves; others, such as "User:" and "H:", where a mark of the
     assistant follows at the beginning of a line.
@@ -70,12 +70,12 @@ def is_transcript(text) -> bool:
 
 
 def holds_marks(text: str) -> bool:
-    """Whether a line of a text begins with the mark of the assistant, by its usual name."""
+    """Returns whether a line of a text begins with the mark of the assistant, by its usual name."""
     return any(_ROLES[mark["speaker"].lower()] == "assistant" for mark in _AT_LINES[_SURE].finditer(text))
 
 
 def ends_open(text: str) -> bool:
-    """Whether a text ends with the assistant's mark, in a line of its own."""
+    """Returns whether a text ends with the assistant's mark, in a line of its own."""
     marks = list(_AT_LINES[_SURE].finditer(text))
     return bool(marks) and _ROLES[marks[-1]["speaker"].lower()] == "assistant" and is_blank(text[marks[-1].end() :])
 

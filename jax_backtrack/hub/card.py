@@ -212,7 +212,7 @@ The licences of the model and of the data it was made from apply.
 
 
 def _has_a_say(name: str, fields: Mapping) -> bool:
-    """Whether a field changes what comes of this recipe."""
+    """Returns whether a field changes what comes of this recipe."""
     if name == "data.limit":
         return fields[name] > 0
     if name == "model.template_date" and not fields[name]:

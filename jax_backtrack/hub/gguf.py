@@ -301,7 +301,7 @@ class GGUFFile:
 
 
 def is_hub(text: str) -> bool:
-    """Whether a text is a model's Hub id or its address there."""
+    """Returns whether a text is a model's Hub id or its address there."""
     name = text.partition("huggingface.co/")[2].strip("/") if "://" in text else text
     try:
         validate_repo_id(name)

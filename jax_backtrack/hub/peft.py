@@ -43,7 +43,7 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def has_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter of PEFT."""
+    """Returns whether a folder holds an adapter of PEFT."""
     return (folder / CONFIG_FILE).is_file()
 
 
@@ -150,7 +150,7 @@ class Merged:
         return self._with_rows(name, part, index) if name in self._rows else part
 
     def unties(self, hf_config: Mapping) -> bool:
-        """Whether the adapter brings a head or an embedding of its own to a model that has one tensor for both."""
+        """Returns whether the adapter brings a head or an embedding of its own to a model with one tensor for both."""
         if hf_config.get("tie_word_embeddings", hf_config.get("model_type") == "gemma2") is not True:
             return False
         brought = {_HEAD, _EMBEDDING} & self._whole.keys()

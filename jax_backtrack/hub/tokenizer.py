@@ -145,7 +145,7 @@ class ChatTokenizer:
         return self._with_rows(self._controls.encode_parts(parts))
 
     def loses_characters(self, text: str) -> bool:
-        """Whether the ids of a text stand for another text, white space and compatible spellings (NFKC) aside."""
+        """Returns whether the ids of a text stand for another text, white space and compatible spellings (NFKC) aside."""
         return _signs(self.hf.decode(self.encode(text), clean_up_tokenization_spaces=False)) != _signs(text)
 
     def render(self, messages: Sequence[Message]) -> np.ndarray:
@@ -334,7 +334,7 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written to a file. Escapes of JSON can name half of a surrogate pair, which cannot."""
+    """Returns whether a text can be written to a file. JSON escapes can name half of a surrogate pair, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

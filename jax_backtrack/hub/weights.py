@@ -169,7 +169,7 @@ def _check_names_and_shapes(model: Transformer, source: WeightSource) -> None:
 
 
 def _equal_when_rounded(source: WeightSource, one: str, other: str) -> bool:
-    """Whether two tensors are the same numbers, each rounded to its own dtype; compares some rows at a time."""
+    """Returns whether two tensors are the same numbers, each rounded to its own dtype; compares some rows at a time."""
     shape = source.shapes()[one]
     if source.shapes()[other] != shape:
         return False

@@ -26,7 +26,7 @@ _CODE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`", re.DOTALL)
 
 
 def leaks_reset_word(reply: str, prefix: str = "") -> bool:
-    """Whether a word whose row `[RESET]` starts from stands in a reply where none belongs.
+    """Returns whether a word whose row `[RESET]` starts from stands in a reply where none belongs.
 
     That is one which is glued to the text before it ("it'sundo", "is:undo"), to the sentence behind it ("undoI can't")
     or to another one, or which has nothing but white space between it and another one ("is delete Sorry"). The case is
@@ -44,6 +44,6 @@ def leaks_reset_word(reply: str, prefix: str = "") -> bool:
 
 
 def _is_whole_word(text: str, found: re.Match) -> bool:
-    """Whether the match ends a word of its own, and not letters that are glued to an apostrophe."""
+    """Returns whether the match ends a word of its own, and not letters that are glued to an apostrophe."""
     letters = re.search(rf"(?<![\w'’])[{_LETTER}]*$", text[max(0, found.end() - _LONGEST) : found.end()])
     return letters is not None and _WHOLE_WORD.fullmatch(letters[0]) is not None

@@ -50,7 +50,7 @@ def filled_columns(rows: Iterable[dict]) -> set[str]:
 
 
 def is_empty(value) -> bool:
-    """Whether a column holds nothing: null, or an empty text, list or object."""
+    """Returns whether a column holds nothing: null, or an empty text, list or object."""
     return value is None or (isinstance(value, (str, list, dict)) and not value)
 
 
@@ -117,7 +117,7 @@ def _missed(rows: Sequence[dict], unread: set[str], format: Format) -> list[str]
 
 
 def _is_label(column: str, values: Sequence, format: Format) -> bool:
-    """Whether a column says of replies whether they are wanted; formats of labelled data have others that do not."""
+    """Returns whether a column says of replies whether they are wanted; labelled formats have others."""
     if format in labelled.FORMATS or not _LABEL.search(column):
         return False
     return all(isinstance(value, (bool, int, float, str)) and str(value).lower() in _LABEL_VALUES for value in values)
@@ -139,7 +139,7 @@ def _is_suspect(column: str, values: Sequence[tuple[object, dict]], format: Form
 
 
 def _is_said(value, row: dict, format: Format) -> bool:
-    """Whether all texts in a value stand in columns that are read too."""
+    """Returns whether all texts in a value stand in columns that are read too."""
     read = list(_texts([row.get(column) for column in format.columns]))
     return all(is_blank(text) or any(_says(one, text) for one in read) for text in _texts(value))
 

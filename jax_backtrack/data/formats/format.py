@@ -1,4 +1,4 @@
-"""What a format of data is, and what its readers share."""
+"""Defines a format of data, and what its readers share."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator

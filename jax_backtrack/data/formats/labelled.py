@@ -89,7 +89,7 @@ def _gather(label, alone: bool):
 
 
 def _wildguard_label(row: dict) -> bool:
-    """Whether the reply is safe. Only words say which way the label goes: of 1 and "yes" it is not known."""
+    """Returns whether the reply is safe. Only words say which way the label goes: of 1 and "yes" it is not known."""
     label = field(row, "response_harm_label")
     if label not in ("harmful", "unharmful"):
         raise BadRow("the field 'response_harm_label' is neither 'harmful' nor 'unharmful'")

@@ -63,7 +63,7 @@ def _common_prompt(row: dict, chosen: str, rejected: str, at: Place) -> Preferen
 
 
 def _are_transcripts(rows: list[dict]) -> bool:
-    """Whether most of the rows hold transcripts, as replies or as prompts."""
+    """Returns whether most of the rows hold transcripts, as replies or as prompts."""
     found = [
         is_transcript(row["chosen"] if row.get("prompt") is None else row["prompt"])
         for row in rows
