@@ -145,7 +145,7 @@ class ChatTokenizer:
         return self._with_rows(self._controls.encode_parts(parts))
 
     def loses_characters(self, text: str) -> bool:
-        """Returns whether the ids of a text stand for another text, white space and compatible spellings (NFKC) aside."""
+        """Returns whether the ids of a text stand for another text, white space and NFKC spellings aside."""
         return _signs(self.hf.decode(self.encode(text), clean_up_tokenization_spaces=False)) != _signs(text)
 
     def render(self, messages: Sequence[Message]) -> np.ndarray:
