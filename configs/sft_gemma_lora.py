@@ -10,6 +10,6 @@ def get_config():
     config.adapter.rank = 16
     config.train.batch_rows = 8
     config.train.learning_rate = 2e-4
-    config.train.reset_weight = 20.0
+    config.train.reset_weight = 5.0  # as in sft_smollm.py
     config.sample.batch_rows = 8
     return config
