@@ -12,8 +12,8 @@ from jax_backtrack.errors import InputError, nearest
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _SAVED = "state.json", "dataset_dict.json"  # of datasets.save_to_disk: of one split, of several
+_LFS = b"version https://git-lfs"  # begins a file that stands for one which Git LFS keeps elsewhere
 # Files that a data set's folder has beside its data.
-_LFS = b"version https://git-lfs"
 _NO_DATA = ("README.md", "LICENSE", "dataset_infos.json", "dataset_info.json")
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from jax_backtrack.data.columns import lower_names
 from jax_backtrack.data.conversations import as_messages, is_written, with_system
 from jax_backtrack.data.formats.pairs import instruction_messages
 from jax_backtrack.data.preferences import BadRow, Report, is_blank
@@ -62,8 +63,8 @@ def _row(place: str, row) -> dict:
         return {"prompt": row}
     if not isinstance(row, dict):
         raise InputError(f"{place} is neither a text nor an object")
-    lower = {name: name.strip().lower() if isinstance(name, str) else name for name in row}
-    return {lower[name]: value for name, value in row.items()} if len(set(lower.values())) == len(lower) else row
+    lower = lower_names(row)
+    return {lower.get(name, name): value for name, value in row.items()}
 
 
 def prompt_messages(place: str, field: str, row: dict) -> list[Message]:

@@ -5,9 +5,10 @@ import itertools
 from collections.abc import Iterator, Mapping
 
 from jax_backtrack.data import testbed
+from jax_backtrack.data.columns import filled_columns, lower_names
 from jax_backtrack.data.conversations import KNOWN_KEYS, ROLE_KEYS
 from jax_backtrack.data.files import rows
-from jax_backtrack.data.formats import LABELS, NAMES, NOT_MAPPED, Format, Made, Place, choose, filled_columns, unknown
+from jax_backtrack.data.formats import LABELS, NAMES, NOT_MAPPED, Format, Made, Place, choose, unknown
 from jax_backtrack.data.preferences import BadRow, NoUsableRow, Preference, Report
 from jax_backtrack.errors import InputError, nearest
 
@@ -105,9 +106,7 @@ def _renamed(numbered: Iterator[tuple[str, dict]], path: str, columns: Mapping[s
     for ours, theirs in columns.items():
         if first and theirs not in there:
             raise InputError(f"{path} has no column {theirs!r} (data.columns.{ours}): {nearest(theirs, there)}")
-    lower = {name: name.strip().lower() for name in there}
-    if len(set(lower.values())) < len(lower):
-        lower = {}
+    lower = lower_names(there)
     for origin, row in itertools.chain(first, numbered):
         named = {lower.get(name, name): value for name, value in row.items() if name not in columns.values()}
         # A column that was mapped over is there under its own name, as one that is not read.

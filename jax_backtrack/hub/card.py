@@ -259,7 +259,7 @@ def _origin(path: str | None) -> dict[str, str]:
 
 
 def _front_matter(card: Path) -> dict:
-    """What stands in front of a card, nothing where that cannot be read: people write them by hand."""
+    """Returns the front matter of a card, nothing where it cannot be read: people write them by hand."""
     try:
         return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
     except Exception as error:  # YAML's errors are no ValueError

@@ -120,7 +120,7 @@ def _ends(tokenizer: ChatTokenizer) -> int | list[int]:
 
 
 def _backtracking(tokenizer: ChatTokenizer, rows: int) -> dict:
-    """What `load` and `custom_generate` read; without `context` for a model that was not trained to reset.
+    """Returns what `load` and `custom_generate` read; no `context` for a model that was not trained to reset.
 
     unused_token_ids: runs of ids that no token has, which are never drawn: the first one and the one behind the last
     """

@@ -17,6 +17,7 @@ from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub import peft, weights
 from jax_backtrack.hub.download import download, download_file
 from jax_backtrack.hub.gguf import GGUFFile
+from jax_backtrack.hub.json_object import read_object
 from jax_backtrack.hub.missing import some
 from jax_backtrack.hub.safetensors_folder import INDEX_FILE, SINGLE_FILE, SafetensorsFolder
 from jax_backtrack.hub.tokenizer import ChatTokenizer
@@ -195,7 +196,7 @@ def _open_folder(folder: Path, path: str):
         raise InputError(
             f"{path} is neither a Hugging Face folder (no config.json) nor a workdir with {EXPORT}/{inside}"
         )
-    config = _read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     if "model_type" not in config:
         raise InputError(
             f"{path} has no {EXPORT}/ and its config.json no model_type: a workdir whose training is not finished?"
@@ -203,19 +204,9 @@ def _open_folder(folder: Path, path: str):
     return lambda: SafetensorsFolder(folder), config, lambda: _open_tokenizer(folder)
 
 
-def _read_json(file: Path) -> dict:
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{file} holds no object but {config!s:.40}")
-    return config
-
-
 def _refuse_two_models(folder: Path) -> None:
     """Raises InputError for a workdir that is a Hugging Face folder as well: either may be meant."""
-    if (folder / "config.json").is_file() and "model_type" in _read_json(folder / "config.json"):
+    if (folder / "config.json").is_file() and "model_type" in read_object(folder / "config.json"):
         raise InputError(
             f"{folder} holds a model and another one in {EXPORT}/: give {folder / EXPORT}, or take {EXPORT}/ away"
         )

@@ -75,7 +75,7 @@ def _prefix(missing: Sequence[str], extra: Sequence[str]) -> list[tuple[str, str
 
 
 def _unknown_prefix(wanted: set[str], extra: Sequence[str]) -> list[tuple[str, str]]:
-    """What stands before the names where nobody known writes it."""
+    """Returns the text before the names, and nothing in its place, where nobody known writes it."""
     for name in extra:
         parts = name.split(".")
         for count in range(1, len(parts)):

@@ -3,7 +3,6 @@
 What cannot be merged exactly is refused by the setting that asks for it.
 """
 
-import json
 import math
 import re
 import reprlib
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jax_backtrack.errors import InputError
+from jax_backtrack.hub.json_object import read_object
 from jax_backtrack.hub.missing import some
 from jax_backtrack.hub.safetensors_folder import SafetensorsFile
 from jax_backtrack.models import families
@@ -74,7 +74,7 @@ class Adapter:
         )
 
     def scaling(self, module: str, rank: int) -> float:
-        """What the product of the two matrices is multiplied by."""
+        """Returns the factor of the product of the two matrices."""
         patterns = (self.config.get("alpha_pattern") or {}, self.config.get("rank_pattern") or {})
         alpha, said = (
             pattern.get(_pattern(pattern, module), self.config.get(default))
@@ -295,12 +295,7 @@ def _no_base(adapter: Adapter, error: InputError) -> InputError:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{file} holds no object")
+    config = read_object(file)
     for field, kind in (("base_model_name_or_path", str), ("revision", str), ("peft_type", str)):
         if config.get(field) is not None and not isinstance(config[field], kind):
             raise InputError(f"{file}: {field} = {reprlib.repr(config[field])} is no text")

@@ -97,7 +97,7 @@ class Renderer:
             )
 
     def _parts_hint(self, at: datetime.datetime) -> str:
-        """What would mend it where the template wants contents as lists of parts, as templates of image models do."""
+        """Returns the remedy where the template wants contents as lists of parts, as templates of image models do."""
         mark = "\ue000"
 
         def writes(content) -> bool:

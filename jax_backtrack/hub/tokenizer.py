@@ -311,7 +311,7 @@ def _contradiction(where: str = "") -> str:
 
 
 def _difference(prompt: str, whole: str) -> str:
-    """Where a conversation and its prompt begin to differ."""
+    """Returns a clause with the place from which on a conversation and its prompt differ."""
     pairs = zip(prompt, whole, strict=False)
     shared = next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(prompt), len(whole)))
     return f" ({whole[max(shared - 20, 0) :][:40]!r}, where the prompt has {prompt[max(shared - 20, 0) :][:40]!r})"

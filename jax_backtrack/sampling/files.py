@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jax_backtrack.data.columns import filled_columns
 from jax_backtrack.data.prompt_files import prompt_messages, prompt_rows
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.tokenizer import Message
@@ -116,7 +117,7 @@ def _say_unread(path: str, rows: Sequence[tuple[str, dict]]) -> None:
     for place, row in rows:
         read = {_prompt_field(place, row), "prefix", "system"}
         read |= {"input", "history"} if "instruction" in read else set()
-        unread |= {str(name) for name, value in row.items() if name not in read and value not in (None, "", [], {})}
+        unread |= filled_columns([row]) - read
     if unread:
-        shown = f"{path}: columns that are not read: {', '.join(sorted(unread))}"
+        shown = f"{path}: columns that are not read: {', '.join(sorted(map(str, unread)))}"
         console.print(shown, style="dim", highlight=False, markup=False)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 
+from jax_backtrack.data.columns import filled_columns, is_empty
 from jax_backtrack.data.formats import labelled, pairs, ranked, replies
 from jax_backtrack.data.formats.format import Format, Made, Place
 from jax_backtrack.data.preferences import is_blank, same_text
@@ -41,17 +42,7 @@ _LABEL_VALUES = frozenset(
     "true false 0 1 0.0 1.0 yes no safe unsafe harmful unharmful toxic refusal compliance".split()
 )
 
-__all__ = ["FORMATS", "LABELS", "NAMES", "NOT_MAPPED", "Format", "Made", "Place", "choose", "filled_columns", "unknown"]
-
-
-def filled_columns(rows: Iterable[dict]) -> set[str]:
-    """Returns the columns in which some row holds something."""
-    return {name for row in rows for name, value in row.items() if not is_empty(value)}
-
-
-def is_empty(value) -> bool:
-    """Returns whether a column holds nothing: null, or an empty text, list or object."""
-    return value is None or (isinstance(value, (str, list, dict)) and not value)
+__all__ = ["FORMATS", "LABELS", "NAMES", "NOT_MAPPED", "Format", "Made", "Place", "choose", "unknown"]
 
 
 def choose(rows: Sequence[dict], name: str | None, path: str, mapped: Collection[str] = ()) -> Format:
