@@ -25,7 +25,12 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 import jax
-from jax._src import clusters, distributed  # the notes, and what the environment says, have no public names
+
+try:  # the notes, and what the environment says, have no public names
+    from jax._src.clusters import GceTpuCluster
+    from jax._src.distributed import global_state
+except ImportError:  # a release that has moved them: `start` says so where there are several hosts
+    GceTpuCluster = global_state = None
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.progress import console
@@ -56,12 +61,17 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     global _watch
     if not asked_for(coordinator, processes, process):
         return
+    if global_state is None:
+        raise InputError(
+            f"several hosts meet by jax._src.distributed.global_state, which jax {jax.__version__} has not: "
+            "install an older release"
+        )
     try:
         jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=_SILENCE)
     except (RuntimeError, ValueError) as error:  # jax.errors.JaxRuntimeError is a RuntimeError
         where = f"--coordinator={coordinator}" if coordinator else "hosts named by the TPU environment"
         raise InputError(f"{where}: the processes did not find each other: {_one_line(error)}") from error
-    console.quiet = jax.distributed.is_initialized() and distributed.global_state.process_id > 0
+    console.quiet = jax.distributed.is_initialized() and global_state.process_id > 0
     _watch = _Watch()
 
 
@@ -82,7 +92,7 @@ def asked_for(coordinator: str | None = None, processes: int | None = None, proc
 
 def several() -> bool:
     """Whether this is one of several processes. Asks no device."""
-    return distributed.global_state.num_processes > 1
+    return global_state is not None and global_state.num_processes > 1
 
 
 def check_started() -> None:
@@ -96,7 +106,7 @@ def check_started() -> None:
 
 def label() -> str:
     """ "process I" of several processes, "" otherwise."""
-    return f"process {distributed.global_state.process_id}" if several() else ""
+    return f"process {global_state.process_id}" if several() else ""
 
 
 def agree(facts: Mapping[str, str]) -> None:
@@ -107,12 +117,11 @@ def agree(facts: Mapping[str, str]) -> None:
     """
     if not several():
         return
-    state = distributed.global_state
-    notes = f"{_NOTES}/facts/{next(_rounds)}"
-    state.client.key_value_set(f"{notes}/{state.process_id}", json.dumps(dict(facts)))
+    client, notes = global_state.client, f"{_NOTES}/facts/{next(_rounds)}"
+    client.key_value_set(f"{notes}/{global_state.process_id}", json.dumps(dict(facts)))
     theirs = [
-        json.loads(state.client.blocking_key_value_get(f"{notes}/{process}", _PATIENCE_MS))
-        for process in range(state.num_processes)
+        json.loads(client.blocking_key_value_get(f"{notes}/{process}", _PATIENCE_MS))
+        for process in range(global_state.num_processes)
     ]
     names = dict.fromkeys(name for each in theirs for name in each)
     differing = [f"{name} ({told})" for name in names if (told := _who_says_what([each.get(name) for each in theirs]))]
@@ -167,9 +176,8 @@ class _Watch:
     """Looks at the notes of the other processes, and ends this one when one of them has ended."""
 
     def __init__(self):
-        state = distributed.global_state
-        self._client, self._process = state.client, state.process_id
-        self._others = [process for process in range(state.num_processes) if process != self._process]
+        self._client, self._process = global_state.client, global_state.process_id
+        self._others = [process for process in range(global_state.num_processes) if process != self._process]
         self._seen = dict.fromkeys(self._others, ("", time.monotonic()))  # last beat, and when it was new
         self._stopped, self._leaving = threading.Event(), threading.Event()
         self._speaking = threading.Lock()
@@ -291,8 +299,7 @@ def _pod_size() -> int:
     if names:
         return len(names.split(",")) * int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
     try:
-        cluster = clusters.GceTpuCluster
-        return cluster.get_process_count() if cluster.is_env_present() else 1
+        return GceTpuCluster.get_process_count() if GceTpuCluster.is_env_present() else 1
     except Exception:  # a TPU without a metadata server to ask, as in a notebook service, is no pod
         return 1
 

@@ -45,13 +45,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def hasty():
     """The TPU compiler takes half the time, and optimizes less."""
-    names = "jax_exec_time_optimization_effort", "jax_memory_fitting_effort"
-    efforts = {name: getattr(jax.config, name) for name in names}
-    for name in efforts:
-        jax.config.update(name, -1.0)
+    names = "jax_optimization_level", "jax_memory_fitting_level"
+    levels = {name: getattr(jax.config, name) for name in names}
+    for name in levels:
+        jax.config.update(name, "O0")
     yield
-    for name, effort in efforts.items():
-        jax.config.update(name, effort)
+    for name, level in levels.items():
+        jax.config.update(name, level)
 
 
 def recipe(folder, base=dpo_llama, **fields):

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import jinja2
 import transformers
-from transformers.utils.chat_template_utils import _compile_jinja_template
+
+try:  # jinja2 as transformers sets it up for templates; it has no public name
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+except ImportError:
+    _compile_jinja_template = None
 
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.untrusted import concat
@@ -29,6 +33,11 @@ class ChatTemplate:
     """
 
     def __init__(self, hf: transformers.PreTrainedTokenizerFast):
+        if _compile_jinja_template is None:
+            raise InputError(
+                "chat templates are compiled by transformers.utils.chat_template_utils._compile_jinja_template, "
+                f"which transformers {transformers.__version__} has not: install an older release"
+            )
         try:
             self._source = hf.get_chat_template()
             environment = _compile_jinja_template(self._source).environment.overlay()

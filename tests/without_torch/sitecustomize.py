@@ -4,5 +4,9 @@ So it is wherever only `requirements.txt` is installed; what finds torch imports
 """
 
 import sys
+import warnings
 
 sys.modules["torch"] = None
+# As pyproject.toml has it for pytest's own process.
+for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+    warnings.filterwarnings("error", category=category, module="jax_backtrack|configs|__main__")
