@@ -15,6 +15,7 @@ import transformers
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from jax_backtrack.hub.reset import add_reset
+from jax_backtrack.models.assign import assign
 from jax_backtrack.sampling.batch import Request
 from jax_backtrack.sampling.loop import Plan
 from tests import tiny
@@ -47,7 +48,7 @@ def smollm(smollm_gguf, tmp_path_factory):
     tokenizer = add_reset(model, tokenizer)
     table_VxM = model.embedding_VxM[...]
     (comma,) = tokenizer.encode(",")
-    model.embedding_VxM.set_value(table_VxM.at[tokenizer.reset_id].set(table_VxM[comma]))
+    assign(model.embedding_VxM, table_VxM.at[tokenizer.reset_id].set(table_VxM[comma]))
     return exported(model, tokenizer, tmp_path_factory.mktemp("smollm") / "export")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from flax import nnx
 from hypothesis import strategies as st
 
+from jax_backtrack.models.assign import assign
 from jax_backtrack.models.transformer import Compute, Transformer, TransformerConfig
 from jax_backtrack.trees import Branch, Example
 
@@ -52,7 +53,7 @@ def model(seed: int = 0, compute: Compute = Compute(), **changes) -> Transformer
     made = Transformer(config(**changes), nnx.Rngs(seed), compute=compute)
     for path, param in nnx.to_flat_state(nnx.state(made, nnx.Param)):
         if path[-1] != "scale_M":
-            param.set_value(param[...] * 8)
+            assign(param, param[...] * 8)
     return made
 
 

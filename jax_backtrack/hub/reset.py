@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_backtrack.hub.tokenizer import ChatTokenizer, with_reset
+from jax_backtrack.models.assign import assign
 from jax_backtrack.models.transformer import Transformer
 
 # The row of [RESET] starts on the far side of these words. From the mean of all rows a short training never learns to
@@ -36,7 +37,7 @@ def add_reset(model: Transformer, tokenizer: ChatTokenizer) -> ChatTokenizer:
         if tokenizer.reset_id >= table_VxM.shape[0]:
             missing = -(-(tokenizer.reset_id + 1) // _ROWS) * _ROWS - table_VxM.shape[0]
             table_VxM = jnp.concatenate([table_VxM, jnp.zeros((missing, table_VxM.shape[1]), table_VxM.dtype)])
-        param.set_value(table_VxM.at[tokenizer.reset_id].set(row_M.astype(table_VxM.dtype)))
+        assign(param, table_VxM.at[tokenizer.reset_id].set(row_M.astype(table_VxM.dtype)))
     model.config = dataclasses.replace(model.config, vocab_size=model.embedding_VxM.shape[0])
     return tokenizer
 

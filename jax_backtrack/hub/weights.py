@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.missing import missing_tensors, some
 from jax_backtrack.hub.safetensors_folder import INDEX_FILE
+from jax_backtrack.models.assign import assign
 from jax_backtrack.models.families import weight_names
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sharding import on_host
@@ -54,7 +55,7 @@ def fill(
     for path, (_, input_axes) in _table(model).items():
         names, place, param = _hf_names(model, path), places[path], params[path]
         if not _is_stacked(path):
-            param.set_value(_read(source, names[0], place, param.dtype).astype(param.dtype))
+            assign(param, _read(source, names[0], place, param.dtype).astype(param.dtype))
             progress(param.size)
             continue
         array, tensor_place = jnp.zeros(param.shape, param.dtype, device=place), _hf_place(place, input_axes)
@@ -63,7 +64,7 @@ def fill(
             array = _insert(array, tensor, layer, transposed=bool(input_axes), place=place)
             array.block_until_ready()  # a tensor in flight would be one more held
             progress(tensor.size)
-        param.set_value(array)
+        assign(param, array)
 
 
 def save(model: Transformer, folder: Path, max_shard_bytes: int = 5 * 10**9) -> None:

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.models.assign import assign
 from jax_backtrack.models.linear import linear
 from jax_backtrack.sharding import param_shardings
 
@@ -105,7 +106,7 @@ def merge_adapters(model) -> None:
     """Adds the adapters to their weights, in the weights' dtype, and takes them out of the model."""
     for name, adapter in (model.blocks.adapters or {}).items():
         param = getattr(model.blocks, name)
-        param.set_value(_merged(param[...], *adapter.factors(), scale=adapter.scale))
+        assign(param, _merged(param[...], *adapter.factors(), scale=adapter.scale))
     if model.reset_embedding_M is not None:
         _add_row(model.embedding_VxM, model.reset_id, model.reset_embedding_M)
     if model.reset_head_M is not None:
@@ -125,7 +126,7 @@ def _merged(w: jax.Array, a: jax.Array, b: jax.Array, *, scale: float) -> jax.Ar
 def _add_row(table: nnx.Param, index: int, row_M: Adapter) -> None:
     table_VxM = table[...]
     row = (table_VxM[index] + row_M[...]).astype(table_VxM.dtype)
-    table.set_value(table_VxM.at[index].set(row))
+    assign(table, table_VxM.at[index].set(row))
 
 
 def _in_their_places(make, mesh: Mesh | None):

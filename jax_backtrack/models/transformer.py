@@ -183,7 +183,8 @@ class Transformer(nnx.Module):
         shape = (config.vocab_size, config.hidden_size)
         self.embedding_VxM = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) * 0.02)
         make_block = functools.partial(Block, config, param_dtype=param_dtype)
-        self.blocks = nnx.vmap(lambda rngs: make_block(rngs=rngs))(rngs.split(config.num_hidden_layers))
+        make_blocks = nnx.vmap(lambda rngs: make_block(rngs=rngs))
+        self.blocks = nnx.split_rngs(splits=config.num_hidden_layers)(make_blocks)(rngs)
         self.final_norm = RMSNorm(config, param_dtype)
         if not config.tie_word_embeddings:
             self.head_VxM = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) * 0.02)
