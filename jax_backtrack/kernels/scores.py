@@ -97,7 +97,9 @@ def scores(down_MxD, across_NxD, visible_MxN, rule: Rule) -> tuple[jax.Array, ja
 
 def struct(shape: tuple[int, ...], dtype, like: jax.Array) -> jax.ShapeDtypeStruct:
     """A kernel's output, varying over the mesh axes that `like` varies over, as `jax.shard_map` wants to know."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type)
+    kind = jax.typeof(like)
+    varying = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"  # what older releases call it
+    return jax.ShapeDtypeStruct(shape, dtype, **{varying: getattr(kind, varying)})
 
 
 def cost(matmuls: int, query_BxNxSxD: jax.Array, map: BlockMap, rule: Rule, arrays: list) -> pl.CostEstimate:
