@@ -102,8 +102,8 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[s
 # ------------------------------------------------------------------------------------------------ what is compiled
 
 
-def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stages.Lowered]]:
-    """The recipe's programs by name, each to be lowered for the mesh by calling it."""
+def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stages.Traced]]:
+    """The recipe's programs by name, each to be traced for the mesh by calling it."""
     model = abstract_model(config, mesh)
     rows = _like(jnp.int32, (config.train.batch_rows, config.train.row_length), rows_sharding(mesh))
     floats = _like(jnp.float32, rows.shape, rows_sharding(mesh))
@@ -117,11 +117,11 @@ def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stage
         state = jax.eval_shape(lambda params: new_state(params, step_plan), trained)
         places = state_shardings(trained, step_plan)
         state = jax.tree.map(lambda leaf, place: _like(leaf.dtype, leaf.shape, place), state, places)
-        return compile_step(graph, step_plan, state).lower(state, frozen, Batch(trees, reference))
+        return compile_step(graph, step_plan, state).trace(state, frozen, Batch(trees, reference))
 
     def reference_pass():
         graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
-        return sides.lower(graph, _in_places(params, model, mesh), trees, config.train.score_chunk)
+        return sides.trace(graph, _in_places(params, model, mesh), trees, config.train.score_chunk)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
 
@@ -130,13 +130,13 @@ def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stage
         state, knobs, plan = _sampler_arguments(config, mesh)
         cancelled = _like(jnp.bool, state.done.shape, rows_sharding(mesh))
         steps, until = _like(jnp.int32, (), everywhere), _like(jnp.bool, (), everywhere)
-        return decode.lower(graph, _in_places(params, model, mesh), None, state, knobs, cancelled, steps, until, plan)
+        return decode.trace(graph, _in_places(params, model, mesh), None, state, knobs, cancelled, steps, until, plan)
 
     def prompts():
         graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
         tokens = _like(jnp.int32, (row_parts(mesh), config.train.row_length), rows_sharding(mesh))
-        dtype = config.sample.cache_dtype or config.model.compute_dtype
-        return read.lower(graph, _in_places(params, model, mesh), None, None, tokens, dtype)
+        dtype = config.sample.cache_dtype or model.compute.dtype
+        return read.trace(graph, _in_places(params, model, mesh), None, None, tokens, dtype)
 
     all = {"training step": train_step, "sampler": sampler, "sampler's prompts": prompts}
     return all | ({"reference pass": reference_pass} if config.objective == "dpo" else {})
@@ -173,7 +173,7 @@ def _sampler_arguments(config: ConfigDict, mesh: Mesh) -> tuple[State, Knobs, Pl
     )
     shape = _read_once(config.model.path, config.model.revision or None)
     sizes = sample.batch_rows, config.train.row_length, sample.max_new_tokens
-    dtype = sample.cache_dtype or config.model.compute_dtype
+    dtype = sample.cache_dtype or recipe.compute(config, mesh).dtype
     state = start.lower(shape, mesh, plan, *sizes, dtype, True).out_info
     scalar = _like(jnp.float32, (), NamedSharding(mesh, PartitionSpec()))
     bias = _like(jnp.float32, (1, 1), scalar.sharding)
@@ -206,8 +206,8 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
 
 def _plan_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip, workdir: Path) -> dict:
     compiled = {
-        name: _compile(name, lower, config, topology, mesh, one_chip, workdir)
-        for name, lower in programs(config, mesh).items()
+        name: _compile(name, trace, config, topology, mesh, one_chip, workdir)
+        for name, trace in programs(config, mesh).items()
     }
     step = compiled["training step"]
     advice = [] if step.fits else _smaller_recipes(config, topology, mesh, one_chip)
@@ -225,7 +225,7 @@ def _plan_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip, wor
 
 def _compile(
     name: str,
-    lower: Callable,
+    trace: Callable,
     config: ConfigDict,
     topology: str,
     mesh: Mesh,
@@ -234,7 +234,7 @@ def _compile(
 ) -> ProgramPlan:
     started = time.perf_counter()
     with console.status(f"{topology}: compiling the {name} for {mesh.size} chips"):
-        lowered = lower()
+        lowered = trace().lower()
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -319,9 +319,9 @@ def _smaller_recipes(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Ch
         changes[field] = value
         smaller = copy.deepcopy(config)
         smaller.update_from_flattened_dict(changes)
-        lower = programs(smaller, mesh)["training step"]
+        trace = programs(smaller, mesh)["training step"]
         said = ", ".join(f"{name} = {value}" for name, value in changes.items())
-        compiled = _compile(f"training step with {said}", lower, smaller, topology, mesh, one_chip)
+        compiled = _compile(f"training step with {said}", trace, smaller, topology, mesh, one_chip)
         tried.append({"changes": dict(changes), "peak_bytes": compiled.peak_bytes, "fits": compiled.fits})
         if compiled.fits:
             break

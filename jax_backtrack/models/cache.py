@@ -231,4 +231,7 @@ def _update(array, new, at: tuple) -> jax.Array:
 
 def _as_it_lies(array: jax.Array) -> jax.Array:
     """Holds the order of axes in memory: the TPU compiler would turn keys round to write, and back to read them."""
-    return with_layout_constraint(array, Layout(tuple(range(array.ndim))))
+    order = Layout(tuple(range(array.ndim)))
+    return jax.lax.platform_dependent(
+        array, tpu=lambda array: with_layout_constraint(array, order), default=lambda array: array
+    )
