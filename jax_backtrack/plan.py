@@ -32,7 +32,7 @@ from jax_backtrack.hlo import BETWEEN_SLICES, Program
 from jax_backtrack.hub.load import read_config
 from jax_backtrack.models import adapters
 from jax_backtrack.models.flops import forward_flops, step_flops
-from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.models.transformer import Compute, Transformer
 from jax_backtrack.progress import console
 from jax_backtrack.sampling.batch import steps_of
 from jax_backtrack.sampling.loop import Knobs, Plan, State, decode, read, start
@@ -102,9 +102,11 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[s
 # ------------------------------------------------------------------------------------------------ what is compiled
 
 
-def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stages.Traced]]:
-    """The recipe's programs by name, each to be traced for the mesh by calling it."""
-    model = abstract_model(config, mesh)
+def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dict[str, Callable[[], jax.stages.Traced]]:
+    """The recipe's programs by name, each to be traced by calling it: for the mesh, or to be lowered for one of another
+    `platform`, as `recipe.compute` takes it."""
+    compute = recipe.compute(config, mesh, platform)
+    model, without_adapters = (abstract_model(config, compute, adapted) for adapted in (True, False))
     rows = _like(jnp.int32, (config.train.batch_rows, config.train.row_length), rows_sharding(mesh))
     floats = _like(jnp.float32, rows.shape, rows_sharding(mesh))
     trees = Rows(rows, rows, rows, rows, rows, floats)
@@ -120,36 +122,36 @@ def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stage
         return compile_step(graph, step_plan, state).trace(state, frozen, Batch(trees, reference))
 
     def reference_pass():
-        graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
+        graph, params = nnx.split(without_adapters)
         return sides.trace(graph, _in_places(params, model, mesh), trees, config.train.score_chunk)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def sampler():
-        graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
-        state, knobs, plan = _sampler_arguments(config, mesh)
+        graph, params = nnx.split(without_adapters)
+        state, knobs, plan = _sampler_arguments(config, compute)
         cancelled = _like(jnp.bool, state.done.shape, rows_sharding(mesh))
         steps, until = _like(jnp.int32, (), everywhere), _like(jnp.bool, (), everywhere)
         return decode.trace(graph, _in_places(params, model, mesh), None, state, knobs, cancelled, steps, until, plan)
 
     def prompts():
-        graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
+        graph, params = nnx.split(without_adapters)
         tokens = _like(jnp.int32, (row_parts(mesh), config.train.row_length), rows_sharding(mesh))
-        dtype = config.sample.cache_dtype or model.compute.dtype
+        dtype = config.sample.cache_dtype or compute.dtype
         return read.trace(graph, _in_places(params, model, mesh), None, None, tokens, dtype)
 
     all = {"training step": train_step, "sampler": sampler, "sampler's prompts": prompts}
     return all | ({"reference pass": reference_pass} if config.objective == "dpo" else {})
 
 
-def abstract_model(config: ConfigDict, mesh: Mesh, with_adapters: bool = True) -> Transformer:
+def abstract_model(config: ConfigDict, compute: Compute, with_adapters: bool = True) -> Transformer:
     """The recipe's model without values, with its adapters if it has any."""
     shape = _read_once(config.model.path, config.model.revision or None)
     recipe.check_length(config, shape)
 
     def make():
         dtype = jnp.dtype(config.model.param_dtype)
-        model = Transformer(shape, nnx.Rngs(0), param_dtype=dtype, compute=recipe.compute(config, mesh))
+        model = Transformer(shape, nnx.Rngs(0), param_dtype=dtype, compute=compute)
         if with_adapters:
             recipe.add_adapters(config, model, _ANY_ID)
         return model
@@ -157,9 +159,9 @@ def abstract_model(config: ConfigDict, mesh: Mesh, with_adapters: bool = True) -
     return nnx.eval_shape(make)
 
 
-def _sampler_arguments(config: ConfigDict, mesh: Mesh) -> tuple[State, Knobs, Plan]:
+def _sampler_arguments(config: ConfigDict, compute: Compute) -> tuple[State, Knobs, Plan]:
     """A batch whose prompts are as long as a row of training, and the recipe's settings."""
-    sample = config.sample
+    sample, mesh = config.sample, compute.mesh
     plan = Plan(
         context=config.reset.context,
         reset_id=_ANY_ID,
@@ -173,7 +175,7 @@ def _sampler_arguments(config: ConfigDict, mesh: Mesh) -> tuple[State, Knobs, Pl
     )
     shape = _read_once(config.model.path, config.model.revision or None)
     sizes = sample.batch_rows, config.train.row_length, sample.max_new_tokens
-    dtype = sample.cache_dtype or recipe.compute(config, mesh).dtype
+    dtype = sample.cache_dtype or compute.dtype
     state = start.lower(shape, mesh, plan, *sizes, dtype, True).out_info
     scalar = _like(jnp.float32, (), NamedSharding(mesh, PartitionSpec()))
     bias = _like(jnp.float32, (1, 1), scalar.sharding)
@@ -201,7 +203,7 @@ def _like(dtype, shape: tuple[int, ...], place: NamedSharding) -> jax.ShapeDtype
 def _check(config: ConfigDict, mesh: Mesh) -> None:
     recipe.check_sizes(config, mesh)
     check_rows(config.sample.batch_rows, mesh, "sample.batch_rows")
-    param_shardings(abstract_model(config, mesh, with_adapters=False), mesh)
+    param_shardings(abstract_model(config, recipe.compute(config, mesh), with_adapters=False), mesh)
 
 
 def _plan_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip, workdir: Path) -> dict:
@@ -274,7 +276,7 @@ def _compile(
 def _model_flops(name: str, config: ConfigDict, mesh: Mesh) -> float:
     """Of the sampler: one call of its loop, behind prompts of a row's length; of its prompts: one for each part of the
     rows, unprojected."""
-    model, length = abstract_model(config, mesh), config.train.row_length
+    model, length = abstract_model(config, recipe.compute(config, mesh)), config.train.row_length
     if name.startswith("training step"):
         trained = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, adapters.Adapter)))
         return step_flops(model.config, config.train.batch_rows, length, trained)

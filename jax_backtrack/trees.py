@@ -328,10 +328,8 @@ def causal(tokens_BxS: jax.Array) -> Rows:
 # ----------------------------------------------------------------------------------- the rule, and its checks
 
 
-def attention_rule(
-    position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, first: int = 0
-) -> jax.Array:
-    """bool `[B, T, S]`: may query `q` (second axis) attend to key `k` (third axis)? Queries are the tokens from `first`.
+def attention_rule(position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, first: int = 0) -> jax.Array:
+    """bool `[B, T, S]`: may query `q` (second axis) attend to key `k` (third axis)? Queries begin at `first`.
 
     `k <= q and q < end[k] and position[q] - position[k] < window`: an ancestor of `q` or `q` itself, in the window.
     """

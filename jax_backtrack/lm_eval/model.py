@@ -71,7 +71,7 @@ class JaxBacktrackLM(TemplateLM):
             path,
             mesh,
             dtype,
-            compute=Compute(dtype, attention=best_kind(platform(mesh))),
+            compute=Compute(dtype, attention=best_kind(platform(mesh)), skip_unscored=platform(mesh) != "gpu"),
             chat_template=chat_template,
             revision=revision,
         )
