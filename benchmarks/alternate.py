@@ -179,7 +179,8 @@ def _group(options, objective, unit, settings: list[Setting], reference_units, d
             results.append(measured[-1])
         results.append(
             dict(name=our_name, dtype=dtype, form=form, **_numbers(all_ours, our_real, ours.ready["reference"]))
-            | {name: ours.ready[name] for name in ("units_per_update", "row_length", "batch_rows")}
+            | {name: ours.ready[name] for name in ("units_per_update", "row_length", "batch_rows", "device")}
+            | dict(of_products=_of_products(all_ours, ours.ready["product_flops"]))
             | ours.ask("stop")
         )
     finally:
@@ -208,6 +209,11 @@ def _rate(turn: dict, real_per_unit: float) -> float:
     return turn["real"] / turn["seconds"] / real_per_unit
 
 
+def _of_products(turns: list[dict], product_flops: float) -> float:
+    """What the model has to compute by its formulas (`models/flops.py`), over what large products reach meanwhile."""
+    return statistics.median(turn["flops"] / turn["seconds"] for turn in turns) / product_flops
+
+
 def _numbers(turns: list[dict], real_per_unit: float, reference: dict | None) -> dict:
     """What the rounds of one side come to."""
     step = statistics.median(_rate(turn, real_per_unit) for turn in turns)
@@ -234,6 +240,7 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     "tokens computed": lambda row: f"{row['computed_per_unit']:.0f}",
     "padding": lambda row: f"{100 * row['padding']:.1f} %",
     "peak, GB": lambda row: f"{row['peak_bytes'] / 1e9:.2f}",
+    "of products": lambda row: f"{row['of_products']:.0%}" if "of_products" in row else "",
     "ours : it": lambda row: f"{row['ours_beside'] / row['overall']:.2f}" if "ours_beside" in row else "",
 }
 

@@ -1,8 +1,8 @@
-"""DPO beside TRL, on SmolLM2-135M and the CPU: preference pairs per second with the same token ids, cuts and settings.
+"""DPO beside TRL, on SmolLM2-135M: preference pairs per second with the same token ids, cuts and settings.
 
     python -m benchmarks.dpo --data=../shared/data/hh-rlhf/harmless-base.jsonl.gz
     python -m benchmarks.dpo --data=FILE --only=backtracking,2x4,precomputed
-    python -m benchmarks.dpo --data=FILE --bfloat16-rounds=1 --only=bfloat16
+    python -m benchmarks.dpo --data=FILE --bfloat16-rounds=1 --only=bfloat16,2x1
 
 "backtracking": every example is a backtrack pair and a guard pair; TRL computes four sequences of them, we one tree.
 "plain": one pair, two sequences. Without drafts a tree still shares the prompt.
@@ -13,7 +13,7 @@ long). Before anything is timed, losses, margins and gradient norms of both side
 where they differ. How the figures are made: see `benchmarks.alternate`. Needs requirements-dev.txt.
 
 bfloat16 is left out unless it is asked for: on a CPU without bfloat16 instructions torch is ten times slower in it, so
-there TRL does a single micro-batch of 2 pairs a round.
+for such a CPU there is a single micro-batch of 2 pairs ("2x1"); for a GPU there is one of 8 ("8x1").
 """
 
 from benchmarks import alternate
@@ -30,7 +30,11 @@ def settings() -> list[Setting]:
         for precompute in (True, False)
         for size, times in ((2, 4), (8, 1))
     ]
-    return float32 + [Setting(form, 2, 1, precompute=True, dtype="bfloat16") for form in FORMS]
+    return float32 + [
+        Setting(form, size, 1, precompute=True, dtype="bfloat16", on_request=size == 8)
+        for form in FORMS
+        for size in (2, 8)
+    ]
 
 
 def main():

@@ -1,4 +1,4 @@
-"""GCG beside nanogcg on SmolLM2-135M and the CPU.
+"""GCG beside nanogcg on SmolLM2-135M.
 
     python -m benchmarks.gcg --prompts=../shared/data/prompts/advbench.csv --nanogcg-python=NANOGCG/bin/python
 
@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import jax
+
 from benchmarks.worker import Worker, print_table, say, write_model
 from jax_backtrack.data import prompt_sets
 
@@ -29,6 +31,7 @@ def main():
     parser.add_argument("--steps", type=int, default=2, help="of a turn")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     options = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # of this process, which only writes the model
     _, questions = prompt_sets.read(options.prompts, harmful=True)
     question = questions[options.number]
     with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jax_backtrack
@@ -19,8 +20,10 @@ from benchmarks.channel import Channel, peak_bytes
 from jax_backtrack.data.rows import PackedRows, TreeSource
 from jax_backtrack.data.share import Share
 from jax_backtrack.models.adapters import split
+from jax_backtrack.models.flops import step_flops
 from jax_backtrack.models.transformer import Compute
-from jax_backtrack.sharding import rows_sharding
+from jax_backtrack.models.tree_attention import best_kind
+from jax_backtrack.sharding import platform, rows_sharding
 from jax_backtrack.training.reference import reference_sides
 from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
 from jax_backtrack.trees import NO_PARENT, Cuts, Rows, pack, stack, tree_length
@@ -83,9 +86,11 @@ class Trainer:
             self.source, self.batch_rows, settings["effective_batch"]
         )
         self.score_chunk = settings["score_chunk"]
-        self.model, tokenizer = jax_backtrack.load(
-            settings["model"], compute=Compute(settings["dtype"], attention="blocks")
-        )
+        on = platform(None)
+        self.compute = Compute(settings["dtype"], attention=best_kind(on), skip_unscored=on != "gpu")
+        self.model, tokenizer = jax_backtrack.load(settings["model"], compute=self.compute)
+        if settings["dtype"] == "float32":  # of a GPU it would be TF32, which is not what torch computes
+            jax.config.update("jax_default_matmul_precision", "highest")
         self.plan = StepPlan(
             objective=self.source.recipe.objective,
             beta=settings["beta"],
@@ -104,6 +109,7 @@ class Trainer:
         )
         self.rows = PackedRows(self.source, self.row_length, max(2, updates) * self.batch_rows)
         self.units = units_per_example(self.source)
+        self.flops = step_flops(self.model.config, self.batch_rows, self.row_length)
         self.number = 0
         self.checked: np.ndarray | None = None  # the reference's sides of the first examples' pairs
 
@@ -176,6 +182,7 @@ class Trainer:
         seconds = time.perf_counter() - start
         return dict(
             seconds=seconds,
+            flops=steps * self.flops,
             units=self.units * sum(len(self.rows.members(number)) for number, _ in done),
             computed=self.row_length * len(done),
             real=int(sum(is_real(item["rows"]).sum() for _, item in done)),
@@ -187,6 +194,26 @@ class Trainer:
         units = self.units * sum(len(rows.members(number)) for number in range(len(rows)))
         real = sum(int(is_real(rows[number]["rows"]).sum()) for number in range(len(rows)))
         return dict(units_per_update=self.batch_rows * units / len(rows), real_per_unit=real / units)
+
+
+def product_flops(dtype: str) -> float:
+    """Floating-point operations per second of a product of large matrices: the best of a few tries."""
+    size = 2048 if platform(None) == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def device_peak_bytes() -> int:
+    """The most memory in use so far: of the device, or of the process where that is the CPU."""
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else peak_bytes()
 
 
 def main():
@@ -207,11 +234,13 @@ def main():
         reference=reference,
         row_length=trainer.row_length,
         batch_rows=trainer.batch_rows,
+        device=jax.devices()[0].device_kind,
+        product_flops=product_flops(settings["dtype"]),
         **trainer.packed(),
     )
     while steps := channel.steps_asked():
         channel.send(**trainer.run(steps))
-    channel.send(peak_bytes=peak_bytes())
+    channel.send(peak_bytes=device_peak_bytes())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a training step costs by its rows: backtracking SFT of SmolLM2-135M on the CPU, by numbers of rows.
+"""What a training step costs by its rows: backtracking SFT of SmolLM2-135M, by numbers of rows.
 
     python -m benchmarks.rows --data=../shared/data/hh-rlhf/harmless-base.jsonl.gz
 
@@ -12,9 +12,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
+
 from benchmarks import pairs
 from benchmarks.our_worker import Trainer
-from benchmarks.worker import print_table, say, write_model
+from benchmarks.worker import platforms, print_table, say, write_model
 from jax_backtrack.data.rows import TreeSource
 
 
@@ -24,7 +26,9 @@ def main():
     parser.add_argument("--rows", default="1,2,4", help="rows of an update, by commas")
     parser.add_argument("--row-length", type=int, default=768)
     parser.add_argument("--updates", type=int, default=5, help="that are timed, besides a first one")
+    parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
+    jax.config.update("jax_platforms", platforms())
     results = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -32,25 +36,25 @@ def main():
         source = TreeSource(pairs.usable(options.data, tokenizer, 64), pairs.make_recipe("sft", True, tokenizer), 0)
         pairs.write(scratch / "data.json", source)
         for rows in map(int, options.rows.split(",")):
-            results.append(_measure(scratch, rows, options.row_length, options.updates))
-            say(f"{rows} rows: {results[-1]['seconds']:.2f} s")
+            results.append(_measure(scratch, rows, options))
+            say(f"{rows} rows: {results[-1]['seconds']:.4f} s")
     table = [["rows", "seconds", "seconds a row", "compilations"]]
     table += [
-        [str(one["rows"]), f"{one['seconds']:.2f}", f"{one['seconds_per_row']:.2f}", str(one["compilations"])]
+        [str(one["rows"]), f"{one['seconds']:.4f}", f"{one['seconds_per_row']:.4f}", str(one["compilations"])]
         for one in results
     ]
     print_table(table)
     print(json.dumps(results))
 
 
-def _measure(scratch: Path, rows: int, row_length: int, updates: int) -> dict:
+def _measure(scratch: Path, rows: int, options: argparse.Namespace) -> dict:
     trainer = Trainer(
         dict(
             data=str(scratch / "data.json"),
             model=str(scratch / "model"),
-            dtype="float32",
+            dtype=options.dtype,
             batch_rows=rows,
-            row_length=row_length,
+            row_length=options.row_length,
             effective_batch=0,
             reference_units=0,
             score_chunk=128,
@@ -61,14 +65,14 @@ def _measure(scratch: Path, rows: int, row_length: int, updates: int) -> dict:
     trainer.start()
     trainer.run(1)
     taken = []
-    for _ in range(updates):
+    for _ in range(options.updates):
         start = time.perf_counter()
         trainer.run(1)
         taken.append(time.perf_counter() - start)
     seconds = statistics.median(taken)
     return dict(
         rows=rows,
-        row_length=row_length,
+        row_length=options.row_length,
         seconds=seconds,
         seconds_per_row=seconds / rows,
         compilations=trainer.compiled._cache_size(),

@@ -2,6 +2,7 @@
 
 It answers lines of JSON on stdin: `{"write": n, "prompts": [ids, ...]}` writes `n` tokens behind every prompt of one
 length, and `{"reply": n, "prompts": ...}` a whole reply of up to `n` tokens to each. Both take the likeliest token.
+`{"bandwidth": true}`, which ours alone answers, reads memory.
 The side "tunix" imports nothing of this project but the channel, so that it can run in an environment of its own.
 """
 
@@ -20,9 +21,13 @@ class Ours:
     """jax_backtrack; with a draft of `reset_after` tokens before the reply where that is asked."""
 
     def __init__(self, model: str, dtype: str):
+        import jax
+
         import jax_backtrack
         from jax_backtrack.models.transformer import Compute
 
+        if dtype == "float32":  # of a GPU it would be TF32, which is not what torch computes
+            jax.config.update("jax_default_matmul_precision", "highest")
         self._model, self._tokenizer = jax_backtrack.load(model, dtype=dtype, compute=Compute(dtype))
         self._batches = {}
 
@@ -47,6 +52,22 @@ class Ours:
                 for update in updates:
                     written[update.number] += update.ids.tolist()
         return [written[request.number] for request in requests]
+
+    def bandwidth(self) -> float:
+        """Bytes per second at which the device, on a CPU two threads, reads its memory: the best of a few tries."""
+        import jax
+        import jax.numpy as jnp
+
+        size = 2**26 if jax.default_backend() == "cpu" else 2**29
+        array = jnp.ones((2, size), jnp.float32)
+        total = jax.jit(lambda x: x.sum(axis=1))
+        total(array).block_until_ready()
+        best = 0.0
+        for _ in range(5):
+            start = time.perf_counter()
+            total(array).block_until_ready()
+            best = max(best, array.nbytes / (time.perf_counter() - start))
+        return best
 
     def _sampler(self, stops: bool, bias, **settings):
         """The sampler of these settings; where nothing may stop it, [RESET] is the only stop and never comes."""
@@ -73,7 +94,8 @@ class Transformers:
 
         torch.set_num_threads(2)
         self._torch, self._cache = torch, cache
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).to(self._device)
         backtracking = self._model.config.backtracking
         self._reset, self._stops = backtracking["reset_token_id"], backtracking["stop_token_ids"]
 
@@ -103,7 +125,12 @@ class Transformers:
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         with torch.inference_mode():
             written = self._model.generate(
-                ids, attention_mask=mask, do_sample=False, pad_token_id=0, cache_implementation=self._cache, **settings
+                ids.to(self._device),
+                attention_mask=mask.to(self._device),
+                do_sample=False,
+                pad_token_id=0,
+                cache_implementation=self._cache,
+                **settings,
             )
         return written[:, width:].tolist()
 
@@ -183,12 +210,14 @@ def main():
     for line in sys.stdin:
         asked = json.loads(line)
         start, result = time.perf_counter(), None
-        if "write" in asked:
+        if "bandwidth" in asked:
+            result = made.bandwidth()
+        elif "write" in asked:
             more = {name: asked[name] for name in ("reset_after",) if name in asked}
             made.write(asked["prompts"], asked["write"], **more)
         else:
             result = made.reply(asked["prompts"], asked["reply"])
-        channel.send(seconds=time.perf_counter() - start, replies=result)
+        channel.send(seconds=time.perf_counter() - start, result=result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sampling beside transformers and tunix, and beside the speed of memory, on SmolLM2-135M and the CPU.
+"""Sampling beside transformers and tunix, and beside the speed of memory, on SmolLM2-135M.
 
     python -m benchmarks.sampling --tunix-python=TUNIX/bin/python
     python -m benchmarks.sampling --data=../shared/data/hh-rlhf/harmless-base.jsonl.gz --only=replies
@@ -13,10 +13,10 @@ writing 64 tokens less that of writing one, so that reading the prompts and star
 batches of 16 in order of length. Both write the likeliest token, so replies should be the same: it counts those that
 are.
 
-The roofline of a batch is what a step must read, the weights and the cached tokens, over what two threads read per
-second in the same run. transformers runs with its dynamic and its static cache. tunix (google-tunix) asks for another
-version of transformers than this project, so it needs an environment of its own: `--tunix-python` names its Python, and
-without it tunix is left out.
+The roofline of a batch is what a step must read, the weights and the cached tokens, over what the device, on a CPU two
+threads of it, reads per second in the same run. transformers runs with its dynamic and its static cache. tunix
+(google-tunix) asks for another version of transformers than this project, so it needs an environment of its own:
+`--tunix-python` names its Python, and without it tunix is left out.
 """
 
 import argparse
@@ -24,11 +24,9 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import pairs
@@ -102,7 +100,7 @@ def _write(workers, rows: int, dtype: str, config, rounds: int) -> list[dict]:
     steps = {side: [] for side in workers}
     bandwidths = []
     for number in range(rounds):
-        bandwidths.append(read_bandwidth())
+        bandwidths.append(_ask(workers[OURS], bandwidth=True)["result"])
         for side, worker in workers.items():
             one, all = (_ask(worker, write=count, prompts=prompts)["seconds"] for count in (1, NEW))
             steps[side].append((all - one) / (NEW - 1))
@@ -164,7 +162,7 @@ def _replies(workers, asked, dtype: str) -> list[dict]:
     for side in (OURS, "transformers dynamic"):
         _ask(workers[side], reply=LONGEST, prompts=asked[:32])  # compiles
         answer = _ask(workers[side], reply=LONGEST, prompts=asked)
-        found[side], taken[side] = answer["replies"], answer["seconds"]
+        found[side], taken[side] = answer["result"], answer["seconds"]
         say(f"{dtype}, {len(asked)} replies: {side} {taken[side]:.0f} s")
     lengths = [len(reply) for reply in found[OURS]]
     same = sum(ours == theirs for ours, theirs in zip(*found.values(), strict=True))
@@ -181,19 +179,6 @@ def _replies(workers, asked, dtype: str) -> list[dict]:
         )
         for side, seconds in taken.items()
     ]
-
-
-def read_bandwidth() -> float:
-    """Bytes per second at which two threads read 512 MiB: the best of a few tries, by XLA's own threads."""
-    array = jnp.ones((2, 2**26), jnp.float32)
-    total = jax.jit(lambda x: x.sum(axis=1))
-    total(array).block_until_ready()
-    best = 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        total(array).block_until_ready()
-        best = max(best, array.nbytes / (time.perf_counter() - start))
-    return best
 
 
 COLUMNS = {

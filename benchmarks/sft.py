@@ -1,8 +1,8 @@
-"""SFT beside TRL, on SmolLM2-135M and the CPU: learned replies per second with the same token ids, cuts and settings.
+"""SFT beside TRL, on SmolLM2-135M: learned replies per second with the same token ids, cuts and settings.
 
     python -m benchmarks.sft --data=../shared/data/hh-rlhf/harmless-base.jsonl.gz
     python -m benchmarks.sft --data=FILE --only=backtracking,packed
-    python -m benchmarks.sft --data=FILE --bfloat16-rounds=1 --only=bfloat16
+    python -m benchmarks.sft --data=FILE --bfloat16-rounds=1 --only=bfloat16,2x1
 
 "backtracking": every example has two replies to learn, the chosen one after the prompt and, with [RESET] before it,
 after a draft of the rejected one. "plain": the chosen one after the prompt. Loss falls on the replies alone.
@@ -25,7 +25,9 @@ def settings() -> list[Setting]:
     float32 = [
         Setting(form, per_device, times, packing=packing) for form in FORMS for per_device, times, packing in ways
     ]
-    return float32 + [Setting(form, 2, 1, dtype="bfloat16") for form in FORMS]
+    return float32 + [
+        Setting(form, size, 1, dtype="bfloat16", on_request=size == 8) for form in FORMS for size in (2, 8)
+    ]
 
 
 def main():

@@ -78,6 +78,8 @@ class Turns(TrainerCallback):
             return
         self._left -= 1
         if not self._left:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self._channel.send(seconds=time.perf_counter() - self._start, **self.trainer.counts)
             self._next(control)
 
@@ -108,8 +110,8 @@ def make_trainer(settings: dict, folder: str, turns: Turns):
         max_length=pairs.LONGEST,
         bf16=settings["dtype"] == "bfloat16",
         gradient_checkpointing=False,
-        use_cpu=True,
-        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
@@ -134,8 +136,12 @@ def check(trainer, settings: dict, units: list[dict]) -> dict:
     found = {}
     trainer.counts = {}
     model = trainer.model.train()
+
+    def collated(chosen: list[dict]) -> dict:
+        return trainer._prepare_inputs(trainer.data_collator(chosen))  # on the model's device
+
     if settings["objective"] == "dpo":
-        inputs = trainer.data_collator(units)
+        inputs = collated(units)
         chosen, rejected = trainer.compute_ref_log_probs(model, inputs)
         if settings["precompute"]:
             inputs |= dict(ref_chosen_logps=chosen, ref_rejected_logps=rejected)
@@ -143,10 +149,10 @@ def check(trainer, settings: dict, units: list[dict]) -> dict:
     elif settings["packing"]:
         packed = {name: [each for unit in units for each in unit[name]] for name in ("input_ids", "labels")}
         lengths = [len(unit["input_ids"]) for unit in units]
-        inputs = trainer.data_collator([packed | dict(seq_lengths=lengths)])
+        inputs = collated([packed | dict(seq_lengths=lengths)])
         found["packed_beside_alone"] = packed_beside_alone(trainer, inputs, units)
     else:
-        inputs = trainer.data_collator(units)
+        inputs = collated(units)
     with trainer.compute_loss_context_manager():
         loss = trainer.compute_loss(model, dict(inputs))
     loss.backward()
@@ -161,7 +167,8 @@ def packed_beside_alone(trainer, inputs: dict, units: list[dict]) -> float:
     """How far the loss of packed sequences is from that of the same ones alone: 0 where they do not see each other."""
     tokens = [sum(label != -100 for label in unit["labels"]) for unit in units]
     packed = trainer.compute_loss(trainer.model, dict(inputs)).item()
-    alone = [trainer.compute_loss(trainer.model, trainer.data_collator([unit])).item() for unit in units]
+    collated = [trainer._prepare_inputs(trainer.data_collator([unit])) for unit in units]
+    alone = [trainer.compute_loss(trainer.model, each).item() for each in collated]
     return packed - sum(loss * count for loss, count in zip(alone, tokens, strict=True)) / sum(tokens)
 
 
@@ -179,7 +186,7 @@ def main():
             attention=trainer.model.config._attn_implementation,
         )
         trainer.train()
-    channel.send(peak_bytes=peak_bytes())
+    channel.send(peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What drivers of benchmarks share: processes that work when told to, the model that all sides load, output."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +16,14 @@ from jax_backtrack.hub.reset import add_reset
 ROOT = Path(__file__).parent.parent
 
 
+def platforms() -> str:
+    """Returns what JAX computes on: JAX_PLATFORMS where it is set, a GPU where JAX's plugin for it is installed, or
+    the CPU."""
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    has_plugin = any(importlib.util.find_spec(name) for name in plugins)
+    return os.environ.get("JAX_PLATFORMS") or ("cuda,cpu" if has_plugin else "cpu")
+
+
 class Worker:
     """A process that answers each line of its stdin by a line of JSON; `ready` is its first one, before any is asked.
 
@@ -26,9 +35,10 @@ class Worker:
         environment = os.environ | {
             "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
             "HF_HUB_OFFLINE": "1",
-            "JAX_PLATFORMS": "cpu",
+            "JAX_PLATFORMS": platforms(),
             "PYTHONPATH": str(ROOT),
             "TOKENIZERS_PARALLELISM": "false",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the sides share a GPU
         }
         command = [python, "-m", module, *arguments]
         with log.open("w") as errors:

@@ -21,9 +21,10 @@ def get_config() -> ConfigDict:
     # starts, for the whole run, and today in sampling and evaluation.
     config.model.template_date = ""
     config.model.param_dtype = "float32"  # of the parameters: "float32", or, not in training, "bfloat16"
-    config.model.compute_dtype = "float32"  # of the activations: "float32" or "bfloat16"
-    # In training: "kernel" (kernels/, for TPU), "blocks" (the same in plain JAX), "dense" (whole rows with themselves),
-    # or "auto": the kernel on a TPU, blocks elsewhere.
+    # Of the activations: "float32", "bfloat16", or "auto": float32 on a CPU, and on a GPU that has no bfloat16.
+    config.model.compute_dtype = "auto"
+    # In training: "kernel" (kernels/, for TPU), "blocks" (the same in plain JAX), "chunked" (512 tokens with all before
+    # them), "dense" (whole rows with themselves), or "auto": the kernel on a TPU, chunks on a GPU, blocks on a CPU.
     config.model.attention = "auto"
     # Tokens of the kernel's blocks. Rows are a multiple of both, both are multiples of 128; a shorter row is one block.
     config.model.query_block = 256

@@ -32,7 +32,7 @@ from jax_backtrack.hlo import BETWEEN_SLICES, Program
 from jax_backtrack.hub.load import read_config
 from jax_backtrack.models import adapters
 from jax_backtrack.models.flops import forward_flops, step_flops
-from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.models.transformer import Compute, Transformer
 from jax_backtrack.progress import console
 from jax_backtrack.sampling.batch import steps_of
 from jax_backtrack.sampling.loop import Knobs, Plan, State, decode, read, start
@@ -102,9 +102,11 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[s
 # ------------------------------------------------------------------------------------------------ what is compiled
 
 
-def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stages.Lowered]]:
-    """The recipe's programs by name, each to be lowered for the mesh by calling it."""
-    model = abstract_model(config, mesh)
+def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dict[str, Callable[[], jax.stages.Traced]]:
+    """The recipe's programs by name, each to be traced by calling it: for the mesh, or to be lowered for one of another
+    `platform`, as `recipe.compute` takes it."""
+    compute = recipe.compute(config, mesh, platform)
+    model, without_adapters = (abstract_model(config, compute, adapted) for adapted in (True, False))
     rows = _like(jnp.int32, (config.train.batch_rows, config.train.row_length), rows_sharding(mesh))
     floats = _like(jnp.float32, rows.shape, rows_sharding(mesh))
     trees = Rows(rows, rows, rows, rows, rows, floats)
@@ -117,39 +119,39 @@ def programs(config: ConfigDict, mesh: Mesh) -> dict[str, Callable[[], jax.stage
         state = jax.eval_shape(lambda params: new_state(params, step_plan), trained)
         places = state_shardings(trained, step_plan)
         state = jax.tree.map(lambda leaf, place: _like(leaf.dtype, leaf.shape, place), state, places)
-        return compile_step(graph, step_plan, state).lower(state, frozen, Batch(trees, reference))
+        return compile_step(graph, step_plan, state).trace(state, frozen, Batch(trees, reference))
 
     def reference_pass():
-        graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
-        return sides.lower(graph, _in_places(params, model, mesh), trees, config.train.score_chunk)
+        graph, params = nnx.split(without_adapters)
+        return sides.trace(graph, _in_places(params, model, mesh), trees, config.train.score_chunk)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def sampler():
-        graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
-        state, knobs, plan = _sampler_arguments(config, mesh)
+        graph, params = nnx.split(without_adapters)
+        state, knobs, plan = _sampler_arguments(config, compute)
         cancelled = _like(jnp.bool, state.done.shape, rows_sharding(mesh))
         steps, until = _like(jnp.int32, (), everywhere), _like(jnp.bool, (), everywhere)
-        return decode.lower(graph, _in_places(params, model, mesh), None, state, knobs, cancelled, steps, until, plan)
+        return decode.trace(graph, _in_places(params, model, mesh), None, state, knobs, cancelled, steps, until, plan)
 
     def prompts():
-        graph, params = nnx.split(abstract_model(config, mesh, with_adapters=False))
+        graph, params = nnx.split(without_adapters)
         tokens = _like(jnp.int32, (row_parts(mesh), config.train.row_length), rows_sharding(mesh))
-        dtype = config.sample.cache_dtype or config.model.compute_dtype
-        return read.lower(graph, _in_places(params, model, mesh), None, None, tokens, dtype)
+        dtype = config.sample.cache_dtype or compute.dtype
+        return read.trace(graph, _in_places(params, model, mesh), None, None, tokens, dtype)
 
     all = {"training step": train_step, "sampler": sampler, "sampler's prompts": prompts}
     return all | ({"reference pass": reference_pass} if config.objective == "dpo" else {})
 
 
-def abstract_model(config: ConfigDict, mesh: Mesh, with_adapters: bool = True) -> Transformer:
+def abstract_model(config: ConfigDict, compute: Compute, with_adapters: bool = True) -> Transformer:
     """The recipe's model without values, with its adapters if it has any."""
     shape = _read_once(config.model.path, config.model.revision or None)
     recipe.check_length(config, shape)
 
     def make():
         dtype = jnp.dtype(config.model.param_dtype)
-        model = Transformer(shape, nnx.Rngs(0), param_dtype=dtype, compute=recipe.compute(config, mesh))
+        model = Transformer(shape, nnx.Rngs(0), param_dtype=dtype, compute=compute)
         if with_adapters:
             recipe.add_adapters(config, model, _ANY_ID)
         return model
@@ -157,9 +159,9 @@ def abstract_model(config: ConfigDict, mesh: Mesh, with_adapters: bool = True) -
     return nnx.eval_shape(make)
 
 
-def _sampler_arguments(config: ConfigDict, mesh: Mesh) -> tuple[State, Knobs, Plan]:
+def _sampler_arguments(config: ConfigDict, compute: Compute) -> tuple[State, Knobs, Plan]:
     """A batch whose prompts are as long as a row of training, and the recipe's settings."""
-    sample = config.sample
+    sample, mesh = config.sample, compute.mesh
     plan = Plan(
         context=config.reset.context,
         reset_id=_ANY_ID,
@@ -173,7 +175,7 @@ def _sampler_arguments(config: ConfigDict, mesh: Mesh) -> tuple[State, Knobs, Pl
     )
     shape = _read_once(config.model.path, config.model.revision or None)
     sizes = sample.batch_rows, config.train.row_length, sample.max_new_tokens
-    dtype = sample.cache_dtype or config.model.compute_dtype
+    dtype = sample.cache_dtype or compute.dtype
     state = start.lower(shape, mesh, plan, *sizes, dtype, True).out_info
     scalar = _like(jnp.float32, (), NamedSharding(mesh, PartitionSpec()))
     bias = _like(jnp.float32, (1, 1), scalar.sharding)
@@ -201,13 +203,13 @@ def _like(dtype, shape: tuple[int, ...], place: NamedSharding) -> jax.ShapeDtype
 def _check(config: ConfigDict, mesh: Mesh) -> None:
     recipe.check_sizes(config, mesh)
     check_rows(config.sample.batch_rows, mesh, "sample.batch_rows")
-    param_shardings(abstract_model(config, mesh, with_adapters=False), mesh)
+    param_shardings(abstract_model(config, recipe.compute(config, mesh), with_adapters=False), mesh)
 
 
 def _plan_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip, workdir: Path) -> dict:
     compiled = {
-        name: _compile(name, lower, config, topology, mesh, one_chip, workdir)
-        for name, lower in programs(config, mesh).items()
+        name: _compile(name, trace, config, topology, mesh, one_chip, workdir)
+        for name, trace in programs(config, mesh).items()
     }
     step = compiled["training step"]
     advice = [] if step.fits else _smaller_recipes(config, topology, mesh, one_chip)
@@ -225,7 +227,7 @@ def _plan_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip, wor
 
 def _compile(
     name: str,
-    lower: Callable,
+    trace: Callable,
     config: ConfigDict,
     topology: str,
     mesh: Mesh,
@@ -234,7 +236,7 @@ def _compile(
 ) -> ProgramPlan:
     started = time.perf_counter()
     with console.status(f"{topology}: compiling the {name} for {mesh.size} chips"):
-        lowered = lower()
+        lowered = trace().lower()
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -274,7 +276,7 @@ def _compile(
 def _model_flops(name: str, config: ConfigDict, mesh: Mesh) -> float:
     """Of the sampler: one call of its loop, behind prompts of a row's length; of its prompts: one for each part of the
     rows, unprojected."""
-    model, length = abstract_model(config, mesh), config.train.row_length
+    model, length = abstract_model(config, recipe.compute(config, mesh)), config.train.row_length
     if name.startswith("training step"):
         trained = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, adapters.Adapter)))
         return step_flops(model.config, config.train.batch_rows, length, trained)
@@ -319,9 +321,9 @@ def _smaller_recipes(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Ch
         changes[field] = value
         smaller = copy.deepcopy(config)
         smaller.update_from_flattened_dict(changes)
-        lower = programs(smaller, mesh)["training step"]
+        trace = programs(smaller, mesh)["training step"]
         said = ", ".join(f"{name} = {value}" for name, value in changes.items())
-        compiled = _compile(f"training step with {said}", lower, smaller, topology, mesh, one_chip)
+        compiled = _compile(f"training step with {said}", trace, smaller, topology, mesh, one_chip)
         tried.append({"changes": dict(changes), "peak_bytes": compiled.peak_bytes, "fits": compiled.fits})
         if compiled.fits:
             break

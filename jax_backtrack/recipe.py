@@ -41,7 +41,7 @@ _NAMES = {
     "objective": ("sft", "dpo"),
     "reset.context": CONTEXTS,
     "model.param_dtype": DTYPES,
-    "model.compute_dtype": DTYPES,
+    "model.compute_dtype": ("auto", *DTYPES),
     "model.attention": ("auto", *tree_attention.KINDS),
     "data.format": ("", *FORMATS),
     "train.remat": tuple(REMAT),
@@ -256,15 +256,27 @@ def check_length(config: ConfigDict, model: TransformerConfig) -> None:
         raise InputError(f"train.row_length = {config.train.row_length} exceeds the model's {limit} positions")
 
 
-def compute(config: ConfigDict, mesh: Mesh) -> Compute:
-    """How the recipe's model computes on a mesh."""
-    kind = config.model.attention
+def compute(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> Compute:
+    """How the recipe's model computes on a mesh, or would on one of another `platform`: "cpu", "gpu" or "tpu"."""
+    device = mesh.devices.flat[0]
+    platform = platform or device.platform
+    kind, dtype = config.model.attention, config.model.compute_dtype
     if kind == "auto":
-        kind = "kernel" if mesh.devices.flat[0].platform == "tpu" else "blocks"
+        kind = tree_attention.best_kind(platform)
+    tree_attention.check_kind(kind, platform)
+    if dtype == "auto":
+        dtype = best_dtype(platform, getattr(device, "compute_capability", ""))
     blocks = block_attention.BLOCKS
     if kind == "kernel":
         blocks = Blocks(config.model.query_block, config.model.key_block, config.model.head_block)
-    return Compute(config.model.compute_dtype, config.train.remat, mesh, kind, blocks)
+    return Compute(dtype, config.train.remat, mesh, kind, blocks, skip_unscored=platform != "gpu")
+
+
+def best_dtype(platform: str, compute_capability: str = "") -> str:
+    """Returns the dtype of activations for a kind of device, "cpu", "gpu" or "tpu"; a GPU has a compute capability."""
+    # NVIDIA's GPUs multiply bfloat16 from compute capability 8.0 on; a T4, which Colab has, is 7.5.
+    has_bfloat16 = platform != "cpu" and not compute_capability.startswith(("5.", "6.", "7."))
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 def step_plan(config: ConfigDict, reset_id: int | None) -> StepPlan:

@@ -72,6 +72,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     return Mesh(grid, MESH_AXES, axis_types=types)
 
 
+def platform(mesh: Mesh | None) -> str:
+    """The kind of devices that are computed on, "cpu", "gpu" or "tpu"; without a mesh of JAX's default one."""
+    return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
+
+
 def partition(axes: str, purpose: str = "kept") -> PartitionSpec:
     """The places of an array whose axes are named by letters, as in `query_MxNxD` -> "MxNxD".
 

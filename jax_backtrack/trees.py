@@ -328,17 +328,17 @@ def causal(tokens_BxS: jax.Array) -> Rows:
 # ----------------------------------------------------------------------------------- the rule, and its checks
 
 
-def attention_rule(position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None) -> jax.Array:
-    """bool `[B, S, S]`: may query `q` (second axis) attend to key `k` (third axis)?
+def attention_rule(position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, first: int = 0) -> jax.Array:
+    """bool `[B, T, S]`: may query `q` (second axis) attend to key `k` (third axis)? Queries begin at `first`.
 
     `k <= q and q < end[k] and position[q] - position[k] < window`: an ancestor of `q` or `q` itself, in the window.
     """
     index = jnp.arange(end_BxS.shape[1])
-    query, key = index[None, :, None], index[None, None, :]
-    visible_BxSxS = (key <= query) & (query < end_BxS[:, None, :])
+    query, key = index[None, first:, None], index[None, None, :]
+    visible_BxTxS = (key <= query) & (query < end_BxS[:, None, :])
     if window is not None:
-        visible_BxSxS &= position_BxS[:, :, None] - position_BxS[:, None, :] < window
-    return visible_BxSxS
+        visible_BxTxS &= position_BxS[:, first:, None] - position_BxS[:, None, :] < window
+    return visible_BxTxS
 
 
 def check(rows: Rows) -> None:

@@ -1,4 +1,4 @@
-"""Attention by blocks is dense attention under the rule, gradients too, whatever trees stand in a row."""
+"""Attention by blocks and in chunks is dense attention under the rule, gradients too, whatever trees stand in a row."""
 
 import functools
 
@@ -13,6 +13,7 @@ from jax_backtrack import trees
 from jax_backtrack.kernels.block_map import Blocks
 from jax_backtrack.models.attention import attend
 from jax_backtrack.models.block_attention import attend_by_blocks, seen_blocks
+from jax_backtrack.models.chunked_attention import Chunks, attend_in_chunks
 from jax_backtrack.trees import causal, flatten, pack, stack
 from tests import tiny
 
@@ -40,10 +41,19 @@ def by_blocks(query, key, value, position_BxS, end_BxS, cotangent, window, softc
     return mixed, *back(cotangent)
 
 
-def assert_same(rows, blocks, window=None, softcap=None, dtype="float32", error=1e-5):
+@functools.partial(jax.jit, static_argnames=("window", "softcap", "size"))
+def in_chunks(query, key, value, position_BxS, end_BxS, cotangent, window, softcap, size):
+    chunks = Chunks(position_BxS, end_BxS, window)
+    how = dict(scale=SCALE, softcap=softcap, size=size)
+    mixed, back = jax.vjp(lambda *qkv: attend_in_chunks(*qkv, chunks, **how), query, key, value)
+    return mixed, *back(cotangent)
+
+
+def assert_same(rows, sizes, window=None, softcap=None, dtype="float32", error=1e-5):
+    """`sizes` are those of blocks, or of a chunk."""
     query, key, value, cotangent = operands(dtype)
     arguments = query, key, value, rows.position, rows.end, cotangent
-    ours = by_blocks(*arguments, window, softcap, blocks)
+    ours = (by_blocks if isinstance(sizes, Blocks) else in_chunks)(*arguments, window, softcap, sizes)
     for name, one, other in zip("out query key value".split(), ours, dense(*arguments, window, softcap), strict=True):
         assert one.dtype == other.dtype and one.shape == other.shape
         scale = np.abs(np.asarray(other, np.float32)).max()
@@ -62,19 +72,26 @@ def rows_of(branches) -> trees.Rows:
     return stack([rows[0], rows[-1]])
 
 
-@pytest.mark.parametrize("blocks, window, softcap", [(Blocks(8, 4), None, None), (Blocks(4, 8), 3, 2.0)])
+SIZES = [Blocks(8, 4), 16]
+
+
+@pytest.mark.parametrize(
+    "sizes, window, softcap", [(Blocks(8, 4), None, None), (Blocks(4, 8), 3, 2.0), (16, None, None), (8, 3, 2.0)]
+)
 @settings(max_examples=30, deadline=None)
 @given(branches=st.lists(tiny.rooted_trees(), min_size=1, max_size=8))
-def test_packed_trees_attend_as_densely(branches, blocks, window, softcap):
-    assert_same(rows_of(branches), blocks, window, softcap)
+def test_packed_trees_attend_as_densely(branches, sizes, window, softcap):
+    assert_same(rows_of(branches), sizes, window, softcap)
 
 
-def test_a_plain_sequence_attends_as_densely():
-    assert_same(causal(jnp.zeros((B, S), jnp.int32)), Blocks(8, 4))
+@pytest.mark.parametrize("sizes", [*SIZES, 64])
+def test_a_plain_sequence_attends_as_densely(sizes):
+    assert_same(causal(jnp.zeros((B, S), jnp.int32)), sizes)
 
 
-def test_bfloat16_stays_bfloat16_with_sums_in_float32():
-    assert_same(causal(jnp.zeros((B, S), jnp.int32)), Blocks(8, 4), dtype="bfloat16", error=2e-2)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_bfloat16_stays_bfloat16_with_sums_in_float32(sizes):
+    assert_same(causal(jnp.zeros((B, S), jnp.int32)), sizes, dtype="bfloat16", error=2e-2)
 
 
 def test_a_query_block_takes_up_no_more_key_blocks_than_it_sees():

@@ -78,7 +78,7 @@ def test_requirements_are_those_of_the_requirements_files(wheel):
         lines = opened.read(metadata).decode().splitlines()
     required = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
     wanted = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    for name in ("lm-eval", "wandb", "web"):
+    for name in ("cuda12", "cuda13", "lm-eval", "wandb", "web"):
         extra = (ROOT / f"requirements-{name}.txt").read_text().splitlines()
         wanted += [f'{line}; extra == "{name}"' for line in extra if not line.startswith("#")]
     assert list(map(Requirement, required)) == list(map(Requirement, wanted))

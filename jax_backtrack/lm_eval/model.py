@@ -3,7 +3,6 @@
 import json
 import logging
 
-import jax
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -15,9 +14,10 @@ from jax_backtrack.hub.load import load
 from jax_backtrack.lm_eval.likelihood import log_likelihoods
 from jax_backtrack.lm_eval.marked import MarkedText, escape
 from jax_backtrack.models.transformer import Compute
+from jax_backtrack.models.tree_attention import best_kind
 from jax_backtrack.progress import console, progress_bar
 from jax_backtrack.sampling.sampler import Sampler
-from jax_backtrack.sharding import make_mesh, row_parts
+from jax_backtrack.sharding import make_mesh, platform, row_parts
 
 _log = logging.getLogger(__name__)
 _ROWS = 16  # of a batch whose size is "auto"
@@ -66,12 +66,12 @@ class JaxBacktrackLM(TemplateLM):
         max_batch_size: int | None = None,
     ):
         super().__init__()
-        attention = "kernel" if jax.devices()[0].platform == "tpu" else "blocks"
+        mesh = make_mesh(data, fsdp, tensor)
         self._model, self._tokenizer = load(
             path,
-            make_mesh(data, fsdp, tensor),
+            mesh,
             dtype,
-            compute=Compute(dtype, attention=attention),
+            compute=Compute(dtype, attention=best_kind(platform(mesh)), skip_unscored=platform(mesh) != "gpu"),
             chat_template=chat_template,
             revision=revision,
         )

@@ -118,7 +118,7 @@ def merge_adapters(model) -> None:
 def _merged(w: jax.Array, a: jax.Array, b: jax.Array, *, scale: float) -> jax.Array:
     def one_layer(parts):
         w, a, b = parts
-        return (w + scale * jnp.tensordot(a, b, 1)).astype(w.dtype)
+        return (w + scale * jnp.tensordot(a, b, 1, precision="highest")).astype(w.dtype)
 
     return jax.lax.map(one_layer, (w, a, b))
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, PartitionSpec
 
-from jax_backtrack.sharding import partition, place
+from jax_backtrack.sharding import partition, place, platform
 
 Layers = jax.Array | tuple[jax.Array, ...]
 
@@ -115,7 +115,8 @@ class Cache:
         """Writes one layer's keys and values of `T` tokens at the cursor; `layer` is an int where layers are apart."""
         slot = self.slots - self.ring + self.cursor
         key_BxKxTxD, value_BxKxTxD = (new.transpose(0, 2, 1, 3) for new in (key_BxTxKxD, value_BxTxKxD))
-        return self._in_parts(_write, (key_BxKxTxD, value_BxKxTxD, layer, slot))
+        write = functools.partial(_write, platform(self.mesh) == "tpu")
+        return self._in_parts(write, (key_BxKxTxD, value_BxKxTxD, layer, slot))
 
     def layer(self, index: int | jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values of one layer, `[B, K, S, D]` or, where layers are apart, as said above."""
@@ -183,10 +184,11 @@ class Cache:
         return dataclasses.replace(self, keys=keys, values=values)
 
 
-def _write(keys: Layers, values: Layers, key_BxKxTxD, value_BxKxTxD, layer, slot):
+def _write(on_tpu: bool, keys: Layers, values: Layers, key_BxKxTxD, value_BxKxTxD, layer, slot):
     if not isinstance(keys, tuple):
         at = (layer, 0, 0, slot, 0)
-        return _as_it_lies(_update(keys, key_BxKxTxD[None], at)), _as_it_lies(_update(values, value_BxKxTxD[None], at))
+        grown = _update(keys, key_BxKxTxD[None], at), _update(values, value_BxKxTxD[None], at)
+        return tuple(map(_as_it_lies, grown)) if on_tpu else grown
     key_RxTxD, value_RxTxD = (new.reshape(-1, *new.shape[2:]) for new in (key_BxKxTxD, value_BxKxTxD))
     key = _update(keys[layer], key_RxTxD.swapaxes(1, 2), (0, 0, slot))
     value = _update(values[layer], value_RxTxD, (0, slot, 0))

@@ -13,8 +13,8 @@ def token_scores(model, rows: Rows, chunk: int = 128, added: jax.Array | None = 
     """`log p(token | path to its parent)`, `[B, S]` float32; 0 where a token's weight is 0.
 
     The scored tokens of each row come first in `ceil(S / chunk)` chunks of `[B, chunk]` tokens, and a chunk without
-    scored tokens is skipped at run time. Logits of one chunk at a time exist, in the backward pass too. `added` is as
-    in `model.hidden`.
+    scored tokens is skipped at run time (`Compute.skip_unscored`). Logits of one chunk at a time exist, in the backward
+    pass too. `added` is as in `model.hidden`.
     """
     return _measure(model, rows, chunk, added, lambda logits_BxCxV, score_BxC: (score_BxC,))[0]
 
@@ -63,6 +63,8 @@ def _measure(model, rows: Rows, chunk: int, added: jax.Array | None, measures: C
     # Around the condition, not within: it would keep what its branches need of the table, once per chunk.
     @jax.checkpoint
     def one_chunk(_, inputs):
+        if not model.compute.skip_unscored:
+            return None, project(*inputs)
         scored_BxC = inputs[2]
         nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(project, *inputs))
         return None, jax.lax.cond(jnp.any(scored_BxC), project, lambda *_: nothing, *inputs)

@@ -87,9 +87,12 @@ class Compute:
     remat:     what the backward pass recomputes of a layer: nothing ("none"), all but the products with weights
                ("dots"), all but what the attention kernel made ("attention"), or all ("full")
     mesh:      devices that parameters and rows are spread over (`sharding.py`); None for one device
-    attention: within token trees: "dense", by "blocks" in plain JAX, or by the TPU "kernel". Rows that do not split
-               into the kernel's blocks, or are no longer than one block, are attended to densely, and so is a cache
+    attention: within token trees: "dense", "chunked" or by "blocks" in plain JAX, or by the TPU "kernel". Rows that do
+               not split into the kernel's blocks, or are no longer than one block, are attended to densely, and so is
+               a cache
     blocks:    sizes of the blocks of the last two
+    skip_unscored: no logits of a chunk of tokens without a score are computed. This is a branch at run time, for which
+               a GPU waits for its host
     """
 
     dtype: str = "float32"
@@ -97,6 +100,7 @@ class Compute:
     mesh: Mesh | None = None
     attention: str = "dense"
     blocks: Blocks = BLOCKS
+    skip_unscored: bool = True
 
 
 class RMSNorm(nnx.Module):

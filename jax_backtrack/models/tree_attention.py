@@ -1,4 +1,4 @@
-"""How a model attends within token trees: densely, by blocks, or by the TPU kernel."""
+"""How a model attends within token trees: densely, in chunks, by blocks, or by the TPU kernel."""
 
 import functools
 from typing import Any
@@ -6,22 +6,41 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jax_backtrack.errors import InputError
 from jax_backtrack.kernels.tree_attention import BlockMap, Blocks, block_map, tree_attention
 from jax_backtrack.models.attention import attend
 from jax_backtrack.models.block_attention import Seen, attend_by_blocks, seen_blocks
-from jax_backtrack.sharding import partition
+from jax_backtrack.models.chunked_attention import Chunks, attend_in_chunks
+from jax_backtrack.sharding import partition, platform
 from jax_backtrack.trees import attention_rule
 
-KINDS = ("dense", "blocks", "kernel")
+KINDS = ("dense", "chunked", "blocks", "kernel")
+# The kernel is for TPUs alone. Blocks are chosen at run time, for which a GPU waits for its host.
+_BEST = {"tpu": "kernel", "gpu": "chunked"}
+
+
+def best_kind(platform: str) -> str:
+    """The kind of attention for this kind of device, "cpu", "gpu" or "tpu"."""
+    return _BEST.get(platform, "blocks")
+
+
+def check_kind(kind: str, platform: str) -> None:
+    """Raises InputError for the TPU kernel on a GPU, where Pallas would interpret it, slower than anything else."""
+    if kind == "kernel" and platform == "gpu":
+        raise InputError(
+            f"model.attention = 'kernel' is for TPUs, and this is a GPU: choose '{best_kind(platform)}' or 'auto'"
+        )
 
 
 def view(
     kind: str, blocks: Blocks, position_BxS: jax.Array, end_BxS: jax.Array, window: int | None
-) -> jax.Array | Seen | tuple[jax.Array, jax.Array, BlockMap]:
+) -> jax.Array | Chunks | Seen | tuple[jax.Array, jax.Array, BlockMap]:
     """Who sees whom in a batch of rows, in the form that this kind of attention follows; one for all layers."""
     length = end_BxS.shape[1]
     if kind == "kernel" and blocks.splits(length):
         return position_BxS, end_BxS, block_map(position_BxS, end_BxS, window, blocks)
+    if kind == "chunked":
+        return Chunks(position_BxS, end_BxS, window)
     if kind == "blocks" and length > blocks.query:
         return seen_blocks(position_BxS, end_BxS, window, blocks)
     return attention_rule(position_BxS, end_BxS, window)
@@ -39,15 +58,17 @@ def attend_within_trees(
 ) -> jax.Array:
     """`attend` under `trees.attention_rule`, each device for its own rows and heads; `view` is what `view` gives.
 
-    On other devices than TPUs the kernel is interpreted, which is slow.
+    On a CPU the kernel is interpreted, which is slow.
     """
     operands, settings = (query_BxSxNxD, key_BxSxKxD, value_BxSxKxD), dict(scale=scale, softcap=softcap)
     if isinstance(view, jax.Array):
         return attend(*operands, view, **settings)
+    if isinstance(view, Chunks):
+        return attend_in_chunks(*operands, view, **settings)
     if isinstance(view, Seen):
         return _on_each_device(functools.partial(attend_by_blocks, **settings), operands, view, mesh, check=False)
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    interpret = device.platform != "tpu"
+    check_kind("kernel", platform(mesh))
+    interpret = platform(mesh) != "tpu"
     map = view[2]
     kernel = functools.partial(tree_attention, window=map.window, blocks=map.blocks, interpret=interpret, **settings)
 

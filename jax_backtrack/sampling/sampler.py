@@ -24,7 +24,7 @@ from jax_backtrack.sampling.look import Look, looks
 from jax_backtrack.sampling.loop import Knobs, Plan
 from jax_backtrack.sampling.reply import Reply, Writing
 from jax_backtrack.sampling.stream import Event, events
-from jax_backtrack.sharding import check_rows, row_parts
+from jax_backtrack.sharding import check_rows, platform, row_parts
 from jax_backtrack.trees import CONTEXTS
 
 # Settings that need not be whole numbers.
@@ -265,8 +265,7 @@ def _reset_bias(reset_bias: float | Sequence[float]) -> jax.Array:
 
 def _reads_layers_apart(model: Transformer) -> bool:
     mesh = model.compute.mesh
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    return device.platform == "cpu" and (mesh is None or mesh.size == 1) and model.blocks.adapters is None
+    return platform(mesh) == "cpu" and (mesh is None or mesh.size == 1) and model.blocks.adapters is None
 
 
 def _ask_for_context(tokenizer: ChatTokenizer, context: str | None, max_resets: int) -> None:

@@ -86,7 +86,9 @@ def train(
     add_adapters(config, model, tokenizer.reset_id)  # behind the reference, which is the model without them
     _run_steps(config, workdir, mesh, model, tokenizer, rows, data)
     merge_adapters(model)
-    save(model, tokenizer, workdir / EXPORT, recipe=config)
+    trained_by = ConfigDict(config)
+    trained_by.model.compute_dtype = model.compute.dtype  # what "auto" came to
+    save(model, tokenizer, workdir / EXPORT, recipe=trained_by)
     console.print(f"model in {bold(workdir / EXPORT)}, metrics in {bold(workdir / 'metrics.jsonl')}", highlight=False)
     return model, tokenizer
 

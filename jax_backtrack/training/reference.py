@@ -17,7 +17,7 @@ from jax_backtrack.data.examples import content_hash
 from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.data.share import packed_batches
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sharding import on_host
+from jax_backtrack.sharding import on_host, platform
 from jax_backtrack.training.step import sides
 
 PORTION = 2048  # examples after which what was computed is written: a run that is stopped loses no more
@@ -25,11 +25,13 @@ PAIRS = 2  # the most pairs that a tree holds: a backtrack or plain pair, and a 
 
 
 def reference_hash(model: Transformer, source: TreeSource) -> str:
-    """A hash of the reference's weights, configuration and dtype, the examples, and how trees are made of them."""
+    """A hash of the reference's weights, configuration, dtype and kind of device, the examples, and how trees are made
+    of them. Two kinds of device multiply float32 differently."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(checksum(nnx.state(model, nnx.Param)).encode())
     digest.update(content_hash(source.examples).encode())
     facts = dataclasses.asdict(source.recipe) | {"seed": source.seed, "compute": model.compute.dtype}
+    facts["device"] = platform(model.compute.mesh), jax.config.jax_default_matmul_precision
     facts["holds"] = "the sides of each pair"
     facts["model"] = dataclasses.asdict(model.config)
     digest.update(json.dumps(facts, sort_keys=True).encode())
