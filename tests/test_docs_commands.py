@@ -44,7 +44,7 @@ from tests.processes import ROOT
 
 # Beginnings of commands, and why they are not run.
 NOT_RUN = {
-    "make ": "installs from the network, and takes minutes; CI runs `make test` and `make lint`",
+    "make ": "installs from the network, and takes minutes; CI runs `make test`, `make lint` and `make oldest`",
     "pip install ": "installs from the network; tests/test_installed.py installs this package",
     "python3.11 -m venv ": "is followed by an installation from the network",
     "gcloud ": "rents machines",

@@ -15,6 +15,7 @@ from jax_backtrack.hub.export import save
 from tests import tiny
 from tests.processes import ROOT, start
 
+READ_ONLY = Path("/proc")  # to root too
 pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 
@@ -29,24 +30,31 @@ def is_source(path: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: what an earlier build left in the repository would get in."""
-    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory) -> Path:
+    """A copy: what an earlier build left in the repository would get in, and a build leaves something again."""
+    source = tmp_path_factory.mktemp("source")
     for folder in ("jax_backtrack", "configs"):
         shutil.copytree(ROOT / folder, source / folder)
     for path in ROOT.iterdir():
         if path.is_file() and path.name != ".git":
             shutil.copy(path, source)
-    run(*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", f"--wheel-dir={built}", source)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory) -> Path:
+    """Built from a source distribution, and so from what that carries."""
+    built = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--no-isolation", f"--outdir={built}", source)
     (made,) = built.glob("*.whl")
     return made
 
 
 @pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory) -> Path:
-    """A folder of site-packages with this package alone; all others are those of the tests."""
+def installed(source, tmp_path_factory) -> Path:
+    """A folder of site-packages with this package alone, by `pip install .`; all others are those of the tests."""
     folder = tmp_path_factory.mktemp("installed")
-    run(*pip, "install", "--no-deps", "--no-index", f"--target={folder}", wheel)
+    run(*pip, "install", "--no-deps", "--no-index", "--no-build-isolation", f"--target={folder}", ".", cwd=source)
     return folder
 
 
@@ -70,6 +78,13 @@ def test_every_file_of_the_package_and_every_recipe_is_in_the_wheel(wheel):
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jax_backtrack").rglob("*") if is_source(path)}
     recipes = {f"jax_backtrack/shipped/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.py")}
     assert inside == package | recipes
+
+
+def test_pip_installs_what_is_in_the_wheel(wheel, installed):
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    files = (path for path in (installed / "jax_backtrack").rglob("*") if is_source(path))
+    assert {path.relative_to(installed).as_posix() for path in files} == inside
+    assert {path.name for path in installed.iterdir() if ".dist-info" not in path.name} == {"bin", "jax_backtrack"}
 
 
 def test_requirements_are_those_of_the_requirements_files(wheel):
@@ -96,7 +111,10 @@ def test_a_mistake_is_named_in_one_line(installed, tmp_path):
 
 
 def test_the_command_trains_by_a_shipped_recipe_and_by_one_of_ours(installed, tmp_path, short_tokenizer):
-    """What it leaves has the files that the package carries as data."""
+    """In a folder with programs of the same names. What it leaves has the files that the package carries as data."""
+    (tmp_path / "configs").mkdir()
+    for name in ("configs/__init__.py", "configs/sft_smollm.py", "main.py", "jax_backtrack.py"):
+        (tmp_path / name).write_text("raise RuntimeError('somebody else')\n")
     save(tiny.model(vocab_size=tiny.SHORT, max_position_embeddings=512), short_tokenizer, tmp_path / "base")
     mine = """
         from configs import sft_smollm
@@ -116,15 +134,16 @@ def test_the_command_trains_by_a_shipped_recipe_and_by_one_of_ours(installed, tm
     assert (tmp_path / "mine" / "export" / "custom_generate" / "generate.py").is_file()
 
     (tmp_path / "prompts.txt").write_text("Where is Paris?\n")
-    flags = ("--config=dpo_smollm.py", "--workdir=mine", "--mode=sample", "--prompts=prompts.txt")
-    assert "1 replies" in command(installed, tmp_path, *flags, "--config.sample.max_new_tokens=4")
+    flags = (f"--workdir={tmp_path / 'mine'}", "--mode=sample", f"--prompts={tmp_path / 'prompts.txt'}")
+    sampled = command(installed, READ_ONLY, "--config=dpo_smollm.py", *flags, "--config.sample.max_new_tokens=4")
+    assert "1 replies" in sampled
 
 
 def test_the_repository_is_not_what_is_imported(installed, tmp_path):
     found = run(
         sys.executable,
         "-c",
-        "import jax_backtrack; print(jax_backtrack.__file__)",
+        "from importlib.util import find_spec; print(find_spec('jax_backtrack').origin)",
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(installed)},
     )
