@@ -39,8 +39,8 @@ def names_set_in(source: str) -> set[str]:
 
 def run(
     name: str, folder: Path, results: str, *, python: Path | None = None, before: str = "", **parameters
-) -> tuple[dict[str, nbformat.NotebookNode], dict]:
-    """Runs a notebook in a folder with other parameters; its cells by id, and what the expression `results` gives.
+) -> tuple[nbformat.NotebookNode, dict]:
+    """Runs a notebook in a folder with other parameters; returns it, and what the expression `results` gives.
 
     python: whose kernel runs it; that of the tests if None
     before: a cell that runs before all others
@@ -60,8 +60,11 @@ def run(
             NotebookClient(notebook, km=kernel, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
         finally:  # a client leaves a kernel that it was given, with all its memory
             kernel.shutdown_kernel(now=True)
-    cells = {cell.id: cell for cell in notebook.cells}
-    return cells, json.loads(printed(cells["results"]))
+    return notebook, json.loads(printed(cells_by_id(notebook)["results"]))
+
+
+def cells_by_id(notebook: nbformat.NotebookNode) -> dict[str, nbformat.NotebookNode]:
+    return {cell.id: cell for cell in notebook.cells}
 
 
 def _kernel(python: Path | None, scratch: Path) -> dict:
@@ -80,3 +83,10 @@ def printed(cell: nbformat.NotebookNode) -> str:
 
 def shown(cell: nbformat.NotebookNode, kind: str) -> list[str]:
     return [output.data[kind] for output in cell.outputs if kind in output.get("data", {})]
+
+
+def drawn_by_widgets(notebook: nbformat.NotebookNode) -> list[str]:
+    """The last text in every widget that holds outputs, as a notebook of bars does, where there is ipywidgets."""
+    kept = notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
+    outputs = [model["state"]["outputs"] for model in kept if model["model_name"] == "OutputModel"]
+    return [each[-1]["data"]["text/plain"] for each in outputs if each]

@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -118,8 +119,8 @@ def first_notebook(colab, zipped, tmp_path_factory) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         for name in OURS:
             patch.delenv(name, raising=False)
-        cells, seen = notebooks.run(notebooks.NAMES[0], content, results, python=colab, before=before, **small)
-    return found | seen | {"versions": versions(colab), "complaints": complaints(colab), "cells": cells}
+        notebook, seen = notebooks.run(notebooks.NAMES[0], content, results, python=colab, before=before, **small)
+    return found | seen | {"versions": versions(colab), "complaints": complaints(colab), "notebook": notebook}
 
 
 def test_the_list_is_installed_as_it_stands(first_notebook):
@@ -133,7 +134,9 @@ def test_the_cell_adds_what_is_missing_and_changes_nothing(first_notebook):
     assert {name: after.get(name) for name in before} == before
     assert after.keys() - before.keys() == ADDED
     assert first_notebook["complaints"] - first_notebook["complaints before"] == NEW_COMPLAINTS
-    assert "/jax_backtrack-main.zip\n" in notebooks.printed(first_notebook["cells"]["install"])
+    assert "/jax_backtrack-main.zip\n" in notebooks.printed(
+        notebooks.cells_by_id(first_notebook["notebook"])["install"]
+    )
 
 
 def test_no_restart_is_needed(first_notebook):
@@ -145,15 +148,22 @@ def test_no_restart_is_needed(first_notebook):
 
 
 def test_the_first_notebook_runs(first_notebook):
-    cells = first_notebook["cells"]
+    cells = notebooks.cells_by_id(first_notebook["notebook"])
     assert not [
         output for cell in cells.values() for output in cell.get("outputs", ()) if output.output_type == "error"
     ]
     assert len(first_notebook["replies"]) == 2
     (page,) = notebooks.shown(cells["watch"], "text/html")  # one output, however often it was drawn
-    assert "backtracking SFT" in page and "--bar:" in page
+    assert "backtracking SFT" in page and "[RESET] at most" in page
     assert len(notebooks.shown(cells["chances"], "image/png")) == 1
     assert first_notebook["intervals"] and all(low <= value <= high for low, value, high in first_notebook["intervals"])
+
+
+def test_bars_grow_to_their_ends(first_notebook):
+    """Widgets draw them, of Colab's ipywidgets; each is left with all that it counts."""
+    counts = [re.search(r"(\d+)/(\d+)", text) for text in notebooks.drawn_by_widgets(first_notebook["notebook"])]
+    counts = [count for count in counts if count]
+    assert counts and all(count[1] == count[2] for count in counts)
 
 
 # ----------------------------------------------------------------------------------------------- where it comes from

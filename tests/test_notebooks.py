@@ -26,7 +26,8 @@ def text_of(notebook, kind: str) -> str:
 
 def run(name: str, folder: Path, results: str, **parameters) -> tuple[dict[str, nbformat.NotebookNode], dict]:
     """Runs a notebook where jax_backtrack can be imported, so that its first cell has nothing to do."""
-    cells, found = notebooks.run(name, folder, results, **parameters)
+    notebook, found = notebooks.run(name, folder, results, **parameters)
+    cells = notebooks.cells_by_id(notebook)
     assert not cells["install"].outputs
     return cells, found
 
