@@ -66,7 +66,7 @@ def start_main(
     *arguments, signalled: signal.Signals | None = None, step: int = 0, checkpoint: int = 0, **settings
 ) -> subprocess.Popen:
     """main.py with these arguments. A training that is `signalled` sends that signal to itself: when the metrics of
-    step `step` are written, or, where none is given, at the first step that finds a checkpoint behind step `checkpoint`.
+    step `step` are written or, where none is given, at the first step that finds a checkpoint behind step `checkpoint`.
     """
     arguments = [ROOT / "main.py", *map(str, arguments)]
     if signalled is None:
