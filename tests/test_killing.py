@@ -16,14 +16,14 @@ from tests import processes
 from tests.test_hosts import assert_same_run
 from tests.test_training import base, flags_of  # noqa: F401
 
-KILLS = {"start": 3, "steps": 8, "saving": 8, "export": 6, "reference": 6, "evaluation": 6}
+KILLS = {"start": 6, "steps": 6, "saving": 6, "export": 4, "reference": 4, "evaluation": 5}
 SEED = 0
-SFT = dict(steps=120, batch_rows=1, row_length=128, checkpoint_every=4)
+SFT = dict(steps=80, batch_rows=1, row_length=128, checkpoint_every=4)
 DPO = dict(steps=8, row_length=128, checkpoint_every=4, learning_rate=1e-4)
 # Starts `main.py` with the arguments of each line that it reads, as a process that need not import anything any more;
 # answers with its status, and the seconds of processors that it took, when it has ended. The kernel ends it, as by
-# SIGKILL, when it has taken `seconds` more from a moment on: the first file that it opens, makes or renames whose path
-# `moment` is found in. So it is killed at work of the same kind however slow or busy the machine is.
+# SIGKILL, when it has taken `seconds` more from a moment on: the first time that it opens, makes or renames what
+# `moment` is found in. So it is killed at the same kind of work however slow or busy the machine is.
 STARTER = """
 import json, os, re, runpy, signal, sys
 import jax_backtrack.command_line, configs.dpo_smollm
@@ -34,7 +34,7 @@ def limit(moment, seconds):
     waiting = [re.compile(moment)]
 
     def look(event, arguments):
-        if waiting and event in ("open", "os.mkdir", "os.rename") and waiting[0].search(str(arguments[0])):
+        if waiting and event in ("open", "os.mkdir", "os.rename") and waiting[0].search(f"{event} {arguments[0]}"):
             waiting.clear()
             signal.setitimer(signal.ITIMER_PROF, seconds)
 
@@ -88,17 +88,18 @@ def commands(base, folder: Path) -> dict[str, list]:  # noqa: F811
 
 
 def moments(seconds: float) -> dict[str, tuple[str, str, float]]:
-    """Of each kind of kill the command, the path at which its time begins to run, and how much that is at most, in
-    seconds of processors.
+    """Of each kind of kill the command, the moment from which its time runs, and how much that is at most, in
+    processors' seconds.
 
     seconds: that an evaluation takes
     """
+    saving = "os.mkdir .*sft/checkpoints/.*tmp"
     return {
         "start": ("sft", "", 1.0),
-        "steps": ("sft", "sft/checkpoints/.*tmp", 0.2),
-        "saving": ("sft", "sft/checkpoints/.*tmp", 0.03),
-        "export": ("sft", "sft/export.writing", 0.03),
-        "reference": ("dpo", "dpo/config.json.writing", 0.5),
+        "steps": ("sft", saving, 0.5),
+        "saving": ("sft", saving, 0.04),
+        "export": ("sft", "os.mkdir .*sft/export.writing", 0.04),
+        "reference": ("dpo", "os.rename .*dpo/config.json.writing", 0.5),
         "evaluation": ("evaluation", "", seconds / 2),
     }
 

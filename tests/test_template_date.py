@@ -50,7 +50,8 @@ def in_zone(monkeypatch):
     time.tzset()
 
 
-def test_a_tokenizer_prints_the_date_that_it_is_given(tokenizer, dated):
+def test_a_tokenizer_prints_the_date_that_it_is_given(tokenizer, dated, in_zone):
+    in_zone(EARLY)
     made = ChatTokenizer(copy.deepcopy(tokenizer.hf), chat_template=dated)
     assert made.prints_date and not tokenizer.prints_date
     messages = conversation(("user", "Hi"))
