@@ -32,16 +32,19 @@ def _sums(arrays: list[jax.Array], layered: tuple[bool, ...]) -> list[list[jax.A
     """
     lanes = [jnp.uint32(lane) for lane in _LANES]
     return [
-        [
-            jnp.sum(jax.lax.map(lambda each: _sum(*each), (array, _places(len(array), lane))), dtype=jnp.uint32)
-            for lane in lanes
-        ]
-        if stacked
-        else [_sum(array, lane) for lane in lanes]
+        [(_sum_of_layers if stacked else _sum)(array, lane) for lane in lanes]
         for array, stacked in zip(arrays, layered, strict=True)
     ]
 
 
+# Compiled into what calls it. Arrays of one shape, such as a parameter's and its moments', are traced once.
+@jax.jit
+def _sum_of_layers(array: jax.Array, seed: jax.Array) -> jax.Array:
+    sums = jax.lax.map(lambda each: _sum(*each), (array, _places(len(array), seed)))
+    return jnp.sum(sums, dtype=jnp.uint32)
+
+
+@jax.jit
 def _sum(array: jax.Array, seed: jax.Array) -> jax.Array:
     """Sum over all elements of a mixture of bits and place, uint32. Such sums wrap, so their order does not matter."""
     mixed = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}")).astype(jnp.uint32)

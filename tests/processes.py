@@ -1,14 +1,17 @@
 """Processes of their own that tests start: without torch, on virtual devices of the CPU."""
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+HANG = 900  # seconds that nothing takes which does not hang, however slow or busy the machine is
 PYTHONPATH = os.pathsep.join([str(ROOT / "tests" / "without_torch"), str(ROOT)])
 # A tiny model takes much longer to compile than to run. Without fusion emitters it takes a third of the time; releases
 # that cannot do without them end the process, silently, where the flag is set.
@@ -35,12 +38,49 @@ def start(
     )
 
 
-def wait_for_checkpoint(workdir: Path, above: int, running: Sequence[subprocess.Popen]) -> int:
-    """Waits for a checkpoint behind step `above` and returns the newest one's step; none of the processes may end."""
-    while True:
-        steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
-        if max(steps, default=0) > above:
-            return max(steps)
-        for process in running:
-            assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+# main.py, which sends itself a signal behind step N of a run, or once a checkpoint behind step N is there. One from
+# outside would come when the machine has time for it, and the run may have ended by then.
+_SIGNALLED = """
+import os, runpy, sys
+from pathlib import Path
+from jax_backtrack.training.checkpoints import newest_step
+from jax_backtrack.training.metrics import MetricsWriter
+
+number, moment, behind, workdir = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
+write, sent = MetricsWriter.write, False
+
+def write_and_look(self, step, metrics):
+    global sent
+    write(self, step, metrics)
+    if not sent and (step >= behind if moment == "step" else (newest_step(workdir) or 0) > behind):
+        sent = True
+        os.kill(os.getpid(), number)
+
+MetricsWriter.write = write_and_look
+sys.argv = sys.argv[5:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def start_main(
+    *arguments, signalled: signal.Signals | None = None, step: int = 0, checkpoint: int = 0, **settings
+) -> subprocess.Popen:
+    """main.py with these arguments. A training that is `signalled` sends that signal to itself: when the metrics of
+    step `step` are written or, where none is given, at the first step that finds a checkpoint behind step `checkpoint`.
+    """
+    arguments = [ROOT / "main.py", *map(str, arguments)]
+    if signalled is None:
+        return start(*arguments, **settings)
+    (workdir,) = (each.removeprefix("--workdir=") for each in arguments[1:] if each.startswith("--workdir="))
+    moment = ("step", step) if step else ("checkpoint", checkpoint)
+    return start("-c", _SIGNALLED, int(signalled), *moment, workdir, *arguments, **settings)
+
+
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port for the coordinator of several processes, which no other program gets meanwhile: one that is asked for any
+    port is not given it, and JAX's coordinator binds it all the same, because it shares its port."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("localhost", 0))
+        yield reserved.getsockname()[1]

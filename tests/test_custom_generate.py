@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import itertools
 import json
 import re
 from pathlib import Path
@@ -126,27 +127,30 @@ def assert_equal(pair, theirs, ours):
 
 
 def real_prompts(shared, tokenizer) -> list:
-    """50 questions of three kinds, rendered, none longer than 26 tokens."""
+    """24 questions of three kinds, rendered, none longer than 26 tokens."""
     folder = shared / "data" / "prompts"
     with (folder / "xstest.csv").open() as xstest, (folder / "advbench.csv").open() as advbench:
-        texts = [row["prompt"] for row in csv.DictReader(xstest)][::10]
-        texts += [row["goal"] for row in csv.DictReader(advbench)][::13]
-    texts += [json.loads(line)["turns"][0] for line in (folder / "mt_bench_question.jsonl").read_text().splitlines()]
+        kinds = [[row["prompt"] for row in csv.DictReader(xstest)][::20]]
+        kinds += [[row["goal"] for row in csv.DictReader(advbench)][::13]]
+    kinds += [[json.loads(line)["turns"][0] for line in (folder / "mt_bench_question.jsonl").read_text().splitlines()]]
     system = {"role": "system", "content": ""}
-    rendered = [tokenizer.render([system, {"role": "user", "content": text}]).tolist() for text in texts]
-    return [ids for ids in rendered if len(ids) <= 26][:50]
+    prompts = []
+    for texts in kinds:
+        rendered = (tokenizer.render([system, {"role": "user", "content": text}]).tolist() for text in texts)
+        prompts += itertools.islice((ids for ids in rendered if len(ids) <= 26), 11)
+    return prompts
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_smollm2_resets_in_transformers_as_here(smollm, shared, context):
     prompts = real_prompts(shared, smollm.tokenizer)
-    assert len(prompts) == 50 and len({len(prompt) for prompt in prompts}) > 5
+    assert len(prompts) == 24 and len({len(prompt) for prompt in prompts}) > 5
     settings = dict(max_resets=2, bias=1.5, new_tokens=16)
     ours = by_us(smollm, prompts, context, **settings)
     assert_equal(smollm, by_transformers(smollm, prompts, context, **settings), ours)
     resets = [len(drafts) for _, drafts in ours]
     seen = (0, 2) if context == "resample" else (0, 1, 2)  # there the same draft comes again: one reset is never alone
-    assert min(resets.count(number) for number in seen) >= 3, resets
+    assert min(resets.count(number) for number in seen) >= 2, resets
     assert len({len(drafts[0]) for _, drafts in ours if drafts}) > 5
 
 

@@ -15,10 +15,10 @@ import re
 import runpy
 import shutil
 import signal
-import socket
 import sys
 import threading
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -40,7 +40,7 @@ from jax_backtrack.models import families, gemma2, llama
 from jax_backtrack.recipe import check, check_stages, check_step
 from tests import markdown, tiny
 from tests.markdown import FILES, Block, Command, named
-from tests.processes import ROOT
+from tests.processes import HANG, ROOT
 
 # Beginnings of commands, and why they are not run.
 NOT_RUN = {
@@ -222,19 +222,13 @@ class Runner:
             shutil.rmtree(self.folder / said["workdir"], ignore_errors=True)
         with parsed([*words, *SMALL]) as (left, config):
             config.model.path = "base" if config.model.path == DEFAULT else replaced(config.model.path)
-            if said.get("mode") == "web":
-                config.web.port = free_port()
-                visitor = Visitor(config.web.port)
-                visitor.start()
-            try:
+            served = said.get("mode") == "web"
+            if served:
+                config.web.port = 0  # any that is free
+            with visited() if served else contextlib.nullcontext():
                 with pytest.raises(SystemExit) as ended:
                     jax_backtrack.main.main(left)
-            finally:
-                if said.get("mode") == "web":
-                    visitor.leave()
-            assert ended.value.code == 0, words
-            if said.get("mode") == "web":
-                assert visitor.status == 200, "no page came"
+                assert ended.value.code == 0, words
 
 
 def replaced(text: str) -> str:
@@ -256,25 +250,36 @@ def parsed(words: list[str]):
         sys.argv = argv
 
 
-def free_port() -> int:
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        return tried.getsockname()[1]
+@contextlib.contextmanager
+def visited() -> Iterator[None]:
+    """Here a program serves a page, until a visitor has looked at it."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        visitor = Visitor(said)
+        visitor.start()
+        try:
+            yield
+        finally:
+            visitor.leave()
+    assert visitor.status == 200, "no page came"
 
 
 class Visitor(threading.Thread):
-    """Waits for a page, keeps its status, and then ends the program that serves it as Ctrl-C does."""
+    """Waits until a program says where its page is, keeps its status, and then ends the program as Ctrl-C does."""
 
-    def __init__(self, port: int):
+    def __init__(self, said: io.StringIO):
         super().__init__(daemon=True)
-        self.status, self._address, self._left = None, f"http://127.0.0.1:{port}", threading.Event()
+        self.status, self._said, self._left = None, said, threading.Event()
 
     def run(self):
-        while self.status is None and not self._left.wait(0.1):
-            with contextlib.suppress(OSError), urllib.request.urlopen(self._address, timeout=5) as page:
-                self.status = page.status
-        if not self._left.is_set():
-            os.kill(os.getpid(), signal.SIGINT)
+        while not (page := re.search(r"^page: (\S+)\n", self._said.getvalue(), re.MULTILINE)):
+            if self._left.wait(0.1):
+                return
+        try:
+            with urllib.request.urlopen(page[1], timeout=HANG) as answer:
+                self.status = answer.status
+        finally:
+            if not self._left.is_set():
+                os.kill(os.getpid(), signal.SIGINT)
 
     def leave(self) -> None:
         """The program has ended, by itself or by this."""

@@ -16,6 +16,7 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from tests import tiny
+from tests.processes import HANG, reserved_port
 from tests.test_tokenizer import small_tokenizer
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
@@ -113,6 +114,8 @@ def run(home: Path, endpoint: str, *asked: str, **environment: str) -> list[str]
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "0",
+        "HF_HUB_ETAG_TIMEOUT": str(HANG),  # the client takes a server that is slow for one that is not there
+        "HF_HUB_DOWNLOAD_TIMEOUT": str(HANG),
         "PYTHONPATH": ".",
     } | environment
     root = Path(__file__).parent.parent
@@ -145,7 +148,8 @@ def test_revisions_tokens_and_the_cache(hub, tmp_path):
     before = len(asked)
     offline = run(tmp_path, endpoint, "owner/open@v1", "owner/open@", "owner/other@", HF_HUB_OFFLINE="1")
     assert offline[:2] == [first_weight(1), first_weight(0)] and offline[2].startswith("ERROR owner/other")
-    unreachable = run(tmp_path, "http://localhost:9", "owner/open@v1")
+    with reserved_port() as nobody_listens:
+        unreachable = run(tmp_path, f"http://localhost:{nobody_listens}", "owner/open@v1")
     assert unreachable == [first_weight(1)]
     assert len(asked) == before
 

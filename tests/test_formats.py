@@ -1,6 +1,7 @@
 """Named formats: each row becomes what its data set means by it, and a format is told by all columns of many rows."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -588,9 +589,7 @@ def test_what_shows_nothing_is_empty(tmp_path, text):
 
 
 def test_long_white_space_takes_no_time(tmp_path):
-    """The time of some patterns grows with the square of a run of white space."""
-    import time
-
-    started = time.perf_counter()
+    """The time of some patterns grows with the square of a run of white space; this thread's own counts."""
+    started = time.thread_time()
     read(tmp_path, {"chosen": TRANSCRIPT + "\n" * 50_000 + SAFE, "rejected": TRANSCRIPT + " " * 50_000 + UNSAFE})
-    assert time.perf_counter() - started < 20
+    assert time.thread_time() - started < 20

@@ -1,12 +1,12 @@
 """Several hosts, as processes on this machine: they train what one trains, agree first, and end together."""
 
-import datetime
+import contextlib
 import json
 import re
 import signal
-import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ from configs import sft_smollm
 from jax_backtrack import command_line, hosts
 from jax_backtrack.data.rows import batches
 from jax_backtrack.errors import InputError
+from jax_backtrack.training.checkpoints import newest_step
 from tests import processes
-from tests.processes import ROOT
+from tests.processes import HANG, ROOT
 from tests.test_template_date import DATED, EARLY, LATE
 from tests.test_training import base, flags_of, metrics  # noqa: F401
 
@@ -50,31 +51,33 @@ hosts.finish()
 """
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
 def start(*arguments, devices=1, **settings) -> subprocess.Popen:
     return processes.start(*arguments, devices=devices, JAX_PLATFORMS="cpu", **settings)
 
 
 def start_main(arguments, process: int, port: int, **settings) -> subprocess.Popen:
     placement = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={process}"]
-    return start(ROOT / "main.py", *arguments, *placement, **settings)
+    return processes.start_main(*arguments, *placement, JAX_PLATFORMS="cpu", **settings)
 
 
-def start_both(*arguments) -> list[subprocess.Popen]:
-    port = free_port()
-    return [start_main(arguments, process, port) for process in (0, 1)]
+@contextlib.contextmanager
+def both_started(*arguments, victim: int, **signalled) -> Iterator[list[subprocess.Popen]]:
+    """Two processes of one run, of which the `victim` sends itself a signal."""
+    with processes.reserved_port() as port:
+        yield [start_main(arguments, each, port, **(signalled if each == victim else {})) for each in (0, 1)]
 
 
 def end_of(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
     """What the process printed, and what it said of errors."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=HANG)
     assert process.returncode == code, out + err
     return out, err
+
+
+def itself_or_after(process: int, word: str = "error") -> str:
+    """A pattern of how one of two processes says why it ends: where it comes to know it seconds after the other one has
+    ended, by what that one said."""
+    return rf"({word}: process {process}: |error: process {process}: process {1 - process} ended: )"
 
 
 def said(err: str) -> list[str]:
@@ -97,17 +100,12 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all((one[name] == other[name]).all() for name in one)
 
 
-def zone_of_another_day() -> str:
-    west = datetime.datetime.now(datetime.timezone(datetime.timedelta(hours=-12))).date()
-    return LATE if west == datetime.date.today() else EARLY
-
-
 @pytest.fixture(scope="module")
 def one_process(base, tmp_path_factory) -> Path:  # noqa: F811
     """All cases, trained by one process with two devices."""
     folder = tmp_path_factory.mktemp("one")
     (folder / "dated.jinja").write_text(DATED)
-    end_of(start("-c", PROGRAM, 1, 0, 0, base, folder, devices=2))
+    end_of(start("-c", PROGRAM, 1, 0, 0, base, folder, devices=2, TZ=EARLY))
     return folder
 
 
@@ -115,11 +113,12 @@ def one_process(base, tmp_path_factory) -> Path:  # noqa: F811
 def two_processes(base, tmp_path_factory) -> tuple[Path, list[str]]:  # noqa: F811
     """All cases, trained by two processes with one device each; and what they printed. To the second it is another day,
     which a chat template prints in one case."""
-    folder, port = tmp_path_factory.mktemp("two"), free_port()
+    folder = tmp_path_factory.mktemp("two")
     (folder / "dated.jinja").write_text(DATED)
-    zones = [{}, {"TZ": zone_of_another_day()}]
-    started = [start("-c", PROGRAM, 2, process, port, base, folder, **zones[process]) for process in (0, 1)]
-    return folder, [end_of(process)[0] for process in started]
+    with processes.reserved_port() as port:
+        zones = enumerate((EARLY, LATE))
+        started = [start("-c", PROGRAM, 2, process, port, base, folder, TZ=zone) for process, zone in zones]
+        return folder, [end_of(process)[0] for process in started]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -152,20 +151,20 @@ def test_only_the_first_process_prints_and_writes(one_process, two_processes):
 
 
 def test_when_one_is_killed_the_other_ends_and_both_go_on_where_they_were(base, one_process, tmp_path):  # noqa: F811
-    """First the second process is killed, then, in the run that resumes, the first one, where all meet. What is left
-    is trained by one process, and the whole is bit for bit what one process makes without a disturbance."""
+    """First the second process is killed, when the other is about to save a checkpoint with it, then, in the run that
+    resumes, the first one, where all meet. What is left is trained by one process, and the whole is bit for bit what
+    one process makes without a disturbance."""
     arguments = flags_of(base, tmp_path / "w", **CASES["sft"][1])
     reached = 0
     for victim in (1, 0):
-        both = start_both(*arguments)
-        reached = processes.wait_for_checkpoint(tmp_path / "w", reached, both)
-        both[victim].send_signal(signal.SIGKILL)
-        killed = time.monotonic()
-        out, err = end_of(both[1 - victim], code=1)
-        seconds = time.monotonic() - killed
-        both[victim].communicate()
-        print(f"process {victim} killed behind step {reached}; the other ended after {seconds:.1f} s")
-        assert seconds < 60
+        moment = dict(step=6) if victim else dict(checkpoint=reached)
+        with both_started(*arguments, victim=victim, signalled=signal.SIGKILL, **moment) as both:
+            both[victim].wait(timeout=HANG)
+            killed = time.monotonic()
+            out, err = end_of(both[1 - victim], code=1)
+        assert both[victim].returncode == -signal.SIGKILL, both[victim].communicate()
+        reached = newest_step(tmp_path / "w")
+        print(f"process {victim} killed at step {reached}; the other ended after {time.monotonic() - killed:.1f} s")
         (line,) = said(err)
         assert line.startswith(f"error: process {1 - victim}: ")
         assert f"process {victim} stopped without a word; the same command" in line
@@ -177,25 +176,27 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on_where_they_were(base, 
 def test_hosts_that_do_not_agree_on_recipe_or_step_stop_and_name_it(base, tmp_path):  # noqa: F811
     """They find each other by the environment of two TPU slices, and have a workdir each, one of them with a step."""
     (tmp_path / "1" / "checkpoints" / "6").mkdir(parents=True)
-    port = str(free_port())
-    slices = dict(JAX_FORCE_TPU_INIT="1", JAX_COORDINATOR_PORT=port, MEGASCALE_COORDINATOR_ADDRESS="localhost")
-    slices |= dict(MEGASCALE_NUM_SLICES="2", TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0")
-    both = [
-        start(
-            ROOT / "main.py",
-            *flags_of(base, tmp_path / str(process), learning_rate=0.1 * (1 + process)),
-            MEGASCALE_SLICE_ID=str(process),
-            **slices,
-        )
-        for process in (0, 1)
-    ]
-    for process, each in enumerate(both):
-        _, err = end_of(each, code=2)
-        assert said(err) == [
-            f"error: process {process}: the hosts do not agree on "
-            "config.train.learning_rate (0.1 on process 0; 0.2 on process 1), "
-            "the step to resume from (no checkpoint on process 0; step 6 on process 1)"
+    slices = dict(JAX_FORCE_TPU_INIT="1", MEGASCALE_COORDINATOR_ADDRESS="localhost", MEGASCALE_NUM_SLICES="2")
+    slices |= dict(TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0")
+    with processes.reserved_port() as port:
+        slices["JAX_COORDINATOR_PORT"] = str(port)
+        both = [
+            start(
+                ROOT / "main.py",
+                *flags_of(base, tmp_path / str(process), learning_rate=0.1 * (1 + process)),
+                MEGASCALE_SLICE_ID=str(process),
+                **slices,
+            )
+            for process in (0, 1)
         ]
+        errors = [end_of(each, code=2)[1] for each in both]
+    for process, err in enumerate(errors):
+        (line,) = said(err)
+        told = (
+            "the hosts do not agree on config.train.learning_rate (0.1 on process 0; 0.2 on process 1), "
+            "the step to resume from (no checkpoint on process 0; step 6 on process 1)"
+        )
+        assert re.fullmatch(itself_or_after(process) + re.escape(told), line)
         assert "Traceback" not in err
     assert not (tmp_path / "0").exists()
 
@@ -203,15 +204,16 @@ def test_hosts_that_do_not_agree_on_recipe_or_step_stop_and_name_it(base, tmp_pa
 @pytest.mark.parametrize("second", ["other data", "no data"])
 def test_hosts_with_other_data_stop_and_name_it(base, tmp_path, second):  # noqa: F811
     """The same relative path, each process in a folder of its own."""
-    port, both = free_port(), []
-    for process in (0, 1):
-        (folder := tmp_path / str(process)).mkdir()
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for process, folder in enumerate(folders):
+        folder.mkdir()
         rows = [{"prompt": "Hi", "chosen": f"Hello {row}", "rejected": "No"} for row in range(4 + process)]
         if not process or second == "other data":
             (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        arguments = [*flags_of(base, tmp_path / "w"), "--config.data.path=pairs.jsonl"]
-        both.append(start_main(arguments, process, port, cwd=folder))
-    errors = [end_of(each, code=2)[1] for each in both]
+    arguments = [*flags_of(base, tmp_path / "w"), "--config.data.path=pairs.jsonl"]
+    with processes.reserved_port() as port:
+        both = [start_main(arguments, process, port, cwd=folder) for process, folder in enumerate(folders)]
+        errors = [end_of(each, code=2)[1] for each in both]
     for process, err in enumerate(errors):
         (line,) = said(err)
         assert line.startswith(f"error: process {process}: ") and "Traceback" not in err

@@ -25,7 +25,7 @@ runpy.run_path("main.py", run_name="__main__")
 
 def run(*arguments) -> tuple[int, str]:
     process = processes.start("-c", WATCHED, *arguments, stderr=subprocess.STDOUT, HF_HUB_OFFLINE="0")
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=processes.HANG)[0]
     return process.returncode, output
 
 

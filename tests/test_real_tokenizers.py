@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import time
 
 import pytest
 import transformers
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import _open_tokenizer
 from jax_backtrack.hub.tokenizer import RESET, ChatTokenizer, with_reset
+from tests.test_template_date import EARLY, in_zone  # noqa: F401
 from tests.test_tokenizer import by_transformers, conversation
 
 # Name: ids of the spare token, the end of turn and the start of text; entries of the vocabulary.
@@ -292,8 +292,9 @@ def test_our_template_equals_the_one_of_llama3(llama3, llama3_folder, messages):
     assert llama3.hf.backend_tokenizer.decode(ids[-4:], skip_special_tokens=False) == RENDERED["llama3"][-47:]
 
 
-def test_a_template_that_writes_the_date(llama3_folder, tmp_path):
+def test_a_template_that_writes_the_date(llama3_folder, tmp_path, in_zone):  # noqa: F811
     """As that of Llama-3.1."""
+    today = in_zone(EARLY)
     template = tmp_path / "dated.jinja"
     template.write_text(
         "{{- bos_token }}<|start_header_id|>system<|end_header_id|>\n\nToday: {{ strftime_now('%d %b %Y') }}<|eot_id|>"
@@ -304,7 +305,7 @@ def test_a_template_that_writes_the_date(llama3_folder, tmp_path):
     tokenizer = ChatTokenizer(_open_tokenizer(llama3_folder), chat_template=str(template))
     messages = conversation(("user", "Hi <|eot_id|>"), ("assistant", "Hello"), ("user", "Day?"))
     ids = tokenizer.render(messages).tolist()
-    assert f"Today: {time.strftime('%d %b %Y')}" in tokenizer.decode(ids)
+    assert f"Today: {today:%d %b %Y}" in tokenizer.decode(ids)
     assert ids.count(tokenizer.eot_id) == 4
     messages[0]["content"] = "Hi"
     assert tokenizer.render(messages).tolist() == by_transformers(tokenizer, messages)

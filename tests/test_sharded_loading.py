@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.checkpoints import TOLERANCE, port, random_model, random_tokens, relative_error
+from tests.processes import HANG, reserved_port
 
 PROGRAM = """
 import sys
@@ -53,24 +53,22 @@ print("READ", read, "HELD", held, "ELEMENTS", elements, flush=True)
 
 def run(folder, out, processes: int, devices: int, mesh: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     """Runs the program. Elements read by each process, on its devices (copies not counted), and of the whole model."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port_number = free.getsockname()[1]
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *map(str, (folder, out, processes, index, port_number, *mesh))],
-            cwd=Path(__file__).parent.parent,
-            env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(processes)
-    ]
+    with reserved_port() as port_number:
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, *map(str, (folder, out, processes, index, port_number, *mesh))],
+                cwd=Path(__file__).parent.parent,
+                env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(processes)
+        ]
+        said = [process.communicate(timeout=HANG) for process in started]
     results = []
-    for process in started:
-        printed, errors = process.communicate(timeout=300)
+    for process, (printed, errors) in zip(started, said, strict=True):
         assert process.returncode == 0, errors
         results.append(tuple(map(int, re.search(r"READ (\d+) HELD (\d+) ELEMENTS (\d+)", printed).groups())))
     return results

@@ -15,7 +15,7 @@ from jax_backtrack.hub.tokenizer import ChatTokenizer, with_reset
 from jax_backtrack.recipe import load_model
 from jax_backtrack.sharding import make_mesh
 from jax_backtrack.training.loop import train
-from tests import processes
+from tests.processes import HANG
 from tests.test_tokenizer import CHATML, conversation
 from tests.test_training import base, flags_of, leaves, metrics, recipe, run_main  # noqa: F401
 
@@ -24,7 +24,9 @@ DATED = (
     "{% set day = strftime_now('%d %b %Y') if strftime_now is defined else '26 Jul 2024' %}"
     "<|im_start|>system\nToday Date: {{ day }}<|im_end|>\n" + CHATML
 )
-EARLY, LATE = "EARLY+12", "LATE-14"  # time zones that are 26 hours apart: never the same day
+# Time zones in which it is past noon, a day apart: midnight does not come while a test runs.
+_WEST = (datetime.datetime.now(datetime.UTC).hour - 12) % 24
+EARLY, LATE = f"EARLY+{_WEST}", f"LATE-{24 - _WEST}"
 
 
 @pytest.fixture
@@ -48,7 +50,8 @@ def in_zone(monkeypatch):
     time.tzset()
 
 
-def test_a_tokenizer_prints_the_date_that_it_is_given(tokenizer, dated):
+def test_a_tokenizer_prints_the_date_that_it_is_given(tokenizer, dated, in_zone):
+    in_zone(EARLY)
     made = ChatTokenizer(copy.deepcopy(tokenizer.hf), chat_template=dated)
     assert made.prints_date and not tokenizer.prints_date
     messages = conversation(("user", "Hi"))
@@ -79,13 +82,9 @@ def test_a_run_goes_on_the_next_day(base, dated, tmp_path, in_zone, capsys):  # 
     config.model.chat_template = dated
     killed = tmp_path / "killed"
     flags = [*flags_of(base, killed, **fields), f"--config.model.chat_template={dated}"]
-    process = run_main(*flags)  # with the environment's time zone
-    try:
-        processes.wait_for_checkpoint(killed, 0, [process])
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert not (killed / "export").exists()
+    process = run_main(*flags, signalled=signal.SIGKILL)  # with the environment's time zone
+    output = process.communicate(timeout=HANG)[0]
+    assert process.returncode == -signal.SIGKILL and not (killed / "export").exists(), output
     assert json.loads((killed / "config.json").read_text())["model"]["template_date"] == first_day.isoformat()
     assert in_zone(LATE) != first_day
     model, tokenizer = train(config, killed)

@@ -24,6 +24,7 @@ from jax_backtrack.training.loop import train
 from jax_backtrack.training.reference import reference_sides
 from jax_backtrack.trees import Recipe
 from tests import processes, tiny
+from tests.processes import HANG
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +235,7 @@ def test_a_reference_pass_that_is_stopped_keeps_its_portions(sft_workdir, tmp_pa
 
 
 def run_main(*arguments, **settings) -> subprocess.Popen:
-    return processes.start("main.py", *arguments, stderr=subprocess.STDOUT, **settings)
+    return processes.start_main(*arguments, stderr=subprocess.STDOUT, **settings)
 
 
 def flags_of(base, workdir, objective="sft", **fields) -> list[str]:
@@ -251,13 +252,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(base, tmp_path, capsys):
     fields = dict(steps=16, checkpoint_every=2)
     whole = train(recipe(base, **fields), tmp_path / "whole")[0]
     killed = tmp_path / "killed"
-    process = run_main(*flags_of(base, killed, **fields))
-    try:
-        processes.wait_for_checkpoint(killed, 0, [process])
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert not (killed / "export").exists()
+    process = run_main(*flags_of(base, killed, **fields), signalled=signal.SIGKILL)
+    output = process.communicate(timeout=HANG)[0]
+    assert process.returncode == -signal.SIGKILL and not (killed / "export").exists(), output
     capsys.readouterr()
     resumed = train(recipe(base, **fields), killed)[0]
     assert int(re.search(r"resumed from step (\d+)", capsys.readouterr().out)[1]) in range(2, 16, 2)
@@ -273,7 +270,7 @@ def test_sharded_training_equals_training_on_one_device(base, tmp_path):
     flags = [*flags_of(base, tmp_path / "four", **fields), "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
     process = run_main(*flags, devices=4)
     train(recipe(base, **fields), tmp_path / "one")
-    output = process.communicate()[0]
+    output = process.communicate(timeout=HANG)[0]
     assert process.returncode == 0, output
     for one, four in zip(metrics(tmp_path / "one"), metrics(tmp_path / "four"), strict=True):
         assert math.isclose(one["loss"], four["loss"], rel_tol=1e-4)

@@ -37,17 +37,21 @@ def recipe(base, **train_fields):
 
 @pytest.fixture(autouse=True)
 def of_its_own(monkeypatch):
-    """Processes that a test starts would share this one's service process of wandb, which outlives them."""
+    """Processes that a test starts would share this one's service process of wandb, which outlives them. That may take
+    its time to start and to answer."""
     monkeypatch.delenv("WANDB_SERVICE", raising=False)
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", str(processes.HANG))
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", str(processes.HANG))
 
 
-def run_main(base, workdir, **train_fields):
+def run_main(base, workdir, signalled=None, **train_fields):
     """The same recipe in a process of its own."""
     train_fields = dict(steps=4, row_length=256, batch_rows=2, checkpoint_every=2) | train_fields
-    return processes.start(
-        *("main.py", "--config=sft_smollm.py", f"--workdir={workdir}", f"--config.model.path={base}"),
+    return processes.start_main(
+        *("--config=sft_smollm.py", f"--workdir={workdir}", f"--config.model.path={base}"),
         *("--config.data.path=testbed", "--config.data.limit=12", "--config.wandb.project=backtracking"),
         *(f"--config.train.{name}={value}" for name, value in train_fields.items()),
+        signalled=signalled,
         stderr=subprocess.STDOUT,
         WANDB_MODE="offline",
     )
@@ -112,12 +116,9 @@ def test_a_resumed_run_goes_on_with_its_run_and_sends_every_step_once(base, tmp_
 @without_wandb
 def test_a_killed_run_is_gone_on_with_where_it_was(base, tmp_path, monkeypatch):
     """SIGKILL behind the first checkpoint, when wandb has written nothing yet: the next process sends every step."""
-    process = run_main(base, tmp_path, steps=16)
-    try:
-        processes.wait_for_checkpoint(tmp_path, 0, [process])
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()  # wandb's own process lives on for a while, and holds the output open
+    process = run_main(base, tmp_path, signalled=signal.SIGKILL, steps=16)
+    # wandb's own process lives on for a while, and holds the output open.
+    assert process.wait(timeout=processes.HANG) == -signal.SIGKILL
     monkeypatch.setenv("WANDB_MODE", "offline")
     train(recipe(base, steps=16), tmp_path)
     lines, runs = sent(tmp_path)

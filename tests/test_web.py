@@ -32,7 +32,7 @@ from jax_backtrack.sampling.conversation_page import conversation_html
 from jax_backtrack.sampling.reply import Reply
 from tests import tiny
 from tests.conftest import missing
-from tests.processes import ROOT, start
+from tests.processes import HANG, ROOT, start
 
 ATTACK = (
     "<script>hacked = 1</script><img src='http://localhost:1/' onerror='hacked = 1'>{{value}}${hacked = 1} & [RESET]"
@@ -222,12 +222,9 @@ def served(folders, resetting):
     if importlib.util.find_spec("gradio") is None:
         missing("gradio is not installed: pip install -r requirements-dev.txt")
     workdir, baseline = folders
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     process = start(
         *[ROOT / "main.py", "--config=sft_smollm.py", "--mode=web", f"--workdir={workdir}"],
-        *[f"--config.web.baseline={baseline}", f"--config.web.port={port}", f"--config.sample.max_new_tokens={NEW}"],
+        *[f"--config.web.baseline={baseline}", "--config.web.port=0", f"--config.sample.max_new_tokens={NEW}"],
         *[f"--config.reset.logit_bias={resetting[1]}"],
         stderr=subprocess.STDOUT,
     )
@@ -238,7 +235,7 @@ def served(folders, resetting):
             yield line.removeprefix("page: ").strip()
             break
     process.send_signal(signal.SIGINT)
-    output = "".join([*lines, process.communicate(timeout=60)[0]])
+    output = "".join([*lines, process.communicate(timeout=HANG)[0]])
     assert process.returncode == 0 and "ended" in output and "Traceback" not in output, output
 
 
@@ -246,7 +243,7 @@ def test_the_page_is_for_this_machine_only(served):
     """It listens on one address, and tells browsers to load nothing from elsewhere."""
     port = int(served.rstrip("/").rpartition(":")[2])
     assert served.startswith("http://127.0.0.1:")
-    with pytest.raises(OSError), socket.create_connection(("127.0.0.2", port), timeout=5):
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.2", port), timeout=HANG):
         pass
     with urllib.request.urlopen(served) as answer:
         policy = answer.headers["content-security-policy"]
@@ -271,7 +268,7 @@ def test_sessions_have_their_own_conversations(served, samplers, folders, resett
     names = list(map(str, folders))
 
     def talk(asked: list[str], bias: float, prefix: str, hold_back: int) -> list[str]:
-        client = Client(served, verbose=False, analytics_enabled=False)
+        client = Client(served, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": HANG})
         return [client.predict(message, prefix, bias, hold_back, api_name="/reply")[1] for message in asked]
 
     talks = [([question, ATTACK], bias, "", 0), (["other", question], 0.0, ATTACK, 3)]
@@ -298,7 +295,7 @@ def browser():
         if not Path(path).exists():
             # Not a failure in CI either: no Python package brings a browser, and not every machine can fetch one.
             pytest.skip("no Chromium: apt-get install chromium, or python -m playwright install chromium")
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=1000 * HANG)
         yield opened
         opened.close()
 
@@ -307,11 +304,12 @@ def test_a_draft_is_struck_through_in_a_browser(served, browser, resetting):
     """Sends, watches a retract, hides and shows drafts, compares; HTML that is typed and answered does nothing."""
     question, _ = resetting
     page, asked = browser.new_page(viewport={"width": 390, "height": 844}), []
+    page.set_default_timeout(1000 * HANG)
     page.on("request", lambda request: asked.append(request.url))
     page.goto(served)
     page.get_by_label("Message").fill(question)
     page.get_by_role("button", name="Send").click()
-    page.locator("article .note").nth(1).wait_for(timeout=60000)  # both models have answered
+    page.locator("article .note").nth(1).wait_for()  # both models have answered
     draft, mark, instead = (page.locator(f"article >> nth=0 >> {part}") for part in ("del", ".reset-mark", ".instead"))
     assert "line-through" in draft.evaluate("it => getComputedStyle(it).textDecorationLine")
     assert draft.inner_text().strip() and mark.inner_text().startswith("[RESET]") and not instead.is_visible()
@@ -332,7 +330,7 @@ def test_a_draft_is_struck_through_in_a_browser(served, browser, resetting):
     page.get_by_label("First words of the reply").fill(ATTACK)
     page.get_by_label("Message").fill(ATTACK)
     page.get_by_label("Message").press("Enter")
-    page.locator("section >> nth=1 >> .note").nth(1).wait_for(timeout=60000)
+    page.locator("section >> nth=1 >> .note").nth(1).wait_for()
     assert page.locator(".asked").nth(1).inner_text() == ATTACK
     assert ATTACK in page.locator("article >> nth=3 >> .reply").inner_text()
     assert page.evaluate("[typeof hacked, document.querySelectorAll('#conversation img').length]") == ["undefined", 0]

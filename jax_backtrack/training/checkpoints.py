@@ -128,6 +128,8 @@ class Checkpoints:
         return aside
 
     def _unwritten(self, error: Exception) -> OSError:
+        """What to raise where writing failed; where it did because another process has gone, this one ends here."""
+        hosts.end_with_another()
         step = max(_steps(self._folder), default=None)
         kept = "no checkpoint is there yet" if step is None else f"the newest whole one is of step {step}"
         return OSError(
