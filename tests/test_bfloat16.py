@@ -9,29 +9,29 @@ STEPS = 3
 BAND = 0.1
 
 
-# Trains with each, in a process of its own, because a model of this size is run by code that is compiled with care.
-PROGRAM = f"""
-import sys
-from pathlib import Path
-from configs import sft_smollm
-from jax_backtrack.training.loop import train
-smollm, folder = sys.argv[1:]
-for dtype in ("float32", "bfloat16"):
-    config = sft_smollm.get_config()
-    config.model.path, config.model.compute_dtype = smollm, dtype
-    config.data.path, config.data.limit = "testbed", 20
-    config.train.update(dict(steps={STEPS}, batch_rows=1, row_length=192, warmup_steps=0, learning_rate=1e-4))
-    config.train.checkpoint_every = 0
-    train(config, Path(folder) / dtype)
-"""
+def losses(dtype: str, smollm_gguf, workdir) -> list[float]:
+    """Of a run in a process of its own, because a model of this size is run by code that is compiled with care."""
+    flags = {
+        "model.path": smollm_gguf,
+        "model.compute_dtype": dtype,
+        "data.path": "testbed",
+        "data.limit": 20,
+        "train.steps": STEPS,
+        "train.batch_rows": 1,
+        "train.row_length": 192,
+        "train.warmup_steps": 0,
+        "train.learning_rate": 1e-4,
+        "train.checkpoint_every": 0,
+    }
+    command = ["main.py", "--config=sft_smollm.py", f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in flags.items()]
+    process = processes.start(*command, XLA_FLAGS="")
+    output, errors = process.communicate()
+    assert process.returncode == 0, output + errors
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_the_loss_stays_within_the_band(smollm_gguf, tmp_path):
-    output, errors = (process := processes.start("-c", PROGRAM, smollm_gguf, tmp_path, XLA_FLAGS="")).communicate()
-    assert process.returncode == 0, output + errors
-    exact, rounded = (
-        [json.loads(line)["loss"] for line in (tmp_path / dtype / "metrics.jsonl").read_text().splitlines()]
-        for dtype in ("float32", "bfloat16")
-    )
+    exact, rounded = (losses(dtype, smollm_gguf, tmp_path / dtype) for dtype in ("float32", "bfloat16"))
     apart = [abs(one - other) / one for one, other in zip(exact, rounded, strict=True)]
     assert len(apart) == STEPS and 0 < max(apart) < BAND
