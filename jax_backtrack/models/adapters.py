@@ -81,10 +81,11 @@ def add_adapters(
                 factors[name] = LowRank(name, a, jnp.zeros((layers, rank, *shape[inputs:])), alpha / rank)
         tables = ["embedding"] if model.config.tie_word_embeddings else ["embedding", "head"]
         rows = {f"reset_{table}_M": Adapter(jnp.zeros(model.config.hidden_size)) for table in tables}
-        return nnx.Dict(factors), nnx.Dict(rows if reset_id is not None else {})
+        return factors, rows if reset_id is not None else {}
 
     model.reset_id = reset_id
-    model.blocks.adapters, rows = _in_their_places(make, model.compute.mesh)
+    factors, rows = _in_their_places(make, model.compute.mesh)
+    model.blocks.adapters = nnx.data(factors)
     for name, row in rows.items():
         setattr(model, name, row)
 
