@@ -4,6 +4,7 @@ import datetime
 import reprlib
 from collections.abc import Callable
 
+import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -37,6 +38,8 @@ def _is_text(value) -> bool:
     return isinstance(value, str) and is_unicode(value) and "\0" not in value
 
 
+# The first release known to multiply bfloat16 into float32 on a CPU; 0.8.0 does not.
+BFLOAT16_ON_CPU = (0, 8, 3)
 _NAMES = {
     "objective": ("sft", "dpo"),
     "reset.context": CONTEXTS,
@@ -266,6 +269,11 @@ def compute(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> Comp
     tree_attention.check_kind(kind, platform)
     if dtype == "auto":
         dtype = best_dtype(platform, getattr(device, "compute_capability", ""))
+    if dtype == "bfloat16" and platform == "cpu" and jax.__version_info__ < BFLOAT16_ON_CPU:
+        raise InputError(
+            f"model.compute_dtype = 'bfloat16' on a CPU: jax {jax.__version__} does not multiply it there; "
+            f"jax {'.'.join(map(str, BFLOAT16_ON_CPU))} does"
+        )
     blocks = block_attention.BLOCKS
     if kind == "kernel":
         blocks = Blocks(config.model.query_block, config.model.key_block, config.model.head_block)

@@ -13,9 +13,14 @@ from jax_backtrack.hub import weights
 from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
 from jax_backtrack.models.attention import attend
 from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies
+from jax_backtrack.recipe import BFLOAT16_ON_CPU
 from tests.checkpoints import SHAPES, TOLERANCE, port, random_model, random_tokens, relative_error, torch_logits
 
 TOKENS = random_tokens((2, 60))
+
+computes_bfloat16 = pytest.mark.skipif(
+    jax.__version_info__ < BFLOAT16_ON_CPU, reason=f"jax {jax.__version__} does not multiply bfloat16 on a CPU"
+)
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -66,6 +71,7 @@ def test_logits_equal_transformers(checkpoint, record_property):
     assert error < TOLERANCE
 
 
+@computes_bfloat16
 def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(checkpoint, record_property):
     folder, theirs, _ = checkpoint
     exact = torch_logits(theirs, TOKENS)
@@ -78,6 +84,7 @@ def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(checkpoint, rec
     assert deviation < 1.1 * their_deviation
 
 
+@computes_bfloat16
 @pytest.mark.parametrize("shape", ["Llama-3.1-8B", "Gemma-2-2B"])
 def test_bfloat16_stays_as_close_on_long_texts(shape, tmp_path, record_property):
     """Positions many times the window and the length before scaling."""

@@ -1,5 +1,6 @@
 """Trains a model by a recipe: data, reference, steps, checkpoints, export."""
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -86,7 +87,7 @@ def train(
     add_adapters(config, model, tokenizer.reset_id)  # behind the reference, which is the model without them
     _run_steps(config, workdir, mesh, model, tokenizer, rows, data)
     merge_adapters(model)
-    trained_by = ConfigDict(config)
+    trained_by = copy.deepcopy(config)
     trained_by.model.compute_dtype = model.compute.dtype  # what "auto" came to
     save(model, tokenizer, workdir / EXPORT, recipe=trained_by)
     console.print(f"model in {bold(workdir / EXPORT)}, metrics in {bold(workdir / 'metrics.jsonl')}", highlight=False)
