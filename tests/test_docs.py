@@ -65,6 +65,12 @@ def test_the_table_of_fields_is_the_recipes():
         assert (said, type(said)) == (value, type(value)), field
 
 
+def test_the_table_of_versions_has_the_bounds_of_the_requirements():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    bounds = [line.partition(",")[0].split(">=") for line in lines if not line.startswith("#")]
+    assert [row[:2] for row in markdown.table(ROOT / "docs" / "INSTALL.md", "package")] == bounds
+
+
 def test_the_default_model_is_what_the_table_says():
     """Where the package with SmolLM2 is installed, `get_config()` does not show the other one."""
     source = (ROOT / "configs" / "base.py").read_text()
