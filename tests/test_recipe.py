@@ -1,13 +1,16 @@
 """What a recipe is checked for before anything is loaded."""
 
+import jax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from configs import base, demo, dpo_gemma, dpo_gemma_lora, dpo_llama, dpo_smollm, judge_smollm, sft_smollm
 from configs.replication import table
+from jax_backtrack import recipe as recipes
 from jax_backtrack.errors import InputError
 from jax_backtrack.recipe import FIELDS, check, check_stages
+from jax_backtrack.sharding import make_mesh
 
 
 def test_every_field_is_checked():
@@ -67,3 +70,13 @@ def test_fields_that_are_lost_or_misspelt_are_named():
 def nested(fields: dict) -> ConfigDict:
     """A recipe of fields, as a file may make it that does not begin with ours."""
     return ConfigDict(unflatten_dict(fields, sep="."))
+
+
+def test_bfloat16_is_refused_on_a_cpu_whose_jax_cannot_multiply_it(monkeypatch):
+    config = base.get_config()
+    config.model.compute_dtype = "bfloat16"
+    monkeypatch.setattr(recipes, "BFLOAT16_ON_CPU", jax.__version_info__)
+    assert recipes.compute(config, make_mesh()).dtype == "bfloat16"
+    monkeypatch.setattr(recipes, "BFLOAT16_ON_CPU", (*jax.__version_info__, 1))
+    with pytest.raises(InputError, match=r"model.compute_dtype = 'bfloat16' on a CPU: jax .* does not multiply it"):
+        recipes.compute(config, make_mesh())

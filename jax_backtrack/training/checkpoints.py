@@ -128,7 +128,7 @@ class Checkpoints:
         return aside
 
     def _unwritten(self, error: Exception) -> OSError:
-        """What to raise where writing failed; where it did because another process has gone, this one ends here."""
+        """Says what to raise where writing failed; where another process has gone, which can cause it, this ends."""
         hosts.end_with_another()
         step = max(_steps(self._folder), default=None)
         kept = "no checkpoint is there yet" if step is None else f"the newest whole one is of step {step}"
