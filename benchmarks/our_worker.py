@@ -22,7 +22,6 @@ from jax_backtrack.data.share import Share
 from jax_backtrack.models.adapters import split
 from jax_backtrack.models.flops import step_flops
 from jax_backtrack.models.transformer import Compute
-from jax_backtrack.models.tree_attention import best_kind
 from jax_backtrack.sharding import platform, rows_sharding
 from jax_backtrack.training.reference import reference_sides
 from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
@@ -86,9 +85,8 @@ class Trainer:
             self.source, self.batch_rows, settings["effective_batch"]
         )
         self.score_chunk = settings["score_chunk"]
-        on = platform(None)
-        self.compute = Compute(settings["dtype"], attention=best_kind(on), skip_unscored=on != "gpu")
-        self.model, tokenizer = jax_backtrack.load(settings["model"], compute=self.compute)
+        compute = Compute.suited_to(platform(None), dtype=settings["dtype"])
+        self.model, tokenizer = jax_backtrack.load(settings["model"], compute=compute)
         if settings["dtype"] == "float32":  # of a GPU it would be TF32, which is not what torch computes
             jax.config.update("jax_default_matmul_precision", "highest")
         self.plan = StepPlan(

@@ -277,7 +277,8 @@ def compute(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> Comp
     blocks = block_attention.BLOCKS
     if kind == "kernel":
         blocks = Blocks(config.model.query_block, config.model.key_block, config.model.head_block)
-    return Compute(dtype, config.train.remat, mesh, kind, blocks, skip_unscored=platform != "gpu")
+    form = dict(dtype=dtype, remat=config.train.remat, mesh=mesh, attention=kind, blocks=blocks)
+    return Compute.suited_to(platform, **form)
 
 
 def best_dtype(platform: str, compute_capability: str = "") -> str:

@@ -52,9 +52,8 @@ def run(
     ask = f"import dataclasses\nimport json\n\nprint(json.dumps({results}, default=lambda array: array.tolist()))"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(before, id="before"))
     notebook.cells.append(nbformat.v4.new_code_cell(ask, id="results"))
-    with (
-        tempfile.TemporaryDirectory() as scratch
-    ):  # sockets are files: a port would be open to everybody on the machine
+    with tempfile.TemporaryDirectory() as scratch:
+        # Sockets are files: a port would be open to everybody on the machine.
         kernel = KernelManager(transport="ipc", ip=f"{scratch}/kernel", **_kernel(python, Path(scratch)))
         try:
             NotebookClient(notebook, km=kernel, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()

@@ -28,7 +28,8 @@ def run(name: str, folder: Path, results: str, **parameters) -> tuple[dict[str, 
     """Runs a notebook where jax_backtrack can be imported, so that its first cell has nothing to do."""
     notebook, found = notebooks.run(name, folder, results, **parameters)
     cells = notebooks.cells_by_id(notebook)
-    assert not printed(cells["install"])  # it says what it installs
+    # It installs nothing, and prints nothing; tqdm warns on its own where there is no ipywidgets.
+    assert all("IProgress not found" in output.get("text", "") for output in cells["install"].outputs)
     return cells, found
 
 

@@ -14,7 +14,6 @@ from jax_backtrack.hub.load import load
 from jax_backtrack.lm_eval.likelihood import log_likelihoods
 from jax_backtrack.lm_eval.marked import MarkedText, escape
 from jax_backtrack.models.transformer import Compute
-from jax_backtrack.models.tree_attention import best_kind
 from jax_backtrack.progress import console, progress_bar
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.sharding import make_mesh, platform, row_parts
@@ -71,7 +70,7 @@ class JaxBacktrackLM(TemplateLM):
             path,
             mesh,
             dtype,
-            compute=Compute(dtype, attention=best_kind(platform(mesh)), skip_unscored=platform(mesh) != "gpu"),
+            compute=Compute.suited_to(platform(mesh), dtype=dtype),
             chat_template=chat_template,
             revision=revision,
         )

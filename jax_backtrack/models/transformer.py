@@ -28,7 +28,7 @@ from jax_backtrack.models.linear import (
     project,
 )
 from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies, rotate
-from jax_backtrack.models.tree_attention import attend_within_trees, view
+from jax_backtrack.models.tree_attention import attend_within_trees, best_kind, view
 from jax_backtrack.sharding import place
 
 # What the backward pass keeps of a layer, by name. What it does not keep it computes again.
@@ -101,6 +101,11 @@ class Compute:
     attention: str = "dense"
     blocks: Blocks = BLOCKS
     skip_unscored: bool = True
+
+    @classmethod
+    def suited_to(cls, platform: str, **fields) -> "Compute":
+        """Returns what suits this kind of device, "cpu", "gpu" or "tpu", where `fields` do not say otherwise."""
+        return cls(**(dict(attention=best_kind(platform), skip_unscored=platform != "gpu") | fields))
 
 
 class RMSNorm(nnx.Module):

@@ -16,7 +16,6 @@ from jax_backtrack.hlo import Program
 from jax_backtrack.models.adapters import split
 from jax_backtrack.models.published import PUBLISHED
 from jax_backtrack.models.transformer import Compute, Transformer
-from jax_backtrack.models.tree_attention import best_kind
 from jax_backtrack.plan import programs
 from jax_backtrack.sampling.batch import Batch as ContinuousBatch
 from jax_backtrack.sampling.batch import Request
@@ -30,7 +29,8 @@ from tests.test_gpu_lowering import config_of
 from tests.test_sampler import GREEDY, SAMPLED, both, forced_at, requests
 
 pytestmark = pytest.mark.gpu
-FORM = dict(attention=best_kind("gpu"), skip_unscored=False)
+CHOSEN = Compute.suited_to("gpu")
+FORM = dict(attention=CHOSEN.attention, skip_unscored=CHOSEN.skip_unscored)
 TOKENS = random_tokens((1, 700))  # more than a chunk of attention
 BFLOAT16 = 0.05  # largest difference of a logit in bfloat16, in units of the largest logit
 
