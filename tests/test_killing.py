@@ -16,7 +16,7 @@ from tests import processes
 from tests.test_hosts import assert_same_run
 from tests.test_training import base, flags_of  # noqa: F401
 
-KILLS = {"start": 6, "steps": 6, "saving": 6, "export": 4, "reference": 4, "evaluation": 5}
+KILLS = {"start": 6, "steps": 6, "saving": 6, "export": 4, "reference": 4, "evaluation": 3, "replies": 2}
 SEED = 0
 SFT = dict(steps=56, batch_rows=1, row_length=128, checkpoint_every=4)
 DPO = dict(steps=8, row_length=128, checkpoint_every=4, learning_rate=1e-4)
@@ -29,6 +29,7 @@ import json, os, re, runpy, signal, sys
 import jax_backtrack.command_line, configs.dpo_smollm
 
 def limit(moment, seconds):
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which libtpu ignores, and with it all that its process starts
     if not moment:
         return signal.setitimer(signal.ITIMER_PROF, seconds)
     waiting = [re.compile(moment)]
@@ -91,7 +92,7 @@ def moments(seconds: float) -> dict[str, tuple[str, str, float]]:
     """Of each kind of kill the command, the moment from which its time runs, and how much that is at most, in
     processors' seconds.
 
-    seconds: that an evaluation takes
+    seconds: that an evaluation takes which compiles nothing any more, as those that are killed
     """
     saving = "os.mkdir .*sft/checkpoints/.*tmp"
     return {
@@ -100,14 +101,16 @@ def moments(seconds: float) -> dict[str, tuple[str, str, float]]:
         "saving": ("sft", saving, 0.04),
         "export": ("sft", "os.mkdir .*sft/export.writing", 0.04),
         "reference": ("dpo", "os.rename .*dpo/config.json.writing", 0.5),
-        "evaluation": ("evaluation", "", seconds / 2),
+        "evaluation": ("evaluation", "", seconds / 3),
+        "replies": ("evaluation", "open .*evaluation.json.partial.writing", 0.04),
     }
 
 
 def test_whatever_is_killed_goes_on_as_if_it_had_not_been(base, tmp_path, starter, record_property):  # noqa: F811
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     for command in commands(base, undisturbed).values():
-        _, seconds = starter.run(command)
+        starter.run(command)
+    _, seconds = starter.run(commands(base, undisturbed)["evaluation"])
 
     chance, kills = random.Random(SEED), collections.Counter()
     todo = commands(base, disturbed)
