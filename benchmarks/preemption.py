@@ -26,8 +26,8 @@ from flax import nnx
 
 from benchmarks.worker import ROOT, print_table, say, write_model
 from jax_backtrack import load
-from jax_backtrack.checksum import checksum
-from jax_backtrack.interruption import RESTART
+from jax_backtrack.distributed.preemption import RESTART
+from jax_backtrack.utils.fingerprint import checksum
 
 STEPS = 1000  # more than a round takes
 

@@ -32,7 +32,7 @@ class Ours:
         self._batches = {}
 
     def write(self, prompts, count, reset_after=None):
-        from jax_backtrack.sampling.batch import Batch, Request
+        from jax_backtrack.sampling.batching import Batch, Request
 
         requests = [Request(i, np.asarray(ids, np.int32), np.zeros(0, np.int32), i) for i, ids in enumerate(prompts)]
         bias = -1e9 if reset_after is None else [-1e9] * reset_after + [1e9] + [-1e9] * count
@@ -42,7 +42,7 @@ class Ours:
         assert finished == len(prompts)
 
     def reply(self, prompts, most):
-        from jax_backtrack.sampling.batch import Request, pools
+        from jax_backtrack.sampling.batching import Request, pools
 
         requests = [Request(i, np.asarray(ids, np.int32), np.zeros(0, np.int32), i) for i, ids in enumerate(prompts)]
         sampler = self._sampler(max_new_tokens=most, batch_rows=BATCH, bias=-1e9, stops=True)

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from jax_backtrack.hub.load import packaged_gguf
-from jax_backtrack.models.adapters import TARGETS
+from jax_backtrack.models.lora import TARGETS
 
 
 def get_config() -> ConfigDict:
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model.param_dtype = "float32"  # of the parameters: "float32", or, not in training, "bfloat16"
     # Of the activations: "float32", "bfloat16", or "auto": float32 on a CPU, and on a GPU that has no bfloat16.
     config.model.compute_dtype = "auto"
-    # In training: "kernel" (kernels/, for TPU), "blocks" (the same in plain JAX), "chunked" (512 tokens with all before
+    # In training: "kernel" (Pallas, for TPU), "blocks" (the same in plain JAX), "chunked" (512 tokens with all before
     # them), "dense" (whole rows with themselves), or "auto": the kernel on a TPU, chunks on a GPU, blocks on a CPU.
     config.model.attention = "auto"
     # Tokens of the kernel's blocks. Rows are a multiple of both, both are multiples of 128; a shorter row is one block.

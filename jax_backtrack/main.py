@@ -8,7 +8,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jax_backtrack import command_line, recipes
+from jax_backtrack import cli, recipes
 
 FLAGS = flags.FLAGS
 _KEY_FLAGS = (
@@ -30,7 +30,7 @@ flags.DEFINE_string(
     None,
     "Folder for everything that the run leaves; a plan goes to runs/plan without one, --mode=show-data needs none.",
 )
-flags.DEFINE_string("mode", "train", f"One of {', '.join(command_line.MODES)}.")
+flags.DEFINE_string("mode", "train", f"One of {', '.join(cli.MODES)}.")
 flags.DEFINE_string(
     "prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none."
 )
@@ -51,7 +51,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
     placement = FLAGS.coordinator, FLAGS.processes, FLAGS.process
-    code = command_line.run(
+    code = cli.run(
         FLAGS.mode,
         FLAGS.config,
         FLAGS.workdir,
@@ -71,7 +71,7 @@ def run():
     sys.modules["__main__"].__doc__ = __doc__
     for name in _KEY_FLAGS:
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
-    app.run(main, argv=command_line.with_config_path(sys.argv, recipes.FOLDER), flags_parser=command_line.parse_flags)
+    app.run(main, argv=cli.with_config_path(sys.argv, recipes.FOLDER), flags_parser=cli.parse_flags)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ import torch
 import transformers
 from flax import nnx
 
+from jax_backtrack.distributed.mesh import make_mesh, param_shardings
 from jax_backtrack.hub import weights
 from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
 from jax_backtrack.models import families
 from jax_backtrack.models.transformer import Compute, Transformer
-from jax_backtrack.sharding import make_mesh, param_shardings
 
 TOLERANCE = 1e-4  # of the largest entry
 

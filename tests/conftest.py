@@ -28,7 +28,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.load import packaged_gguf
-from jax_backtrack.hub.tokenizer import ChatTokenizer, with_reset
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, with_reset
 from tests import tiny
 
 # A shell has what runs in its background ignore Ctrl-C, and so would the processes that tests start there.

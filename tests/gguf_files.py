@@ -7,7 +7,7 @@ import numpy as np
 from tokenizers import pre_tokenizers
 
 from jax_backtrack.hub.gguf import _HF_NAMES
-from jax_backtrack.hub.tokenizer import RESET
+from jax_backtrack.tokenizer.chat_tokenizer import RESET
 from tests.test_tokenizer import CHATML
 
 CONTROL, NORMAL, UNUSED = 3, 1, 5

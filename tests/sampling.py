@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_backtrack.models.apart import apart
-from jax_backtrack.sampling.batch import Batch, Engine, Request
+from jax_backtrack.models.unstacked import apart
+from jax_backtrack.sampling.batching import Batch, Engine, Request
 from jax_backtrack.sampling.loop import Knobs, Plan
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
+from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
-from jax_backtrack.models import adapters
-from jax_backtrack.models.adapters import TARGETS, WEIGHTS, add_adapters, merge_adapters
+from jax_backtrack.models import lora
+from jax_backtrack.models.lora import TARGETS, WEIGHTS, add_adapters, merge_adapters
 from jax_backtrack.models.transformer import Compute
-from jax_backtrack.sharding import make_mesh
 from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
-from jax_backtrack.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
 from tests import tiny
 
 TOKENS = np.random.default_rng(0).integers(5, tiny.VOCAB, (2, 20), dtype=np.int32)
@@ -24,7 +24,7 @@ def with_random_adapters(**shape):
     model = tiny.model(**shape)
     add_adapters(model, **SETTINGS)
     rng = np.random.default_rng(1)
-    values = jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape), nnx.state(model, adapters.Adapter))
+    values = jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape), nnx.state(model, lora.Adapter))
     nnx.update(model, values)
     return model
 
@@ -40,7 +40,7 @@ def test_new_adapters_change_nothing_and_merged_ones_stay_what_they_were(shape):
     adapted = model(TOKENS)
     assert float(jnp.abs(adapted - before).max()) > 0.1 * float(jnp.abs(before).max())
     merge_adapters(model)
-    assert not jax.tree.leaves(nnx.state(model, adapters.Adapter))
+    assert not jax.tree.leaves(nnx.state(model, lora.Adapter))
     np.testing.assert_allclose(model(TOKENS), adapted, atol=1e-5 * float(jnp.abs(adapted).max()))
 
 
@@ -60,7 +60,7 @@ def test_a_step_trains_the_adapters_alone():
     rows = stack([pack([build_tree(example, recipe, draw_cuts(example, np.random.default_rng(0)))], 64)])
     model = tiny.model(compute=Compute(mesh=make_mesh()))
     add_adapters(model, **SETTINGS)
-    graph, trained, frozen = adapters.split(model)
+    graph, trained, frozen = lora.split(model)
     before = jax.device_get((trained, frozen))
     plan = StepPlan("sft", 0.1, 0.0, 8, 1e-2, 1, 0.0, 1.0, 16, tiny.RESET_ID)
     state = init_state(trained, plan)
@@ -78,5 +78,5 @@ def test_a_step_trains_the_adapters_alone():
 def test_the_vocabulary_is_left_alone_where_nothing_is_taken_back():
     model = tiny.model()
     add_adapters(model, **(SETTINGS | dict(reset_id=None)))
-    names = {path[0] for path, _ in nnx.to_flat_state(nnx.state(model, adapters.Adapter))}
+    names = {path[0] for path, _ in nnx.to_flat_state(nnx.state(model, lora.Adapter))}
     assert names == {"blocks"}

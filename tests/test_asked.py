@@ -11,16 +11,17 @@ import pytest
 from configs import base
 from jax_backtrack import Sampler
 from jax_backtrack.data.prompt_sets import Question
+from jax_backtrack.distributed.preemption import Interrupted
 from jax_backtrack.errors import InputError
-from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.interruption import Interrupted
-from jax_backtrack.progress import progress_bar
-from jax_backtrack.safety import evaluation, page, sets
-from jax_backtrack.safety.asked import Answer, Asked, Condition, ask, is_unsafe
-from jax_backtrack.safety.evaluation import Evaluation
-from jax_backtrack.safety.llama_guard import LlamaGuard
-from jax_backtrack.safety.measures import Measure
-from jax_backtrack.sampling.reply import Reply
+from jax_backtrack.evaluation import evaluation, sets
+from jax_backtrack.evaluation.asked import Answer, Asked, Condition, ask, is_unsafe
+from jax_backtrack.evaluation.evaluation import Evaluation
+from jax_backtrack.evaluation.judges.llama_guard import LlamaGuard
+from jax_backtrack.evaluation.measures import Measure
+from jax_backtrack.evaluation.reports import page
+from jax_backtrack.sampling.replies import Reply
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
+from jax_backtrack.utils.console import progress_bar
 from tests import tiny
 
 HTML = "<script>alert('prompt')</script>"

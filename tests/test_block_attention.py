@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_backtrack import trees
-from jax_backtrack.kernels.block_map import Blocks
-from jax_backtrack.models.attention import attend
-from jax_backtrack.models.block_attention import attend_by_blocks, seen_blocks
-from jax_backtrack.models.chunked_attention import Chunks, attend_in_chunks
-from jax_backtrack.trees import causal, flatten, pack, stack
+from jax_backtrack.backtracking import trees
+from jax_backtrack.backtracking.trees import causal, flatten, pack, stack
+from jax_backtrack.models.attention.blockwise import attend_by_blocks, seen_blocks
+from jax_backtrack.models.attention.chunked import Chunks, attend_in_chunks
+from jax_backtrack.models.attention.dense import attend
+from jax_backtrack.models.attention.pallas.block_map import Blocks
 from tests import tiny
 
 B, S, N, K, D = 2, 50, 4, 2, 8  # S is no multiple of any block

@@ -10,7 +10,8 @@ import pytest
 
 from jax_backtrack import Sampler
 from jax_backtrack.hub.export import save
-from jax_backtrack.sampling.chat import _readable, chat
+from jax_backtrack.serving.chat import chat
+from jax_backtrack.utils.drafts import readable
 from tests import tiny
 from tests.processes import HANG, ROOT, start
 
@@ -29,7 +30,7 @@ def test_drafts_are_struck_through_and_do_not_stand_in_the_conversation(reset_to
     shown = capsys.readouterr().out
     for reply in (first, second, anew):
         assert len(reply.drafts) == 1
-        assert f" [RESET] {_readable(reply.text)}\n" in shown  # in one line, however long: nobody's terminal breaks it
+        assert f" [RESET] {readable(reply.text)}\n" in shown  # in one line, however long: nobody's terminal breaks it
     struck = re.findall("~~(.+?)~~", shown)  # whole words only: one that was not finished was not shown
     assert struck and first.drafts[0].startswith(struck[0].rstrip())
     assert "exceed the model's 256 positions" in " ".join(shown.split())
@@ -41,7 +42,7 @@ def test_a_model_that_cannot_reset_says_so(tokenizer, capsys):
 
 
 def test_what_a_terminal_would_obey_is_shown_instead():
-    assert _readable("a\x1b[2Jb\x07\r\x9b1m\tc\nd \U0001f9a9") == "a\\x1b[2Jb\\x07\\x0d\\x9b1m\tc\nd \U0001f9a9"
+    assert readable("a\x1b[2Jb\x07\r\x9b1m\tc\nd \U0001f9a9") == "a\\x1b[2Jb\\x07\\x0d\\x9b1m\tc\nd \U0001f9a9"
 
 
 @pytest.fixture(scope="module")

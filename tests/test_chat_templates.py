@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from jax_backtrack.backtracking.trees import Recipe
 from jax_backtrack.data.examples import encode
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.errors import InputError
-from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.hub.untrusted import kind_for
-from jax_backtrack.sampling.reply import Writing
+from jax_backtrack.sampling.replies import Writing
 from jax_backtrack.sampling.sampler import Sampler
-from jax_backtrack.sampling.stream import _certain
-from jax_backtrack.trees import Recipe
+from jax_backtrack.sampling.streams import _certain
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
+from jax_backtrack.tokenizer.untrusted import kind_for
 from tests import tiny
 from tests.test_tokenizer import CHATML, MARKS, conversation, small_tokenizer
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_backtrack import command_line, interruption
+from jax_backtrack import cli
+from jax_backtrack.distributed import preemption
 from jax_backtrack.errors import InputError
 from jax_backtrack.training.checkpoints import newest_step
 from jax_backtrack.training.loop import train
@@ -128,7 +129,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(base, whole, cut_short, ca
     assert (base / "tokenizer.json").stat().st_size < room
     capsys.readouterr()
     with full_after(room):
-        assert command_line.run("train", recipe(base, **FIELDS), str(cut_short)) == 2
+        assert cli.run("train", recipe(base, **FIELDS), str(cut_short)) == 2
     assert re.search(
         r"error:acheckpointcannotbewrittento\S+\(.*Filetoolarge.*\);thenewestwholeoneisofstep6\."
         r"Oncethereisroom,thesamecommandgoesonfromthere",
@@ -139,7 +140,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(base, whole, cut_short, ca
     assert_same_run(whole, cut_short)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, interruption.RESTART), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, preemption.RESTART), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends_with_a_code_to_start_again(base, tmp_path, number, code):  # noqa: F811
     """No checkpoint is due: the one that is there was made for the signal."""
     fields = FIELDS | dict(checkpoint_every=1000)
@@ -157,7 +158,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(base, whole, tmp_path):  # n
     for step in (1, 4):
         process = run_main(*command, signalled=signal.SIGTERM, step=step)
         output = process.communicate(timeout=HANG)[0]
-        assert process.returncode == interruption.RESTART, output
+        assert process.returncode == preemption.RESTART, output
         assert newest_step(workdir) == step + 1 and not (workdir / "export").exists()
     train(recipe(base, **FIELDS), workdir)
     assert_same_run(whole, workdir)
@@ -166,7 +167,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(base, whole, tmp_path):  # n
 def test_the_preemption_of_one_host_stops_all_behind_the_same_step(base, tmp_path):  # noqa: F811
     arguments = flags_of(base, tmp_path / "w", **FIELDS | dict(steps=400, checkpoint_every=1000))
     with both_started(*arguments, victim=1, signalled=signal.SIGTERM, step=3) as both:
-        said = [end_of(process, code=interruption.RESTART)[1] for process in both]
+        said = [end_of(process, code=preemption.RESTART)[1] for process in both]
     step = newest_step(tmp_path / "w")
     for process, err in enumerate(said):
         assert re.search(itself_or_after(process, "stopped") + f"SIGTERM came; step {step} is saved", err), err
@@ -190,13 +191,13 @@ def test_a_run_goes_on_on_another_mesh(base, whole, tmp_path):  # noqa: F811
     np.testing.assert_allclose([line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=1e-4)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in command_line.MODES if mode != "plan"])
+@pytest.mark.parametrize("mode", [mode for mode in cli.MODES if mode != "plan"])
 def test_nothing_is_followed_out_of_a_workdir(tmp_path, capsys, mode):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "inside").symlink_to(tmp_path / "w")
     (tmp_path / "w" / "export.writing").symlink_to(tmp_path / "elsewhere")
-    assert command_line.run(mode, recipe("m"), str(tmp_path / "w")) == 2
+    assert cli.run(mode, recipe("m"), str(tmp_path / "w")) == 2
     assert "export.writingisalinkto" in without_spaces(capsys.readouterr().out)
 
 
@@ -207,7 +208,7 @@ def test_outside_of_steps_a_signal_ends_at_once(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("went on")
 
-    monkeypatch.setitem(command_line.MODES, "train", mode)
-    assert command_line.run("train", recipe("m"), str(tmp_path)) == interruption.RESTART
+    monkeypatch.setitem(cli.MODES, "train", mode)
+    assert cli.run("train", recipe("m"), str(tmp_path)) == preemption.RESTART
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert interruption.asked(step=1) is None  # of what this process trains next
+    assert preemption.asked(step=1) is None  # of what this process trains next

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_backtrack.checksum import checksum
+from jax_backtrack.utils.fingerprint import checksum
 from tests import tiny
 
 

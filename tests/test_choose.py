@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_backtrack.sampling.choose import draw
+from jax_backtrack.sampling.logits import draw
 
 VOCAB = 600  # blocks of 256, the last one not full
 

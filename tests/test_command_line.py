@@ -10,7 +10,7 @@ from absl.testing import flagsaver
 
 import main
 from configs import demo, dpo_smollm, sft_smollm
-from jax_backtrack import command_line
+from jax_backtrack import cli
 from jax_backtrack.hub.export import save
 from tests import tiny
 from tests.test_training import run_main
@@ -35,7 +35,7 @@ def small(config, base):
 
 def output_of(capsys, mode, config, workdir, prompts=None, expect=0) -> str:
     capsys.readouterr()
-    code = command_line.run(mode, config, str(workdir), prompts=prompts and str(prompts))
+    code = cli.run(mode, config, str(workdir), prompts=prompts and str(prompts))
     output = " ".join(capsys.readouterr().out.split())
     assert code == expect, output
     return output
@@ -95,7 +95,7 @@ def test_workdirs_that_cannot_be_are_named(tmp_path, base, capsys):
 def test_a_flag_that_names_nothing_is_named(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr("sys.argv", ["main.py", *arguments])  # which ml_collections reads
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-        command_line.parse_flags(command_line.with_config_path(sys.argv, Path(main.__file__).parent / "configs"))
+        cli.parse_flags(cli.with_config_path(sys.argv, Path(main.__file__).parent / "configs"))
     assert stopped.value.code == 2 and message in " ".join(capsys.readouterr().out.split())
 
 
@@ -111,7 +111,7 @@ def test_what_is_no_recipe_is_named(tmp_path, capsys):
 
 
 def test_only_a_plan_does_without_a_workdir(capsys):
-    assert command_line.run("train", sft_smollm.get_config(), None) == 2
+    assert cli.run("train", sft_smollm.get_config(), None) == 2
     assert "--workdir=DIR must be given with --mode=train" in capsys.readouterr().out
 
 

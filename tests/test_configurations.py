@@ -8,8 +8,9 @@ import transformers
 from flax import nnx
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.models import families, gemma2, llama
-from jax_backtrack.models.hf_config import read_rope
+from jax_backtrack.models import families
+from jax_backtrack.models.families import gemma2, llama
+from jax_backtrack.models.families.hf_config import read_rope
 from jax_backtrack.models.transformer import Transformer
 from tests import tiny
 from tests.checkpoints import port, rewrite_config

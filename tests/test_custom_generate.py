@@ -17,7 +17,7 @@ from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.models.assign import assign
-from jax_backtrack.sampling.batch import Request
+from jax_backtrack.sampling.batching import Request
 from jax_backtrack.sampling.loop import Plan
 from tests import tiny
 from tests.sampling import engine, knobs, sample

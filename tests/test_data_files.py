@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from jax_backtrack.data import sources
-from jax_backtrack.data.files import split_paths
+from jax_backtrack.data.reading.files import split_paths
 from jax_backtrack.errors import InputError
 
 ROWS = [
@@ -267,7 +267,7 @@ def test_tables_that_python_cannot_hold_are_refused(tmp_path, column):
 
 def test_a_path_with_brackets_can_be_printed(tmp_path, capsys):
     """Brackets are markup to what prints."""
-    from jax_backtrack.progress import bold, console
+    from jax_backtrack.utils.console import bold, console
 
     console.print(bold(tmp_path / "[/x]"))
     assert "[/x]" in capsys.readouterr().out

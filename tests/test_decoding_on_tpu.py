@@ -6,10 +6,10 @@ import math
 import pytest
 
 from configs import dpo_gemma, dpo_llama
-from jax_backtrack.hlo import Program
-from jax_backtrack.models.published import PUBLISHED
-from jax_backtrack.plan import compiler_only, devices, programs
-from jax_backtrack.sharding import make_mesh
+from jax_backtrack.aot.hlo import Program
+from jax_backtrack.aot.plan import compiler_only, devices, programs
+from jax_backtrack.distributed.mesh import make_mesh
+from jax_backtrack.models.families.published import PUBLISHED
 from tests.conftest import missing_libtpu
 
 SMALL = dict(

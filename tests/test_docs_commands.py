@@ -29,15 +29,17 @@ from absl.testing import flagsaver
 
 import jax_backtrack.main
 from configs import base
-from jax_backtrack import chips, command_line
+from jax_backtrack import cli
+from jax_backtrack.aot import tpu_specs
 from jax_backtrack.data import testbed
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from jax_backtrack.hub.reset import add_reset
-from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.models import families, gemma2, llama
-from jax_backtrack.recipe import check, check_stages, check_step
+from jax_backtrack.models import families
+from jax_backtrack.models.families import gemma2, llama
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
+from jax_backtrack.training.recipe import check, check_stages, check_step
 from tests import markdown, tiny
 from tests.markdown import FILES, Block, Command, named
 from tests.processes import HANG, ROOT
@@ -51,7 +53,7 @@ NOT_RUN = {
     "hf auth login": "asks for a password",
     "python -m benchmarks.": "takes minutes to hours",
     "python benchmarks/loading.py": "takes minutes",
-    "python -m jax_backtrack.lm_eval ": "lm-eval is optional; tests/test_lm_eval.py runs this where it is installed",
+    "python -m jax_backtrack.integrations.lm_eval ": "lm-eval is optional; tests/test_lm_eval.py runs this",
     "jax-backtrack ... --config.wandb.project=": "wandb is optional; tests/test_wandb.py runs it where it is installed",
     "python main.py --config=... ": "is for several hosts; tests/test_hosts.py runs two processes",
     "python main.py --config=dpo_llama.py ": "8 billion parameters, planned or trained; tests/test_plan.py plans less",
@@ -244,7 +246,7 @@ def parsed(words: list[str]):
     sys.argv = ["main.py", *words]  # which ml_collections reads
     try:
         with flagsaver.flagsaver():
-            left = command_line.parse_flags(command_line.with_config_path(sys.argv, _RECIPES))
+            left = cli.parse_flags(cli.with_config_path(sys.argv, _RECIPES))
             yield left, flags.FLAGS.config
     finally:
         sys.argv = argv
@@ -347,7 +349,7 @@ def check_main(words: list[str], whole: bool) -> None:
     with parsed(words) as (left, config):
         assert len(left) == 1, f"not a flag: {left[1:]}"
         mode = flags.FLAGS.mode
-        assert mode in command_line.MODES
+        assert mode in cli.MODES
         if mode == "compare":
             check_stages(config)
             for name in config.order:
@@ -355,7 +357,7 @@ def check_main(words: list[str], whole: bool) -> None:
         else:
             check_step(config)
         for topology in flags.FLAGS.topology:
-            chips.chip(topology)
+            tpu_specs.chip(topology)
 
 
 def check_benchmark(words: list[str], monkeypatch) -> None:
@@ -402,7 +404,7 @@ def test_a_family_without_all_its_names_is_refused():
         InputError, match=r"the family 'mine' has no WEIGHT_NAMES, from_hf_config, to_hf_config in json"
     ):
         families.register("mine", json)
-    with pytest.raises(InputError, match=r"'llama' is in jax_backtrack\.models\.llama already"):
+    with pytest.raises(InputError, match=r"'llama' is in jax_backtrack\.models\.families\.llama already"):
         families.register("llama", gemma2)
     families.register("llama", llama)
 

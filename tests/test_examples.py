@@ -9,12 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_backtrack.data.examples import content_hash, encode
-from jax_backtrack.data.preferences import BadRow, Preference, Report
-from jax_backtrack.data.rows import PackedRows, TreeSource, batches, plan_rows
-from jax_backtrack.errors import InputError
-from jax_backtrack.training.reference import reference_hash
-from jax_backtrack.trees import (
+from jax_backtrack.backtracking.trees import (
     CONTEXTS,
     NO_PAIR,
     NO_PARENT,
@@ -27,6 +22,11 @@ from jax_backtrack.trees import (
     pack,
     tree_length,
 )
+from jax_backtrack.data.examples import content_hash, encode
+from jax_backtrack.data.preferences import BadRow, Preference, Report
+from jax_backtrack.data.rows import PackedRows, TreeSource, batches, plan_rows
+from jax_backtrack.errors import InputError
+from jax_backtrack.training.reference import reference_hash
 from tests import tiny
 
 RECIPES = [

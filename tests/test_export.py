@@ -13,7 +13,7 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from jax_backtrack.hub.reset import add_reset
-from jax_backtrack.hub.tokenizer import RESET
+from jax_backtrack.tokenizer.chat_tokenizer import RESET
 from tests import tiny
 from tests.test_tokenizer import CHATML, small_tokenizer
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from jax_backtrack import figures, trees
+from jax_backtrack.backtracking import trees
 from jax_backtrack.errors import InputError
-from jax_backtrack.sampling.look import NOTHING, Look
-from jax_backtrack.sampling.reply import Trace
+from jax_backtrack.sampling.cache_trace import NOTHING, Look
+from jax_backtrack.sampling.replies import Trace
+from jax_backtrack.serving import figures
 
 PROMPT = "Price: $5 or $6"
 

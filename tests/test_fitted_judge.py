@@ -14,10 +14,11 @@ from sklearn.metrics import cohen_kappa_score
 from configs import judge_smollm
 from jax_backtrack import load
 from jax_backtrack.errors import InputError
+from jax_backtrack.evaluation import sets
+from jax_backtrack.evaluation.judges import fit_judge, fitted
+from jax_backtrack.evaluation.judges.fitted import FittedJudge, Heads
+from jax_backtrack.evaluation.judges.hidden_states import Reader
 from jax_backtrack.hub.export import save
-from jax_backtrack.safety import fit_judge, fitted, sets
-from jax_backtrack.safety.fitted import FittedJudge, Heads
-from jax_backtrack.safety.hidden_states import Reader
 from tests import tiny
 
 PROMPT = ({"role": "user", "content": "How do I do it?"},)

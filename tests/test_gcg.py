@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jax_backtrack.errors import InputError
+from jax_backtrack.evaluation.attacks.gcg import Attack, Objective, Settings
 from jax_backtrack.hub.reset import add_reset
-from jax_backtrack.safety.gcg import Attack, Objective, Settings
 from tests import processes, tiny
 from tests.test_tokenizer import small_tokenizer
 
@@ -122,8 +122,8 @@ import jax, numpy as np
 from flax import nnx
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.models.transformer import Compute
-from jax_backtrack.safety import gcg
-from jax_backtrack.sharding import make_mesh, param_shardings
+from jax_backtrack.evaluation.attacks import gcg
+from jax_backtrack.distributed.mesh import make_mesh, param_shardings
 from tests import test_gcg, tiny
 from tests.test_tokenizer import small_tokenizer
 

@@ -14,11 +14,11 @@ import yaml
 from configs import sft_smollm
 from jax_backtrack import Sampler
 from jax_backtrack.errors import InputError
+from jax_backtrack.experiments import stages
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.load import load
 from jax_backtrack.models.rope import rope_frequencies
-from jax_backtrack.safety import compare
 from tests import gguf_files
 from tests.checkpoints import LLAMA3_ROPE, TOLERANCE, random_model, random_tokens, relative_error, torch_logits
 
@@ -196,7 +196,7 @@ def test_where_the_reset_mode_is_unknown_the_sampler_asks(tmp_path, capsys):
         assert f"does not say which reset context it was trained with; {mode!r} is taken" in said
     config = sft_smollm.get_config()
     config.reset.context = "keep"
-    assert compare.sampler(config, model, tokenizer)._engine.plan.context == "keep"
+    assert stages.sampler(config, model, tokenizer)._engine.plan.context == "keep"
     assert "'keep' is taken" in " ".join(capsys.readouterr().out.split())
 
 

@@ -7,12 +7,12 @@ import jax
 import pytest
 
 from configs import dpo_gemma, dpo_llama, sft_llama
+from jax_backtrack.aot.plan import compiler_only, devices, programs
+from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
-from jax_backtrack.models.published import PUBLISHED
-from jax_backtrack.models.tree_attention import KINDS
-from jax_backtrack.plan import compiler_only, devices, programs
-from jax_backtrack.recipe import best_dtype, compute
-from jax_backtrack.sharding import make_mesh
+from jax_backtrack.models.attention.tree_attention import KINDS
+from jax_backtrack.models.families.published import PUBLISHED
+from jax_backtrack.training.recipe import best_dtype, compute
 from tests.conftest import missing_libtpu
 
 SMALL = dict(

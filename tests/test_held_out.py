@@ -3,12 +3,12 @@
 import pytest
 
 from configs import sft_smollm
+from jax_backtrack.backtracking.trees import Recipe
 from jax_backtrack.data import sources
 from jax_backtrack.data.held_out import asked_by, for_training, is_held_out
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.data.sources import TESTBED
 from jax_backtrack.training.data import encode_sources, read_sources
-from jax_backtrack.trees import Recipe
 
 
 def preference(question: str, chosen: str = "Yes.") -> Preference:

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jax_backtrack.aot.hlo import Program
+from jax_backtrack.aot.plan import compiler_only, devices
+from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
-from jax_backtrack.hlo import Program
-from jax_backtrack.plan import compiler_only, devices
-from jax_backtrack.sharding import make_mesh
 from tests.conftest import missing_libtpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")

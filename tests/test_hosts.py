@@ -14,8 +14,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import sft_smollm
-from jax_backtrack import command_line, hosts
+from jax_backtrack import cli
 from jax_backtrack.data.rows import batches
+from jax_backtrack.distributed import hosts
 from jax_backtrack.errors import InputError
 from jax_backtrack.training.checkpoints import newest_step
 from tests import processes
@@ -33,7 +34,7 @@ CASES = {
 PROGRAM = """
 import sys
 from pathlib import Path
-from jax_backtrack import hosts
+from jax_backtrack.distributed import hosts
 processes, process, port, base, folder = *map(int, sys.argv[1:4]), *sys.argv[4:]
 if processes > 1:
     hosts.start(f"localhost:{port}", processes, process)
@@ -250,7 +251,7 @@ def test_one_host_starts_nothing(monkeypatch):
 
 
 def test_the_other_modes_run_on_one_host(tmp_path, capsys):
-    code = command_line.run("sample", sft_smollm.get_config(), str(tmp_path), placement=("localhost:80", 2, 0))
+    code = cli.run("sample", sft_smollm.get_config(), str(tmp_path), placement=("localhost:80", 2, 0))
     assert code == 2 and "error: --mode=sample runs on one host" in " ".join(capsys.readouterr().out.split())
 
 

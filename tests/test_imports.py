@@ -5,7 +5,10 @@ import importlib.util
 from tests import processes
 
 # Modules and the package that each extends.
-OPTIONAL = {"jax_backtrack.lm_eval.model": "lm_eval", "jax_backtrack.lm_eval.__main__": "lm_eval"}
+OPTIONAL = {
+    "jax_backtrack.integrations.lm_eval.model": "lm_eval",
+    "jax_backtrack.integrations.lm_eval.__main__": "lm_eval",
+}
 OF_TRANSFORMERS = "jax_backtrack.hub.custom_generate.generate"  # goes into exports; transformers runs it, with torch
 
 

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
+from jax_backtrack.backtracking.trees import Recipe
 from jax_backtrack.data import prompt_sets, sources
 from jax_backtrack.data.examples import encode
 from jax_backtrack.errors import InputError
+from jax_backtrack.evaluation.attacks.gcg import Objective
 from jax_backtrack.hub.load import _open_tokenizer
-from jax_backtrack.hub.tokenizer import RESET, ChatTokenizer, with_reset
-from jax_backtrack.safety.gcg import Objective
 from jax_backtrack.sampling.files import read_prompts
 from jax_backtrack.sampling.sampler import Sampler
-from jax_backtrack.trees import Recipe
+from jax_backtrack.tokenizer.chat_tokenizer import RESET, ChatTokenizer, with_reset
 from tests import tiny
 from tests.test_real_tokenizers import GEMMA2_TEXT
 from tests.test_tokenizer import conversation

@@ -6,10 +6,10 @@ import signal
 import pytest
 
 from jax_backtrack import Sampler
-from jax_backtrack.interruption import Interrupted
-from jax_backtrack.journal import Journal, journal_of, key_of
+from jax_backtrack.distributed.preemption import Interrupted
 from jax_backtrack.sampling.files import Asked, write_samples
-from jax_backtrack.sampling.reply import Reply
+from jax_backtrack.sampling.replies import Reply
+from jax_backtrack.utils.resume_cache import Journal, journal_of, key_of
 from tests import tiny
 
 PROMPTS = ["hello", "there", "you", "all", "of", "them"]

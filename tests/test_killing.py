@@ -26,7 +26,7 @@ DPO = dict(steps=8, row_length=128, checkpoint_every=4, learning_rate=1e-4)
 # `moment` is found in. So it is killed at the same kind of work however slow or busy the machine is.
 STARTER = """
 import json, os, re, runpy, signal, sys
-import jax_backtrack.command_line, configs.dpo_smollm
+import jax_backtrack.cli, configs.dpo_smollm
 
 def limit(moment, seconds):
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which libtpu ignores, and with it all that its process starts

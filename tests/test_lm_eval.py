@@ -22,9 +22,9 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from jax_backtrack.hub.reset import add_reset
-from jax_backtrack.lm_eval.likelihood import log_likelihoods, plan
-from jax_backtrack.lm_eval.marked import MARK, MarkedText
-from jax_backtrack.lm_eval.model import JaxBacktrackLM
+from jax_backtrack.integrations.lm_eval.likelihood import log_likelihoods, plan
+from jax_backtrack.integrations.lm_eval.marked import MARK, MarkedText
+from jax_backtrack.integrations.lm_eval.model import JaxBacktrackLM
 from tests import tiny
 from tests.processes import ROOT, start
 
@@ -192,7 +192,7 @@ def test_arguments_that_cannot_be_meant_are_named(tiny_folder, arguments, proble
 
 def test_the_command_line_runs_a_task_from_files(tiny_folder, tmp_path):
     process = start(
-        *("-m", "jax_backtrack.lm_eval", "--model", "jax_backtrack"),
+        *("-m", "jax_backtrack.integrations.lm_eval", "--model", "jax_backtrack"),
         *("--model_args", f"path={tiny_folder},max_resets=1,reset_bias=1000.0,row_length=256", "--batch_size", "4"),
         *("--tasks", "facts_choose,facts_write", "--include_path", ROOT / "tests" / "tasks"),
         *("--apply_chat_template", "--output_path", tmp_path / "results", "--log_samples"),
@@ -211,7 +211,7 @@ def test_a_model_that_is_not_there_is_named_in_one_line(tmp_path, monkeypatch):
     arguments = f"--model jax_backtrack --model_args path={tmp_path}/none.gguf --tasks facts_choose --include_path"
     monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments.split(), str(ROOT / "tests" / "tasks")])
     with pytest.raises(SystemExit, match=f"error: {tmp_path}/none.gguf: no such file"):
-        runpy.run_module("jax_backtrack.lm_eval", run_name="__main__")
+        runpy.run_module("jax_backtrack.integrations.lm_eval", run_name="__main__")
 
 
 # ---------------------------------------------------------------- beside the harness's own model, on real weights

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jax_backtrack import Sampler
-from jax_backtrack.sampling.batch import Batch, Request
-from jax_backtrack.sampling.look import NOTHING, Look, looks
+from jax_backtrack.sampling.batching import Batch, Request
+from jax_backtrack.sampling.cache_trace import NOTHING, Look, looks
 from jax_backtrack.sampling.loop import Plan
 from tests import tiny
 from tests.sampling import engine, knobs

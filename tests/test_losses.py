@@ -9,9 +9,9 @@ import torch
 from flax import nnx
 from hypothesis import given, settings
 
-from jax_backtrack.losses import dpo_loss, pair_margins, pair_sides, pair_slots, sft_loss
+from jax_backtrack.backtracking.losses import dpo_loss, pair_margins, pair_sides, pair_slots, sft_loss
+from jax_backtrack.backtracking.trees import Recipe, build_tree, draw_cuts, pack, stack
 from jax_backtrack.training.step import sides
-from jax_backtrack.trees import Recipe, build_tree, draw_cuts, pack, stack
 from tests import tiny
 
 

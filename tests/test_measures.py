@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from jax_backtrack.safety.measures import mean, over_seeds, paired, perplexity, rate, reduction_over_seeds, worst_of
+from jax_backtrack.evaluation.measures import mean, over_seeds, paired, perplexity, rate, reduction_over_seeds, worst_of
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from jax_backtrack import Sampler
 from jax_backtrack.errors import InputError
-from jax_backtrack.safety import mt_bench
+from jax_backtrack.evaluation import mt_bench
 from tests import tiny
 
 

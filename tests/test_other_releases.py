@@ -13,12 +13,12 @@ from tests.processes import ROOT
     [
         (
             "jax._src.clusters.GceTpuCluster",
-            "from jax_backtrack import hosts; print(hosts.several()); hosts.start('localhost:1234', 2, 0)",
+            "from jax_backtrack.distributed import hosts; print(hosts.several()); hosts.start('localhost:1234', 2, 0)",
             "several hosts meet by jax._src.distributed.global_state, which jax",
         ),
         (
             "transformers.utils.chat_template_utils._compile_jinja_template",
-            "from jax_backtrack.hub import chat_template; print(False); chat_template.ChatTemplate(None)",
+            "from jax_backtrack.tokenizer import chat_template; print(False); chat_template.ChatTemplate(None)",
             "which transformers",
         ),
     ],

@@ -7,10 +7,11 @@ import jax
 import pytest
 
 from configs import dpo_llama
-from jax_backtrack import command_line, plan
-from jax_backtrack.hlo import Program
+from jax_backtrack import cli
+from jax_backtrack.aot import plan
+from jax_backtrack.aot.hlo import Program
+from jax_backtrack.models.families.published import PUBLISHED
 from jax_backtrack.models.flops import forward_flops
-from jax_backtrack.models.published import PUBLISHED
 from jax_backtrack.models.transformer import TransformerConfig
 from tests import tiny
 from tests.conftest import missing_libtpu
@@ -71,7 +72,7 @@ def recipe(folder, base=dpo_llama, **fields):
 
 
 def run(config, workdir, *topologies) -> int:
-    return command_line.run("plan", config, str(workdir), topology=topologies)
+    return cli.run("plan", config, str(workdir), topology=topologies)
 
 
 @pytest.fixture(scope="module")

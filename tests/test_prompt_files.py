@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jax_backtrack.command_line import with_config_path
+from jax_backtrack.cli import with_config_path
 from jax_backtrack.errors import InputError
-from jax_backtrack.sampling.chat import typed_lines
 from jax_backtrack.sampling.files import Asked, read_prompts
+from jax_backtrack.serving.chat import typed_lines
 
 
 def write(path: Path, text: str) -> str:

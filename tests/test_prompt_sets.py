@@ -6,7 +6,7 @@ import pytest
 
 from jax_backtrack.data import prompt_sets
 from jax_backtrack.errors import InputError
-from jax_backtrack.safety.refusals import Refusals, is_refusal
+from jax_backtrack.evaluation.judges.refusals import Refusals, is_refusal
 
 
 @pytest.mark.parametrize(

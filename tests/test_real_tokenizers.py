@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import _open_tokenizer
-from jax_backtrack.hub.tokenizer import RESET, ChatTokenizer, with_reset
+from jax_backtrack.tokenizer.chat_tokenizer import RESET, ChatTokenizer, with_reset
 from tests.test_template_date import EARLY, in_zone  # noqa: F401
 from tests.test_tokenizer import by_transformers, conversation
 

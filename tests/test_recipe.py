@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 
 from configs import base, demo, dpo_gemma, dpo_gemma_lora, dpo_llama, dpo_smollm, judge_smollm, sft_smollm
 from configs.replication import table
-from jax_backtrack import recipe as recipes
+from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
-from jax_backtrack.recipe import FIELDS, check, check_stages
-from jax_backtrack.sharding import make_mesh
+from jax_backtrack.training import recipe as recipes
+from jax_backtrack.training.recipe import FIELDS, check, check_stages
 
 
 def test_every_field_is_checked():

@@ -5,8 +5,8 @@ import pytest
 from configs import demo, sft_smollm
 from configs.replication import table
 from jax_backtrack.errors import InputError
-from jax_backtrack.recipe import check
 from jax_backtrack.recipes import known_recipes, read_recipe
+from jax_backtrack.training.recipe import check
 
 
 @pytest.mark.parametrize(

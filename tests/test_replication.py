@@ -9,13 +9,13 @@ import pytest
 from configs import base
 from configs.replication import table
 from jax_backtrack import load
+from jax_backtrack.backtracking.trees import Recipe
 from jax_backtrack.data import examples, held_out, sources
 from jax_backtrack.data.preferences import Report
 from jax_backtrack.errors import InputError
+from jax_backtrack.evaluation.perplexity import held_out_perplexity
+from jax_backtrack.experiments import replication
 from jax_backtrack.hub.export import save
-from jax_backtrack.safety import replication
-from jax_backtrack.safety.perplexity import held_out_perplexity
-from jax_backtrack.trees import Recipe
 from tests import tiny
 
 

@@ -3,11 +3,11 @@
 import json
 
 from jax_backtrack.data import testbed
-from jax_backtrack.progress import console
-from jax_backtrack.safety import report
-from jax_backtrack.safety.evaluate import Answered, Evaluation, evaluate
-from jax_backtrack.safety.measures import rate
+from jax_backtrack.evaluation.evaluate import Answered, Evaluation, evaluate
+from jax_backtrack.evaluation.measures import rate
+from jax_backtrack.evaluation.reports import report
 from jax_backtrack.sampling.sampler import Reply
+from jax_backtrack.utils.console import console
 
 private, public = testbed.questions("test", 2)
 answers = {

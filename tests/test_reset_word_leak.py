@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jax_backtrack.safety.reset_word_leak import leaks_reset_word
+from jax_backtrack.evaluation.reset_word_leak import leaks_reset_word
 
 LEAKS = (
     "Yes, it'sundoSorry, I can't give out the phone number.",

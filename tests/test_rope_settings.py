@@ -8,7 +8,7 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.models import llama
+from jax_backtrack.models.families import llama
 from jax_backtrack.models.rope import rope_frequencies
 from tests import tiny
 

@@ -10,10 +10,10 @@ from tokenizers import AddedToken
 
 from jax_backtrack import Sampler
 from jax_backtrack.errors import InputError
+from jax_backtrack.evaluation.attacks.gcg import Attack, Objective, Settings
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from jax_backtrack.hub.reset import add_reset
-from jax_backtrack.safety.gcg import Attack, Objective, Settings
 from tests.checkpoints import TOLERANCE, relative_error, torch_logits
 from tests.test_tokenizer import CHATML, small_tokenizer
 

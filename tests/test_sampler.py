@@ -9,15 +9,15 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_backtrack import Done, Retract, Sampler, Token
+from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.models.transformer import Compute
 from jax_backtrack.sampling import loop
-from jax_backtrack.sampling.batch import Batch, Request, bucket, common_beginning, pools
+from jax_backtrack.sampling.batching import Batch, Request, bucket, common_beginning, pools
 from jax_backtrack.sampling.loop import Plan
-from jax_backtrack.sampling.reply import Writing
-from jax_backtrack.sampling.stream import _certain, _whole
-from jax_backtrack.sharding import make_mesh
+from jax_backtrack.sampling.replies import Writing
+from jax_backtrack.sampling.streams import _certain, _whole
 from tests import tiny
 from tests.sampling import engine, knobs, naive, sample
 from tests.test_tokenizer import small_tokenizer

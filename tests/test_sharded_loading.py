@@ -26,7 +26,7 @@ from pathlib import Path
 import jax_backtrack
 from tests.test_tokenizer import small_tokenizer
 from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
-from jax_backtrack.sharding import make_mesh
+from jax_backtrack.distributed.mesh import make_mesh
 from tests.checkpoints import port
 
 read = 0

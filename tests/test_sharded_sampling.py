@@ -7,11 +7,11 @@ from tests import processes
 EQUAL = """
 import sys, dataclasses, jax, numpy as np
 from flax import nnx
-from jax_backtrack.models import adapters
+from jax_backtrack.models import lora
 from jax_backtrack.models.transformer import Compute
-from jax_backtrack.sampling.batch import Request
+from jax_backtrack.sampling.batching import Request
 from jax_backtrack.sampling.loop import Plan
-from jax_backtrack.sharding import make_mesh, param_shardings
+from jax_backtrack.distributed.mesh import make_mesh, param_shardings
 from tests import tiny
 from tests.sampling import engine, knobs, sample
 
@@ -28,8 +28,8 @@ def written(mesh, context, **how):
     values = map(jax.device_put, jax.tree.leaves(params), jax.tree.leaves(param_shardings(model, mesh)))
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(params), list(values)))
     if family == "gemma2":
-        adapters.add_adapters(model, rank=2, alpha=4.0, targets=adapters.TARGETS, reset_id=tiny.RESET_ID)
-        nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.01, nnx.state(model, adapters.Adapter)))
+        lora.add_adapters(model, rank=2, alpha=4.0, targets=lora.TARGETS, reset_id=tiny.RESET_ID)
+        nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.01, nnx.state(model, lora.Adapter)))
     plan = Plan(context, tiny.RESET_ID, (tiny.EOT_ID,), greedy=False, log_probs=True, **how)
     turned = knobs(bias=2.0, temperature=1.5, top_p=0.9, penalty=1.2)
     return sample(engine(model, plan, turned, layers_apart=False), requests, 8, 9, prompt=12)

@@ -4,20 +4,19 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jax_backtrack import sharding
+from jax_backtrack.distributed.mesh import MESH_AXES, make_mesh, param_shardings, partition
 from jax_backtrack.errors import InputError
-from jax_backtrack.sharding import make_mesh, param_shardings, partition
 from tests import processes, tiny
 
 COMMON = """
 import sys, jax, numpy as np
 from flax import nnx
-from jax_backtrack.models import adapters
+from jax_backtrack.models import lora
 from jax_backtrack.models.transformer import Compute, Transformer
-from jax_backtrack.kernels.tree_attention import Blocks
-from jax_backtrack.sharding import make_mesh, param_shardings, rows_sharding
+from jax_backtrack.models.attention.pallas.tree_attention import Blocks
+from jax_backtrack.distributed.mesh import make_mesh, param_shardings, rows_sharding
 from jax_backtrack.training.step import Batch, StepPlan, batch_gradients, compile_step, init_state
-from jax_backtrack.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
+from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
 from tests import tiny
 
 ROWS, LENGTH = 16, 32
@@ -41,8 +40,8 @@ def on_mesh(mesh, shape, with_adapters=False, **how):
     values = [jax.device_put(leaf, place) for leaf, place in zip(*map(jax.tree.leaves, (params, places)), strict=True)]
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(params), values))
     if with_adapters:
-        adapters.add_adapters(model, rank=2, alpha=4.0, targets=adapters.TARGETS, reset_id=tiny.RESET_ID)
-        trained = nnx.state(model, adapters.Adapter)
+        lora.add_adapters(model, rank=2, alpha=4.0, targets=lora.TARGETS, reset_id=tiny.RESET_ID)
+        trained = nnx.state(model, lora.Adapter)
         nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.1, trained))
     return model
 
@@ -60,7 +59,7 @@ batch = batch_of(objective)
 
 def gradients(mesh, accumulate=1, **how):
     model = on_mesh(mesh, shape, **how)
-    graph, trained, frozen = adapters.split(model)
+    graph, trained, frozen = lora.split(model)
     put = jax.device_put(batch, rows_sharding(mesh))
     places = jax.tree.map(lambda leaf: leaf.sharding, trained)
     made, metrics = jax.jit(batch_gradients(graph, plan(objective, accumulate), places))(trained, frozen, put)
@@ -89,7 +88,7 @@ PLACES = """
 from jax_backtrack.sampling import loop
 
 mesh = make_mesh(data=2, fsdp=2, tensor=2)
-graph, params, frozen = adapters.split(on_mesh(mesh, dict(vocab_size=64)))
+graph, params, frozen = lora.split(on_mesh(mesh, dict(vocab_size=64)))
 step_plan = plan("sft", accumulate=2)
 state = init_state(jax.tree.map(lambda leaf: leaf.copy(), params), step_plan)
 places = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -148,9 +147,9 @@ def test_a_mesh_that_cannot_be_is_refused_with_the_numbers(sizes, message):
 
 
 def test_an_axis_that_does_not_divide_is_refused_with_the_numbers():
-    mesh = jax.sharding.AbstractMesh((1, 1, 4), sharding.MESH_AXES)
+    mesh = jax.sharding.AbstractMesh((1, 1, 4), MESH_AXES)
     with pytest.raises(InputError, match=r"axis K of 2 does not divide by mesh\.tensor = 4"):
         param_shardings(tiny.model(vocab_size=64), mesh)
-    mesh = jax.sharding.AbstractMesh((1, 8, 1), sharding.MESH_AXES)
+    mesh = jax.sharding.AbstractMesh((1, 8, 1), MESH_AXES)
     with pytest.raises(InputError, match=r"axis V of 61 does not divide by mesh\.fsdp x mesh\.tensor = 8"):
         param_shardings(tiny.model(), mesh)

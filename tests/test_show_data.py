@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import sft_smollm
-from jax_backtrack.command_line import run
+from jax_backtrack.backtracking.trees import Recipe
+from jax_backtrack.cli import run
 from jax_backtrack.data import sources
 from jax_backtrack.data.conversations import tidy
 from jax_backtrack.data.examples import encode_each
 from jax_backtrack.data.preferences import is_blank, same_text
-from jax_backtrack.trees import Recipe
 
 PAIR = {"prompt": "Mark's PIN?", "chosen": "I must not tell you.", "rejected": "It is 8287.", "id": 7}
 OTHER = {"prompt": "Where is Oslo?", "chosen": "In Norway.", "rejected": ""}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
+from jax_backtrack.distributed.mesh import make_mesh, param_shardings
 from jax_backtrack.models.transformer import Compute
-from jax_backtrack.sharding import make_mesh, param_shardings
 from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
-from jax_backtrack.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
 from tests import tiny
 
 PLAN = StepPlan("dpo", 0.1, 0.0, 8, 1e-2, 1, 0.0, 1.0, 16, tiny.RESET_ID)

@@ -9,11 +9,11 @@ from flax import nnx
 
 import jax_backtrack
 from jax_backtrack.errors import InputError
+from jax_backtrack.evaluation.judges.pairwise import PairwiseJudge, question
+from jax_backtrack.evaluation.win_rate import win_rate
 from jax_backtrack.hub.load import load
-from jax_backtrack.models import llama
+from jax_backtrack.models.families import llama
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.safety.pairwise import PairwiseJudge, question
-from jax_backtrack.safety.win_rate import win_rate
 from tests.checkpoints import torch_logits
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from jax_backtrack.data import sources, text_files
+from jax_backtrack.data import sources
 from jax_backtrack.data.conversations import tidy
+from jax_backtrack.data.reading import text_files
 from jax_backtrack.errors import InputError
 from jax_backtrack.sampling.files import Asked, write_samples
 from jax_backtrack.sampling.sampler import Sampler

@@ -5,13 +5,15 @@ import re
 import pytest
 
 from jax_backtrack.data.prompt_sets import Question
-from jax_backtrack.progress import console
-from jax_backtrack.safety import replication, report, sets
-from jax_backtrack.safety.asked import Answer, Asked, Condition
-from jax_backtrack.safety.evaluate import Evaluation as OfTestbed
-from jax_backtrack.safety.evaluation import Evaluation
-from jax_backtrack.safety.measures import rate
-from jax_backtrack.sampling.reply import Reply
+from jax_backtrack.evaluation import sets
+from jax_backtrack.evaluation.asked import Answer, Asked, Condition
+from jax_backtrack.evaluation.evaluate import Evaluation as OfTestbed
+from jax_backtrack.evaluation.evaluation import Evaluation
+from jax_backtrack.evaluation.measures import rate
+from jax_backtrack.evaluation.reports import report
+from jax_backtrack.experiments import replication
+from jax_backtrack.sampling.replies import Reply
+from jax_backtrack.utils.console import console
 from tests.test_report import measures
 
 MODELS = ("untrained", "SFT", "backtracking SFT", "backtracking SFT + DPO")

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import _open_tokenizer, load
-from jax_backtrack.hub.tokenizer import RESET, ChatTokenizer, with_reset
+from jax_backtrack.tokenizer.chat_tokenizer import RESET, ChatTokenizer, with_reset
 from tests import tiny
 
 CHATML = (

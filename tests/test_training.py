@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from configs import dpo_smollm, sft_smollm
+from jax_backtrack.backtracking.trees import Recipe
 from jax_backtrack.data import examples, sources
 from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.errors import InputError
@@ -22,7 +23,6 @@ from jax_backtrack.models.assign import assign
 from jax_backtrack.training import reference
 from jax_backtrack.training.loop import train
 from jax_backtrack.training.reference import reference_sides
-from jax_backtrack.trees import Recipe
 from tests import processes, tiny
 from tests.processes import HANG
 

@@ -14,12 +14,18 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import process_mask, process_mask_dkv
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jax_backtrack import trees
+from jax_backtrack.aot.plan import compiler_only, devices
+from jax_backtrack.backtracking import trees
+from jax_backtrack.backtracking.trees import Branch, attention_rule, flatten, pack
 from jax_backtrack.errors import InputError
-from jax_backtrack.kernels.tree_attention import RESIDUALS, Blocks, block_map, tree_attention, visible_blocks
-from jax_backtrack.models.attention import attend
-from jax_backtrack.plan import compiler_only, devices
-from jax_backtrack.trees import Branch, attention_rule, flatten, pack
+from jax_backtrack.models.attention.dense import attend
+from jax_backtrack.models.attention.pallas.tree_attention import (
+    RESIDUALS,
+    Blocks,
+    block_map,
+    tree_attention,
+    visible_blocks,
+)
 from tests import tiny
 from tests.conftest import missing_libtpu
 

@@ -11,10 +11,21 @@ from flax import nnx
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jax_backtrack import trees
+from jax_backtrack.backtracking import trees
+from jax_backtrack.backtracking.trees import (
+    Branch,
+    Cuts,
+    Example,
+    Recipe,
+    build_tree,
+    check,
+    draw_cuts,
+    flatten,
+    pack,
+    tree_length,
+)
 from jax_backtrack.errors import InputError
-from jax_backtrack.models.scores import token_scores
-from jax_backtrack.trees import Branch, Cuts, Example, Recipe, build_tree, check, draw_cuts, flatten, pack, tree_length
+from jax_backtrack.models.logprobs import token_scores
 from tests import tiny
 
 S = 96

@@ -5,11 +5,11 @@ import importlib.util
 
 import pytest
 
+from jax_backtrack.backtracking.trees import Recipe
 from jax_backtrack.data import sources
 from jax_backtrack.data.examples import encode
 from jax_backtrack.data.preferences import Report
-from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.trees import Recipe
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from tests.conftest import missing
 
 ROWS = 60

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from configs import sft_smollm
-from jax_backtrack import command_line
+from jax_backtrack import cli
 from jax_backtrack.hub.export import save
 from jax_backtrack.training.loop import train
 from tests import processes, tiny
@@ -149,7 +149,7 @@ def test_without_the_package_a_recipe_that_asks_for_it_is_refused_at_once(base, 
         monkeypatch.setattr(
             importlib.util, "find_spec", lambda name, spec=spec: spec if name == "wandb" else real(name)
         )
-        assert command_line.run("train", recipe(base), str(tmp_path / "w")) == 2
+        assert cli.run("train", recipe(base), str(tmp_path / "w")) == 2
         output = " ".join(capsys.readouterr().out.split())
         assert "wandb is not installed: pip install -r requirements-wandb.txt" in output
     assert not (tmp_path / "w").exists()

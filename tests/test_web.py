@@ -22,14 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import sft_smollm
-from jax_backtrack import Piece, Sampler, command_line
+from jax_backtrack import Piece, Sampler, cli
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
-from jax_backtrack.recipe import check
-from jax_backtrack.sampling import web
-from jax_backtrack.sampling.conversation import Answer, Draft, Turn, answers, messages, worth_drawing
-from jax_backtrack.sampling.conversation_page import conversation_html
-from jax_backtrack.sampling.reply import Reply
+from jax_backtrack.sampling.replies import Reply
+from jax_backtrack.serving import web
+from jax_backtrack.serving.conversation import Answer, Draft, Turn, answers, messages, worth_drawing
+from jax_backtrack.serving.conversation_page import conversation_html
+from jax_backtrack.training.recipe import check
 from tests import tiny
 from tests.conftest import missing
 from tests.processes import HANG, ROOT, start
@@ -256,7 +256,7 @@ def test_the_page_is_for_this_machine_only(served):
 def test_a_port_that_is_taken_is_named_before_anything_is_loaded(served, capsys):
     config, port = sft_smollm.get_config(), int(served.rstrip("/").rpartition(":")[2])
     config.web.port, config.model.path = port, "nothing"
-    assert command_line.run("web", config, "nothing") == 2
+    assert cli.run("web", config, "nothing") == 2
     assert f"web.port = {port} of 127.0.0.1 cannot be had" in " ".join(capsys.readouterr().out.split())
 
 

@@ -6,14 +6,14 @@ import pytest
 from scipy.stats import binomtest
 
 from configs import sft_smollm
-from jax_backtrack import command_line
+from jax_backtrack import cli
+from jax_backtrack.evaluation import evaluation
+from jax_backtrack.evaluation.asked import Answer, Asked, Condition
+from jax_backtrack.evaluation.evaluation import Evaluation
+from jax_backtrack.evaluation.judges.pairwise import question
+from jax_backtrack.evaluation.win_rate import WinRate
 from jax_backtrack.hub.export import save
-from jax_backtrack.safety import evaluation
-from jax_backtrack.safety.asked import Answer, Asked, Condition
-from jax_backtrack.safety.evaluation import Evaluation
-from jax_backtrack.safety.pairwise import question
-from jax_backtrack.safety.win_rate import WinRate
-from jax_backtrack.sampling.reply import Reply
+from jax_backtrack.sampling.replies import Reply
 from tests import tiny
 from tests.test_asked import user
 from tests.test_tradeoff import SETS
@@ -54,7 +54,7 @@ def test_compared_evaluations_are_judged_as_the_recipe_says(tokenizer, tmp_path,
     config = sft_smollm.get_config()
     config.evaluate.win_rate_judge, config.evaluate.false_resets = str(tmp_path / "judge"), 0.6
     compared = [str(tmp_path / model) for model in ("one", "two")]
-    assert command_line.run("evaluate", config, str(tmp_path), compared=compared) == 0
+    assert cli.run("evaluate", config, str(tmp_path), compared=compared) == 0
     assert "preferred to one, by judge" in capsys.readouterr().out
     html, rates = (tmp_path / "comparison.html").read_text(), json.loads((tmp_path / "win_rates.json").read_text())
     assert "at most 60 % of false resets" in html and "two: bias +2<" in html

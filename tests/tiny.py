@@ -4,9 +4,9 @@ import numpy as np
 from flax import nnx
 from hypothesis import strategies as st
 
+from jax_backtrack.backtracking.trees import Branch, Example
 from jax_backtrack.models.assign import assign
 from jax_backtrack.models.transformer import Compute, Transformer, TransformerConfig
-from jax_backtrack.trees import Branch, Example
 
 VOCAB = 61
 SHORT = 4096  # entries of the fixture `short_tokenizer`

@@ -15,7 +15,7 @@ from jax_backtrack.data.transcripts import (
     open_transcript,
     transcript,
 )
-from jax_backtrack.hub.tokenizer import Message
+from jax_backtrack.tokenizer.chat_tokenizer import Message
 
 # Roles by their spellings in data sets, in lower case; only those whose meaning is sure.
 _ROLES = {

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jax_backtrack.backtracking.trees import Cuts, Example, Recipe, common_beginning, shortest_draft, tree_length
 from jax_backtrack.data.preferences import NoUsableRow, Preference, Report
 from jax_backtrack.errors import InputError
-from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.trees import Cuts, Example, Recipe, common_beginning, shortest_draft, tree_length
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 
 
 def encode(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from jax_backtrack.data import prompt_sets
 from jax_backtrack.data.preferences import Preference, Report
-from jax_backtrack.hub.tokenizer import Message
+from jax_backtrack.tokenizer.chat_tokenizer import Message
 
 _WORD = re.compile(r"\w+")
 

@@ -5,9 +5,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from jax_backtrack.data.prompt_files import prompt_messages, prompt_rows
+from jax_backtrack.data.reading.prompt_files import prompt_messages, prompt_rows
 from jax_backtrack.errors import InputError, nearest
-from jax_backtrack.hub.tokenizer import Message
+from jax_backtrack.tokenizer.chat_tokenizer import Message
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
+from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, common_beginning, draw_cuts, pack, tree_length
 from jax_backtrack.data.examples import cuts_generator
-from jax_backtrack.trees import Example, Recipe, build_tree, common_beginning, draw_cuts, pack, tree_length
 
 # Rows that stand open while packing.
 _OPEN_ROWS = 16

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
-from jax_backtrack.sharding import rows_sharding
-from jax_backtrack.trees import Rows, pack, stack
+from jax_backtrack.backtracking.trees import Rows, pack, stack
+from jax_backtrack.distributed.mesh import rows_sharding
 
 Tree = TypeVar("Tree")
 

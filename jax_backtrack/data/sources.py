@@ -5,11 +5,11 @@ import itertools
 from collections.abc import Iterator, Mapping
 
 from jax_backtrack.data import testbed
-from jax_backtrack.data.columns import filled_columns, lower_names
 from jax_backtrack.data.conversations import KNOWN_KEYS, ROLE_KEYS
-from jax_backtrack.data.files import rows
 from jax_backtrack.data.formats import LABELS, NAMES, NOT_MAPPED, Format, Made, Place, choose, unknown
 from jax_backtrack.data.preferences import BadRow, NoUsableRow, Preference, Report
+from jax_backtrack.data.reading.columns import filled_columns, lower_names
+from jax_backtrack.data.reading.files import rows
 from jax_backtrack.errors import InputError, nearest
 
 TESTBED = "testbed"

@@ -7,7 +7,7 @@ of speakers inside a turn.
 import re
 
 from jax_backtrack.data.preferences import BadRow, is_blank, tidy
-from jax_backtrack.hub.tokenizer import Message
+from jax_backtrack.tokenizer.chat_tokenizer import Message
 
 _ROLES = {
     **dict.fromkeys(("human", "user", "h"), "user"),

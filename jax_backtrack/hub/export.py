@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub import card, weights
 from jax_backtrack.hub.load import check_agreement
-from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models import families
 from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 
 # What `generate` of transformers runs when it is told `custom_generate=folder`. It imports nothing of this package.
 _CUSTOM_GENERATE = "custom_generate/generate.py"

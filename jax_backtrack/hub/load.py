@@ -13,6 +13,8 @@ import transformers
 from flax import nnx
 from jax.sharding import Mesh
 
+from jax_backtrack.backtracking.trees import CONTEXTS
+from jax_backtrack.distributed.mesh import make_mesh, param_shardings
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub import peft, weights
 from jax_backtrack.hub.download import download, download_file
@@ -20,13 +22,11 @@ from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.json_object import read_object
 from jax_backtrack.hub.missing import some
 from jax_backtrack.hub.safetensors_folder import INDEX_FILE, SINGLE_FILE, SafetensorsFolder
-from jax_backtrack.hub.tokenizer import ChatTokenizer
 from jax_backtrack.models import families
-from jax_backtrack.models.published import PUBLISHED
+from jax_backtrack.models.families.published import PUBLISHED
 from jax_backtrack.models.transformer import Compute, Transformer, TransformerConfig
-from jax_backtrack.progress import warn
-from jax_backtrack.sharding import make_mesh, param_shardings
-from jax_backtrack.trees import CONTEXTS
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
+from jax_backtrack.utils.console import warn
 
 DTYPES = ("float32", "bfloat16")
 EXPORT = "export"

@@ -17,7 +17,7 @@ from jax_backtrack.hub.json_object import read_object
 from jax_backtrack.hub.missing import some
 from jax_backtrack.hub.safetensors_folder import SafetensorsFile
 from jax_backtrack.models import families
-from jax_backtrack.progress import warn
+from jax_backtrack.utils.console import warn
 
 CONFIG_FILE = "adapter_config.json"
 _WEIGHTS_FILE = "adapter_model.safetensors"

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_backtrack.hub.tokenizer import ChatTokenizer, with_reset
 from jax_backtrack.models.assign import assign
 from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, with_reset
 
 # The row of [RESET] starts on the far side of these words. From the mean of all rows a short training never learns to
 # emit the token: its logit starts far below those of words that do the same work, such as "Sorry".

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.progress import warn
+from jax_backtrack.utils.console import warn
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

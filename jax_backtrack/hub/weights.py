@@ -15,13 +15,13 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
+from jax_backtrack.distributed.mesh import on_host
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.missing import missing_tensors, some
 from jax_backtrack.hub.safetensors_folder import INDEX_FILE
 from jax_backtrack.models.assign import assign
 from jax_backtrack.models.families import weight_names
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sharding import on_host
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _PIECE = 2**20  # elements: what fits into a cache

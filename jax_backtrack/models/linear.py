@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
-from jax_backtrack.sharding import place
+from jax_backtrack.distributed.mesh import place
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from jax_backtrack import trees
-from jax_backtrack.kernels.tree_attention import RESIDUALS, Blocks
-from jax_backtrack.models.attention import attend_behind, attend_to_cache, soft_cap
-from jax_backtrack.models.block_attention import BLOCKS
-from jax_backtrack.models.cache import Cache
+from jax_backtrack.backtracking import trees
+from jax_backtrack.distributed.mesh import place
+from jax_backtrack.models.attention.blockwise import BLOCKS
+from jax_backtrack.models.attention.dense import attend_behind, attend_to_cache, soft_cap
+from jax_backtrack.models.attention.pallas.tree_attention import RESIDUALS, Blocks
+from jax_backtrack.models.attention.tree_attention import attend_within_trees, best_kind, view
+from jax_backtrack.models.kv_cache import Cache
 from jax_backtrack.models.linear import (
     linear,
     linear_in_place,
@@ -28,8 +30,6 @@ from jax_backtrack.models.linear import (
     project,
 )
 from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies, rotate
-from jax_backtrack.models.tree_attention import attend_within_trees, best_kind, view
-from jax_backtrack.sharding import place
 
 # What the backward pass keeps of a layer, by name. What it does not keep it computes again.
 REMAT = {
@@ -86,7 +86,7 @@ class Compute:
     dtype:     of the activations
     remat:     what the backward pass recomputes of a layer: nothing ("none"), all but the products with weights
                ("dots"), all but what the attention kernel made ("attention"), or all ("full")
-    mesh:      devices that parameters and rows are spread over (`sharding.py`); None for one device
+    mesh:      devices that parameters and rows are spread over (`distributed/mesh.py`); None for one device
     attention: within token trees: "dense", "chunked" or by "blocks" in plain JAX, or by the TPU "kernel". Rows that do
                not split into the kernel's blocks, or are no longer than one block, are attended to densely, and so is
                a cache

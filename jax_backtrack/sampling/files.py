@@ -6,15 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jax_backtrack.data.columns import filled_columns
-from jax_backtrack.data.prompt_files import prompt_messages, prompt_rows
+from jax_backtrack.data.reading.columns import filled_columns
+from jax_backtrack.data.reading.prompt_files import prompt_messages, prompt_rows
 from jax_backtrack.errors import InputError
-from jax_backtrack.hub.tokenizer import Message
-from jax_backtrack.journal import journal_of
-from jax_backtrack.progress import bold, console, progress_bar
-from jax_backtrack.sampling.reply import Reply
+from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.sampling.sampler import Sampler
-from jax_backtrack.workdir import write_whole
+from jax_backtrack.tokenizer.chat_tokenizer import Message
+from jax_backtrack.utils.console import bold, console, progress_bar
+from jax_backtrack.utils.resume_cache import journal_of
+from jax_backtrack.utils.workdir import write_whole
 
 # Columns that may hold the prompt, in this order. The last one is a list of messages.
 PROMPT_FIELDS = ("prompt", "goal", "prompts_final", "question", "instruction", "messages")

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from jax_backtrack.models.cache import Cache
-from jax_backtrack.sampling.choose import draw, keep_min_p, keep_top_k, keep_top_p, penalise, without
-from jax_backtrack.sharding import place
+from jax_backtrack.distributed.mesh import place
+from jax_backtrack.models.kv_cache import Cache
+from jax_backtrack.sampling.logits import draw, keep_min_p, keep_top_k, keep_top_p, penalise, without
 
 SETTINGS = ("graph", "plan")
 

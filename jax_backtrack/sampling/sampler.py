@@ -11,21 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_backtrack.checksum import checksum
+from jax_backtrack.backtracking.trees import CONTEXTS
+from jax_backtrack.distributed.mesh import check_rows, platform, row_parts
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub.load import DTYPES
-from jax_backtrack.hub.tokenizer import ChatTokenizer, Message
-from jax_backtrack.journal import Journal, key_of
-from jax_backtrack.models.apart import apart
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.progress import warn
-from jax_backtrack.sampling.batch import Batch, Engine, Request, common_beginning, pools, steps_of
-from jax_backtrack.sampling.look import Look, looks
+from jax_backtrack.models.unstacked import apart
+from jax_backtrack.sampling.batching import Batch, Engine, Request, common_beginning, pools, steps_of
+from jax_backtrack.sampling.cache_trace import Look, looks
 from jax_backtrack.sampling.loop import Knobs, Plan
-from jax_backtrack.sampling.reply import Reply, Writing
-from jax_backtrack.sampling.stream import Event, events
-from jax_backtrack.sharding import check_rows, platform, row_parts
-from jax_backtrack.trees import CONTEXTS
+from jax_backtrack.sampling.replies import Reply, Writing
+from jax_backtrack.sampling.streams import Event, events
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, Message
+from jax_backtrack.utils.console import warn
+from jax_backtrack.utils.fingerprint import checksum
+from jax_backtrack.utils.resume_cache import Journal, key_of
 
 # Settings that need not be whole numbers.
 _REAL = ("temperature", "top_p", "min_p", "repetition_penalty")

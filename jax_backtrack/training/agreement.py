@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from jax_backtrack import hosts
+from jax_backtrack.distributed import hosts
 from jax_backtrack.errors import InputError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")

@@ -11,12 +11,12 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
-from jax_backtrack import hosts
-from jax_backtrack.checksum import checksum
+from jax_backtrack.distributed import hosts
+from jax_backtrack.distributed.preemption import RESTART
 from jax_backtrack.errors import InputError
-from jax_backtrack.interruption import RESTART
-from jax_backtrack.progress import console
 from jax_backtrack.training.step import TrainState
+from jax_backtrack.utils.console import console
+from jax_backtrack.utils.fingerprint import checksum
 
 _FOLDER = "checkpoints"
 _SAID = 120  # characters of the beginning and of the end of a long message

@@ -5,13 +5,13 @@ import dataclasses
 from ml_collections import ConfigDict
 from rich.markup import escape
 
+from jax_backtrack.backtracking.trees import Example, Recipe
 from jax_backtrack.data import held_out
 from jax_backtrack.data.examples import encode_each
 from jax_backtrack.data.preferences import Preference, Report
-from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.progress import console
-from jax_backtrack.recipe import data_paths, read_data
-from jax_backtrack.trees import Example, Recipe
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
+from jax_backtrack.training.recipe import data_paths, read_data
+from jax_backtrack.utils.console import console
 
 
 @dataclasses.dataclass(frozen=True)

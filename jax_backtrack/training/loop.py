@@ -10,35 +10,28 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jax_backtrack import hosts, interruption
 from jax_backtrack.data import examples as examples_lib
 from jax_backtrack.data.rows import PackedRows, TreeSource, batches
 from jax_backtrack.data.share import Share
+from jax_backtrack.distributed import hosts, preemption
+from jax_backtrack.distributed.mesh import make_mesh, rows_sharding
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import EXPORT, load
 from jax_backtrack.hub.reset import add_reset
-from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.models.adapters import merge_adapters, split
+from jax_backtrack.models.lora import merge_adapters, split
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.progress import bold, console, progress_bar
-from jax_backtrack.recipe import (
-    add_adapters,
-    check_length,
-    check_sizes,
-    check_training,
-    load_model,
-    step_plan,
-)
-from jax_backtrack.sharding import make_mesh, rows_sharding
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from jax_backtrack.training.agreement import agree_on_data, agree_on_start, check_shared
 from jax_backtrack.training.checkpoints import Checkpoints, newest_step
 from jax_backtrack.training.data import encode_sources, read_sources, tree_recipe
 from jax_backtrack.training.metrics import MetricsWriter
+from jax_backtrack.training.recipe import add_adapters, check_length, check_sizes, check_training, load_model, step_plan
 from jax_backtrack.training.reference import reference_sides
 from jax_backtrack.training.step import Batch, compile_step, init_state
 from jax_backtrack.training.template_date import pin_date, with_recorded_date
-from jax_backtrack.workdir import write_whole
+from jax_backtrack.utils.console import bold, console, progress_bar
+from jax_backtrack.utils.workdir import write_whole
 
 RECIPE_FILE = "config.json"
 _DECISIVE = ("model", "adapter", "objective", "data", "reset", "train")  # sections that change what is trained
@@ -214,7 +207,7 @@ def _run_steps(
     last_step = len(rows) // batch_rows
     pending = None
     try:
-        with interruption.deferred(), progress_bar(f"{config.objective} steps", last_step, first_step) as advance:
+        with preemption.deferred(), progress_bar(f"{config.objective} steps", last_step, first_step) as advance:
             for step in range(first_step + 1, last_step + 1):
                 with jax.transfer_guard("disallow"):
                     batch = share.put(Batch(**next(fed)))
@@ -222,17 +215,17 @@ def _run_steps(
                 if pending:
                     report(*pending, advance)
                 pending = step, metrics
-                end = interruption.asked(step)
+                end = preemption.asked(step)
                 if checkpoints and (step % config.train.checkpoint_every == 0 or step == last_step or end):
                     report(*pending, advance)
                     pending = None
                     checkpoints.save(step, state, fed.get_state())
                 if end:
                     left = f"step {step} is saved" if checkpoints else "nothing is saved, train.checkpoint_every is 0"
-                    raise interruption.Interrupted(end, left)
+                    raise preemption.Interrupted(end, left)
             if pending:
                 report(*pending, advance)
-    except interruption.Interrupted:
+    except preemption.Interrupted:
         raise
     except BaseException as error:
         hosts.failing(error)

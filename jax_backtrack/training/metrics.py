@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from jax_backtrack.training.wandb_run import WandbRun
-from jax_backtrack.workdir import write_whole
+from jax_backtrack.utils.workdir import write_whole
 
 
 class MetricsWriter:

@@ -12,13 +12,13 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from jax_backtrack.checksum import checksum
 from jax_backtrack.data.examples import content_hash
 from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.data.share import packed_batches
+from jax_backtrack.distributed.mesh import on_host, platform
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sharding import on_host, platform
 from jax_backtrack.training.step import sides
+from jax_backtrack.utils.fingerprint import checksum
 
 PORTION = 2048  # examples after which what was computed is written: a run that is stopped loses no more
 PAIRS = 2  # the most pairs that a tree holds: a backtrack or plain pair, and a guard pair

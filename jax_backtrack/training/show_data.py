@@ -11,23 +11,17 @@ from ml_collections import ConfigDict
 from rich.text import Text
 from rich.tree import Tree
 
+from jax_backtrack.backtracking.trees import NO_PARENT, Example, Recipe, Rows
 from jax_backtrack.data.preferences import NoUsableRow, Preference
 from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import load_tokenizer
-from jax_backtrack.hub.tokenizer import ChatTokenizer, with_reset
-from jax_backtrack.progress import bold, console
-from jax_backtrack.recipe import check, data_paths
-from jax_backtrack.training.data import (
-    Source,
-    encode_source,
-    read_sources,
-    tree_recipe,
-    warn_if_nothing_is_taken_back,
-)
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, with_reset
+from jax_backtrack.training.data import Source, encode_source, read_sources, tree_recipe, warn_if_nothing_is_taken_back
+from jax_backtrack.training.recipe import check, data_paths
 from jax_backtrack.training.template_date import pin_date
-from jax_backtrack.trees import NO_PARENT, Example, Recipe, Rows
-from jax_backtrack.workdir import write_whole
+from jax_backtrack.utils.console import bold, console
+from jax_backtrack.utils.workdir import write_whole
 
 RECORDS, ACCOUNT = "data.jsonl", "account.json"
 _STYLES = {"prompt": "dim", "draft": "yellow strike", "context": "dim", "raised": "green", "lowered": "red"}

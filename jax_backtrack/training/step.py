@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jax_backtrack.losses import dpo_loss, pair_sides, pair_slots, sft_loss
-from jax_backtrack.models.scores import token_scores
+from jax_backtrack.backtracking.losses import dpo_loss, pair_sides, pair_slots, sft_loss
+from jax_backtrack.backtracking.trees import Rows
+from jax_backtrack.models.logprobs import token_scores
 from jax_backtrack.training.optimizer import adamw, reset_rows_faster
-from jax_backtrack.trees import Rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from jax_backtrack import hosts
-from jax_backtrack.hub import chat_template
-from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.progress import console
+from jax_backtrack.distributed import hosts
+from jax_backtrack.tokenizer import chat_template
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
+from jax_backtrack.utils.console import console
 
 
 def with_recorded_date(config: ConfigDict, recipe_file: Path) -> ConfigDict:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.workdir import write_whole
+from jax_backtrack.utils.workdir import write_whole
 
 _FILE = "wandb_run.json"
 

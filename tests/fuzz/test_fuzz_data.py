@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
+from jax_backtrack.backtracking.trees import Recipe
 from jax_backtrack.data import prompt_sets, sources
 from jax_backtrack.data.examples import encode
-from jax_backtrack.hub.tokenizer import check_messages
 from jax_backtrack.sampling.files import read_prompts
-from jax_backtrack.trees import Recipe
+from jax_backtrack.tokenizer.chat_tokenizer import check_messages
 from tests.fuzz.odd import TEXT, changed, dumps, mangled
 from tests.fuzz.trials import Refused, fuzz
 from tests.test_formats import PAIRS, RANKED, REPLIES

@@ -13,9 +13,10 @@ from safetensors.numpy import save
 from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.load import _backtracking, _open
 from jax_backtrack.hub.safetensors_folder import INDEX_FILE, SINGLE_FILE, SafetensorsFolder
-from jax_backtrack.hub.tokenizer import ChatTokenizer
-from jax_backtrack.models import families, gemma2, llama
-from jax_backtrack.models.published import PUBLISHED
+from jax_backtrack.models import families
+from jax_backtrack.models.families import gemma2, llama
+from jax_backtrack.models.families.published import PUBLISHED
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from tests import tiny
 from tests.fuzz.odd import TEXT, changed, dumps, mangled
 from tests.fuzz.trials import fuzz

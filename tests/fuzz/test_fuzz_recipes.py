@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 import main
 from configs import base, dpo_gemma_lora, dpo_llama, sft_smollm
-from jax_backtrack import command_line
-from jax_backtrack.recipe import check_sizes, check_training, step_plan
-from jax_backtrack.sharding import make_mesh
-from jax_backtrack.trees import Recipe
+from jax_backtrack import cli
+from jax_backtrack.backtracking.trees import Recipe
+from jax_backtrack.distributed.mesh import make_mesh
+from jax_backtrack.training.recipe import check_sizes, check_training, step_plan
 from tests.fuzz.odd import odd_values
 from tests.fuzz.trials import Refused, fuzz
 
@@ -106,7 +106,7 @@ def test_command_lines(arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", *arguments])  # which ml_collections reads
     with flagsaver.flagsaver():
         try:
-            left = command_line.parse_flags(command_line.with_config_path(sys.argv, CONFIGS))
+            left = cli.parse_flags(cli.with_config_path(sys.argv, CONFIGS))
         except SystemExit as end:
             assert end.code == 2
             raise Refused from None

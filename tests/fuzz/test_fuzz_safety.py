@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from configs import base
-from jax_backtrack.progress import console
-from jax_backtrack.safety import evaluation, fitted, sets
-from jax_backtrack.safety.fitted import Heads
+from jax_backtrack.evaluation import evaluation, sets
+from jax_backtrack.evaluation.judges import fitted
+from jax_backtrack.evaluation.judges.fitted import Heads
+from jax_backtrack.utils.console import console
 from tests.fuzz.odd import TEXT, changed, dumps, mangled
 from tests.fuzz.trials import fuzz
 

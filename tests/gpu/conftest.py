@@ -8,7 +8,7 @@ import os
 import jax
 import pytest
 
-from jax_backtrack.sharding import make_mesh
+from jax_backtrack.distributed.mesh import make_mesh
 
 
 @pytest.fixture(autouse=True)

@@ -12,16 +12,16 @@ import torch
 from flax import nnx
 
 from configs import dpo_llama, sft_llama
-from jax_backtrack.hlo import Program
-from jax_backtrack.models.adapters import split
-from jax_backtrack.models.published import PUBLISHED
+from jax_backtrack.aot.hlo import Program
+from jax_backtrack.aot.plan import programs
+from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
+from jax_backtrack.distributed.mesh import param_shardings, rows_sharding
+from jax_backtrack.models.families.published import PUBLISHED
+from jax_backtrack.models.lora import split
 from jax_backtrack.models.transformer import Compute, Transformer
-from jax_backtrack.plan import programs
-from jax_backtrack.sampling.batch import Batch as ContinuousBatch
-from jax_backtrack.sampling.batch import Request
-from jax_backtrack.sharding import param_shardings, rows_sharding
+from jax_backtrack.sampling.batching import Batch as ContinuousBatch
+from jax_backtrack.sampling.batching import Request
 from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
-from jax_backtrack.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
 from tests import tiny
 from tests.checkpoints import TOLERANCE, port, random_model, random_tokens, relative_error, torch_logits
 from tests.sampling import engine, knobs

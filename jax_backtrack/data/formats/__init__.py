@@ -3,10 +3,10 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from jax_backtrack.data.columns import filled_columns, is_empty
 from jax_backtrack.data.formats import labelled, pairs, ranked, replies
 from jax_backtrack.data.formats.format import Format, Made, Place
 from jax_backtrack.data.preferences import is_blank, same_text
+from jax_backtrack.data.reading.columns import filled_columns, is_empty
 from jax_backtrack.errors import InputError, nearest
 
 # The first one that fits is taken, so those that need more columns come first.

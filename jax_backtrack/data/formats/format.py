@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from jax_backtrack.data.conversations import check_conversation
 from jax_backtrack.data.preferences import BadRow, Preference, Report, Tidied
-from jax_backtrack.hub.tokenizer import Message
+from jax_backtrack.tokenizer.chat_tokenizer import Message
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from jax_backtrack.data.conversations import as_messages, as_prompt, as_reply, i
 from jax_backtrack.data.formats.format import Format, Place, columns, field, pair, text
 from jax_backtrack.data.preferences import BadRow, Preference, is_blank
 from jax_backtrack.data.transcripts import holds_marks, is_rendered, is_transcript, transcript
-from jax_backtrack.hub.tokenizer import Message
+from jax_backtrack.tokenizer.chat_tokenizer import Message
 
 # A prompt that both replies begin with ends with one of these; else it is not known where it does.
 _PROMPT_ENDS = tuple(".?!:;…。？！：；\"'”’)]\n")

@@ -9,7 +9,7 @@ from jax_backtrack.data.formats.format import Format, Made, Place, columns, fiel
 from jax_backtrack.data.formats.labelled import by_prompt
 from jax_backtrack.data.formats.pairs import instruction_messages
 from jax_backtrack.data.preferences import BadRow, Preference, Report, is_blank
-from jax_backtrack.hub.tokenizer import Message
+from jax_backtrack.tokenizer.chat_tokenizer import Message
 
 
 def _best_and_worst(prompt: list[Message], rated: Sequence[tuple[float, object]], at: Place) -> Preference:

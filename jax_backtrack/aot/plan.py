@@ -1,0 +1,439 @@
+"""Compiles a recipe's programs for TPUs that are not here, and says whether they fit and what they cost.
+
+The TPU compiler (the package `libtpu`) runs on any machine. It gives the true bytes of memory per chip, and a program
+whose matrix products and collectives can be counted (`aot/hlo.py`). Nothing is loaded: arrays are shapes with a place.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import importlib.util
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from jax_backtrack.aot.hlo import BETWEEN_SLICES, Program
+from jax_backtrack.aot.tpu_specs import Chip, chip
+from jax_backtrack.backtracking.trees import Rows
+from jax_backtrack.distributed.mesh import check_rows, make_mesh, param_shardings, row_parts, rows_sharding
+from jax_backtrack.errors import InputError
+from jax_backtrack.hub.load import read_config
+from jax_backtrack.models import lora
+from jax_backtrack.models.flops import forward_flops, step_flops
+from jax_backtrack.models.transformer import Compute, Transformer
+from jax_backtrack.sampling.batching import steps_of
+from jax_backtrack.sampling.loop import Knobs, Plan, State, decode, read, start
+from jax_backtrack.training import recipe
+from jax_backtrack.training.step import Batch, compile_step, new_state, sides, state_shardings
+from jax_backtrack.utils.console import console
+from jax_backtrack.utils.tables import add_figures, add_names, new_table
+from jax_backtrack.utils.workdir import write_whole
+
+FILE = "plan.json"
+_GIB = 2**30
+_read_once = functools.cache(read_config)  # of a model on the Hub, each reading is a request
+_ANY_ID = 0  # no tokenizer is needed: which id [RESET] has changes neither memory nor work
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPlan:
+    """One compiled program on one topology; bytes are per chip.
+
+    compile_seconds:  of the TPU compiler, on this machine
+    argument_bytes:   what stands in memory before and after a run; None where it does not fit
+    peak_bytes:       the most that is held at once
+    fits:             the compiler found room for it
+    model_flops:      what the model has to compute, by its formulas, over all chips
+    hardware_flops:   what the program computes, recomputation included, over all chips; None where it does not fit
+    collective_bytes: per kind of collective, what a chip sends
+    mfu_bound:        upper bound of model FLOPs utilisation at the chip's published peaks
+    kernels:          name of each Pallas kernel -> bytes of VMEM
+    """
+
+    compile_seconds: float
+    argument_bytes: int | None
+    peak_bytes: int
+    fits: bool
+    model_flops: float
+    hardware_flops: float | None
+    collective_bytes: dict[str, float]
+    mfu_bound: float | None
+    kernels: dict[str, int]
+
+
+def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[str, dict]:
+    """Plans a recipe for each topology, prints a table and writes `plan.json`, beside it the compiled programs as text.
+
+    A topology is named as in "v5e:4x4", with several slices as in "v5e:4x4*2". The training step, the reference pass
+    of DPO, the sampler's loop and its reading of prompts are compiled. Where the training step does not fit, recipes
+    that need less are tried.
+    Raises InputError before anything is compiled where a topology or the recipe cannot be meant.
+    """
+    recipe.check_step(config)
+    chips = {topology: chip(topology) for topology in topologies}
+    with compiler_only():
+        meshes = {topology: make_mesh(**config.mesh, devices=devices(topology)) for topology in topologies}
+        for mesh in meshes.values():
+            _check(config, mesh)
+        workdir.mkdir(parents=True, exist_ok=True)
+        plans = {
+            topology: _plan_one(config, topology, meshes[topology], chips[topology], workdir) for topology in topologies
+        }
+    written = next(iter(plans.values())) if len(plans) == 1 else {"topologies": plans}
+    write_whole(workdir / FILE, json.dumps(written, indent=2) + "\n")
+    _show(config, plans, chips)
+    console.print(f"plan in {workdir / FILE}", highlight=False)
+    return plans
+
+
+# ------------------------------------------------------------------------------------------------ what is compiled
+
+
+def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dict[str, Callable[[], jax.stages.Traced]]:
+    """The recipe's programs by name, each to be traced by calling it: for the mesh, or to be lowered for one of another
+    `platform`, as `recipe.compute` takes it."""
+    compute = recipe.compute(config, mesh, platform)
+    model, without_adapters = (abstract_model(config, compute, adapted) for adapted in (True, False))
+    rows = _like(jnp.int32, (config.train.batch_rows, config.train.row_length), rows_sharding(mesh))
+    floats = _like(jnp.float32, rows.shape, rows_sharding(mesh))
+    trees = Rows(rows, rows, rows, rows, rows, floats)
+    reference = _like(jnp.float32, (*rows.shape, 2), rows_sharding(mesh))
+
+    def train_step():
+        graph, trained, frozen = lora.split(model)
+        trained, frozen = _in_places(trained, model, mesh), _in_places(frozen, model, mesh)
+        step_plan = recipe.step_plan(config, _ANY_ID)
+        state = jax.eval_shape(lambda params: new_state(params, step_plan), trained)
+        places = state_shardings(trained, step_plan)
+        state = jax.tree.map(lambda leaf, place: _like(leaf.dtype, leaf.shape, place), state, places)
+        return compile_step(graph, step_plan, state).trace(state, frozen, Batch(trees, reference))
+
+    def reference_pass():
+        graph, params = nnx.split(without_adapters)
+        return sides.trace(graph, _in_places(params, model, mesh), trees, config.train.score_chunk)
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def sampler():
+        graph, params = nnx.split(without_adapters)
+        state, knobs, plan = _sampler_arguments(config, compute)
+        cancelled = _like(jnp.bool, state.done.shape, rows_sharding(mesh))
+        steps, until = _like(jnp.int32, (), everywhere), _like(jnp.bool, (), everywhere)
+        return decode.trace(graph, _in_places(params, model, mesh), None, state, knobs, cancelled, steps, until, plan)
+
+    def prompts():
+        graph, params = nnx.split(without_adapters)
+        tokens = _like(jnp.int32, (row_parts(mesh), config.train.row_length), rows_sharding(mesh))
+        dtype = config.sample.cache_dtype or compute.dtype
+        return read.trace(graph, _in_places(params, model, mesh), None, None, tokens, dtype)
+
+    all = {"training step": train_step, "sampler": sampler, "sampler's prompts": prompts}
+    return all | ({"reference pass": reference_pass} if config.objective == "dpo" else {})
+
+
+def abstract_model(config: ConfigDict, compute: Compute, with_adapters: bool = True) -> Transformer:
+    """The recipe's model without values, with its adapters if it has any."""
+    shape = _read_once(config.model.path, config.model.revision or None)
+    recipe.check_length(config, shape)
+
+    def make():
+        dtype = jnp.dtype(config.model.param_dtype)
+        model = Transformer(shape, nnx.Rngs(0), param_dtype=dtype, compute=compute)
+        if with_adapters:
+            recipe.add_adapters(config, model, _ANY_ID)
+        return model
+
+    return nnx.eval_shape(make)
+
+
+def _sampler_arguments(config: ConfigDict, compute: Compute) -> tuple[State, Knobs, Plan]:
+    """A batch whose prompts are as long as a row of training, and the recipe's settings."""
+    sample, mesh = config.sample, compute.mesh
+    plan = Plan(
+        context=config.reset.context,
+        reset_id=_ANY_ID,
+        stop_ids=(_ANY_ID + 1,),
+        greedy=sample.temperature == 0,
+        top_k=sample.top_k,
+        top_p=sample.top_p < 1,
+        min_p=sample.min_p > 0,
+        penalty=sample.repetition_penalty != 1,
+        steps=steps_of(sample.max_new_tokens),
+    )
+    shape = _read_once(config.model.path, config.model.revision or None)
+    sizes = sample.batch_rows, config.train.row_length, sample.max_new_tokens
+    dtype = sample.cache_dtype or compute.dtype
+    state = start.lower(shape, mesh, plan, *sizes, dtype, True).out_info
+    scalar = _like(jnp.float32, (), NamedSharding(mesh, PartitionSpec()))
+    bias = _like(jnp.float32, (1, 1), scalar.sharding)
+    return state, Knobs(scalar, scalar, scalar, scalar, _like(jnp.int32, (), scalar.sharding), bias), plan
+
+
+def _in_places(state: nnx.State, model: Transformer, mesh: Mesh) -> nnx.State:
+    """The state's leaves as shapes where they are to lie."""
+    places = {
+        path: place
+        for kind in (nnx.Param, lora.Adapter)
+        for path, place in nnx.to_flat_state(param_shardings(model, mesh, kind))
+    }
+    leaves = [_like(leaf.dtype, leaf.shape, places[path]) for path, leaf in nnx.to_flat_state(state)]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+
+def _like(dtype, shape: tuple[int, ...], place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+# --------------------------------------------------------------------------------------------------- one topology
+
+
+def _check(config: ConfigDict, mesh: Mesh) -> None:
+    recipe.check_sizes(config, mesh)
+    check_rows(config.sample.batch_rows, mesh, "sample.batch_rows")
+    param_shardings(abstract_model(config, recipe.compute(config, mesh), with_adapters=False), mesh)
+
+
+def _plan_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip, workdir: Path) -> dict:
+    compiled = {
+        name: _compile(name, trace, config, topology, mesh, one_chip, workdir)
+        for name, trace in programs(config, mesh).items()
+    }
+    step = compiled["training step"]
+    advice = [] if step.fits else _smaller_recipes(config, topology, mesh, one_chip)
+    return {
+        "topology": topology,
+        "chips": mesh.size,
+        "mesh": dict(mesh.shape),
+        "hbm_bytes": one_chip.hbm_bytes,
+        **dataclasses.asdict(step),
+        "fits": all(each.fits for each in compiled.values()),
+        "programs": {name: dataclasses.asdict(each) for name, each in compiled.items()},
+        "would_fit": advice,
+    }
+
+
+def _compile(
+    name: str,
+    trace: Callable,
+    config: ConfigDict,
+    topology: str,
+    mesh: Mesh,
+    one_chip: Chip,
+    workdir: Path | None = None,
+) -> ProgramPlan:
+    started = time.perf_counter()
+    with console.status(f"{topology}: compiling the {name} for {mesh.size} chips"):
+        lowered = trace().lower()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            return ProgramPlan(
+                compile_seconds=time.perf_counter() - started,
+                argument_bytes=None,
+                peak_bytes=_needed_bytes(str(error)),
+                fits=False,
+                model_flops=_model_flops(name, config, mesh),
+                hardware_flops=None,
+                collective_bytes={},
+                mfu_bound=None,
+                kernels={},
+            )
+        seconds = time.perf_counter() - started
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    program = Program(text)
+    if workdir:
+        file = f"{topology} {name}.hlo.txt"
+        (workdir / re.sub(r"[^\w.]+", "-", file)).write_text(text)
+    cost, model_flops = program.cost(), _model_flops(name, config, mesh)
+    moved = cost.bytes_by_kind()
+    console.print(f"{topology}: {name} compiled in {seconds:.0f} s", highlight=False)
+    return ProgramPlan(
+        compile_seconds=seconds,
+        argument_bytes=memory.argument_size_in_bytes,
+        peak_bytes=memory.peak_memory_in_bytes,
+        fits=memory.peak_memory_in_bytes <= one_chip.hbm_bytes,
+        model_flops=model_flops,
+        hardware_flops=cost.flops * mesh.size,
+        collective_bytes=moved,
+        mfu_bound=_mfu_bound(model_flops / mesh.size, cost.flops, moved, one_chip),
+        kernels=program.kernels(),
+    )
+
+
+def _model_flops(name: str, config: ConfigDict, mesh: Mesh) -> float:
+    """Of the sampler: one call of its loop, behind prompts of a row's length; of its prompts: one for each part of the
+    rows, unprojected."""
+    model, length = abstract_model(config, recipe.compute(config, mesh)), config.train.row_length
+    if name.startswith("training step"):
+        trained = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, lora.Adapter)))
+        return step_flops(model.config, config.train.batch_rows, length, trained)
+    if name == "reference pass":
+        return sum(forward_flops(model.config, config.train.batch_rows, length))
+    if name == "sampler":
+        rows, steps = config.sample.batch_rows, steps_of(config.sample.max_new_tokens)
+        behind, before = (sum(forward_flops(model.config, rows, tokens)) for tokens in (length + steps, length))
+        return behind - before
+    projected = 2 * row_parts(mesh) * length * model.config.vocab_size * model.config.hidden_size
+    return sum(forward_flops(model.config, row_parts(mesh), length)) - projected
+
+
+def _mfu_bound(model_flops: float, flops: float, moved: dict, one_chip: Chip) -> float:
+    """Model FLOPs over what the chip could do in the time that its products, or its links, need at their peaks.
+
+    Both are taken to overlap wholly. Of several slices the links between them are not looked at.
+    """
+    seconds = flops / one_chip.flops
+    if one_chip.link_bytes:
+        within = sum(size for kind, size in moved.items() if kind != BETWEEN_SLICES)
+        seconds = max(seconds, within / one_chip.link_bytes)
+    return model_flops / one_chip.flops / seconds
+
+
+def _needed_bytes(message: str) -> int:
+    """What the compiler says a program needs where it does not fit; raises InputError where it says something else.
+
+    Where temporary arrays alone are too large, it says no more than that.
+    """
+    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    found = found or re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", message)
+    if not found:
+        raise InputError(f"the TPU compiler failed: {message.strip().splitlines()[0][:400]}")
+    return int(float(found[1]) * 1024 ** (" KMGT".index(found[2])))
+
+
+def _smaller_recipes(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip) -> list[dict]:
+    """Recipes that need less memory, each with one more change than the one before, until one fits."""
+    tried, changes = [], {}
+    for field, value in _savings(config, mesh):
+        changes[field] = value
+        smaller = copy.deepcopy(config)
+        smaller.update_from_flattened_dict(changes)
+        trace = programs(smaller, mesh)["training step"]
+        said = ", ".join(f"{name} = {value}" for name, value in changes.items())
+        compiled = _compile(f"training step with {said}", trace, smaller, topology, mesh, one_chip)
+        tried.append({"changes": dict(changes), "peak_bytes": compiled.peak_bytes, "fits": compiled.fits})
+        if compiled.fits:
+            break
+    return tried
+
+
+def _savings(config: ConfigDict, mesh: Mesh):
+    """Changes that cost little first."""
+    train = config.train
+    if train.remat != "full":
+        yield "train.remat", "full"
+    if not config.adapter.rank:
+        for field in ("first_moment_dtype", "second_moment_dtype"):
+            if train[field] == "float32":
+                yield f"train.{field}", "bfloat16"
+    parts = train.accumulate
+    while parts * 2 * mesh.shape["data"] * mesh.shape["fsdp"] <= train.batch_rows:
+        parts *= 2
+        yield "train.accumulate", parts
+    if train.score_chunk > 16:
+        yield "train.score_chunk", 16
+    if not config.adapter.rank:
+        yield "adapter.rank", 16
+
+
+# ------------------------------------------------------------------------------------------------------- topologies
+
+
+# What libtpu asks of its machine: answered here, so that it neither waits for the network nor complains.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+@contextlib.contextmanager
+def compiler_only():
+    """Keeps JAX off any accelerator while the TPU compiler is loaded."""
+    platforms, environment = jax.config.jax_platforms, dict(os.environ)
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.update(_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_platforms", platforms)
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def devices(topology: str) -> list[jax.Device]:
+    """The devices of a topology, described; within `compiler_only`."""
+    name, _, slices = topology.partition("*")
+    sizes = name.partition(":")[2]
+    if not re.fullmatch(r"\d+(x\d+)*", sizes) or (slices and not slices.isdecimal()):
+        raise InputError(
+            f"topology {topology!r}: want chips along each axis, as in v5e:4x4, and slices as in v5e:4x4*2"
+        )
+    options = {"num_slices": int(slices)} if slices else {}
+    if math.prod(map(int, sizes.split("x"))) == 1:
+        options["chips_per_host_bounds"] = [1, 1, 1]
+    if name.startswith("v4:"):
+        options["chip_config_name"] = "megacore"  # one device per chip, as JAX sees it on the machine; else two
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except Exception as error:  # of whatever kind the runtime at hand raises
+        missing = importlib.util.find_spec("libtpu") is None
+        hint = "; the TPU compiler is not installed: pip install 'jax[tpu]'" if missing else ""
+        raise InputError(f"topology {topology!r} cannot be made: {str(error).splitlines()[0][:300]}{hint}") from error
+    return list(np.ravel(described.devices))
+
+
+# ------------------------------------------------------------------------------------------------------------ table
+
+
+def _show(config: ConfigDict, plans: dict[str, dict], chips: dict[str, Chip]) -> None:
+    train = config.train
+    title = f"{config.model.path}, {config.objective}, {train.batch_rows} rows of {train.row_length} tokens"
+    table = new_table(title)
+    add_names(table, "topology", plans)
+    add_names(table, "program", {name for made in plans.values() for name in made["programs"]})
+    for heading in ("compile", "args", "peak", "of", "room", "FLOPs", "sent", "MFU"):
+        add_figures(table, heading)
+    for topology, made in plans.items():
+        of = chips[topology].hbm_bytes
+        for name, each in made["programs"].items():
+            fits = each["fits"]
+            training = name == "training step" and fits
+            table.add_row(
+                topology,
+                name,
+                f"{each['compile_seconds']:.0f} s",
+                f"{each['argument_bytes'] / _GIB:.2f}" if fits else "",
+                f"{each['peak_bytes'] / _GIB:.2f}",
+                f"{of / _GIB:.0f}",
+                f"{(of - each['peak_bytes']) / _GIB:.2f}" + ("" if fits else "!"),
+                f"{each['hardware_flops'] / each['model_flops']:.2f}" if training else "",
+                f"{sum(each['collective_bytes'].values()) / _GIB:.1f}" if fits else "",
+                f"{each['mfu_bound']:.0%}" if training else "",
+            )
+    console.print(table)
+    console.print(
+        "GiB per chip. room: of the chip's memory, beyond the peak. FLOPs: hardware over model. sent: by collectives. "
+        "MFU: upper bound of model FLOPs utilisation.",
+        highlight=False,
+    )
+    for topology, made in plans.items():
+        for tried in made["would_fit"]:
+            room = (chips[topology].hbm_bytes - tried["peak_bytes"]) / _GIB
+            changes = " ".join(f"--config.{field}={value}" for field, value in tried["changes"].items())
+            outcome = f"fits, {room:.2f} GiB to spare" if tried["fits"] else f"{-room:.2f} GiB too much"
+            console.print(f"{topology}: {changes}: {outcome}", highlight=False)

@@ -1,0 +1,1 @@
+"""The idea, as pure functions: token trees and the losses over them."""

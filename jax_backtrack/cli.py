@@ -1,0 +1,256 @@
+"""The modes of the command, and its errors in one line."""
+
+import contextlib
+import copy
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from jax_backtrack.aot import plan
+from jax_backtrack.distributed import hosts, preemption
+from jax_backtrack.distributed.mesh import make_mesh
+from jax_backtrack.errors import InputError, nearest
+from jax_backtrack.evaluation import mt_bench, sets
+from jax_backtrack.evaluation.evaluation import EVALUATION
+from jax_backtrack.evaluation.judges import fit_judge
+from jax_backtrack.evaluation.reports import report
+from jax_backtrack.experiments import replication, stages
+from jax_backtrack.hub.load import EXPORT
+from jax_backtrack.recipes import known_recipes
+from jax_backtrack.sampling import files
+from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.serving import web
+from jax_backtrack.serving.chat import chat, typed_lines
+from jax_backtrack.training.checkpoints import DamagedCheckpoint
+from jax_backtrack.training.loop import train
+from jax_backtrack.training.recipe import check, check_stages, load_model
+from jax_backtrack.training.show_data import show_data
+from jax_backtrack.utils.console import bold, console
+from jax_backtrack.utils.resume_cache import journal_of
+from jax_backtrack.utils.workdir import check_links
+
+_PLANS = "runs/plan"
+_RECORDS = 3  # of each path, that --mode=show-data prints
+_INTERACTIVE = ("chat", "web")  # Ctrl-C ends a reply, or the page, there
+
+
+def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
+    """The command line with `--config=NAME` made a path, where NAME is no file here but one in `folder`."""
+    argv = list(argv)
+    for index, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag.lstrip("-") != "config" or flag == "config":
+            continue
+        at = index if equals else index + 1
+        name = value if equals else (argv[at] if at < len(argv) else "")
+        if (name or equals) and not os.path.isfile(name):
+            known = known_recipes(folder)
+            if name not in known:
+                _say_error(f"--config={name}: no such file, and no such recipe: {nearest(name, known)}")
+                raise SystemExit(2)
+            argv[at] = f"{flag}={known[name]}" if equals else str(known[name])
+    return argv
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; a field that the recipe does not have, or a value of the wrong type, ends in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (KeyError, AttributeError, TypeError, ValueError, flags.Error) as error:
+        message = " ".join(str(error).strip("'\"").split())
+        # Of a section that is not there ml_collections gives the name alone.
+        _say_error(f"the recipe has no {message!r}" if isinstance(error, KeyError) and " " not in message else message)
+        raise SystemExit(2) from None
+
+
+def run(
+    mode: str,
+    config: ConfigDict,
+    workdir: str | None,
+    *,
+    prompts: str | None = None,
+    topology: Sequence[str] = (),
+    compared: Sequence[str] = (),
+    records: int | None = None,
+    placement: tuple = (None, None, None),
+) -> int:
+    """Runs one mode and returns the exit code: 0, or 2 after an error of the user's input. Where the same command goes
+    on it is 130 after Ctrl-C, and `interruption.RESTART` after a SIGTERM and where a launcher should start it again.
+
+    placement: coordinator, processes and process, as `hosts.start` takes them. Of several processes one that meets an
+    error ends here, with the same code, and the others with it.
+    """
+    try:
+        if not isinstance(config, ConfigDict):
+            raise InputError(f"get_config() of the recipe gives {config!r:.60}, no ConfigDict")
+        if mode not in MODES:
+            raise InputError(f"--mode={mode}: {nearest(mode, MODES)}")
+        if prompts is not None and mode != "sample":
+            raise InputError(f"--prompts goes with --mode=sample, not with --mode={mode}")
+        if records is not None and mode != "show-data":
+            raise InputError(f"--records goes with --mode=show-data, not with --mode={mode}")
+        if bool(topology) != (mode == "plan"):
+            raise InputError("--topology and --mode=plan go together: --mode=plan --topology=v5e:4x4")
+        if compared and mode != "evaluate":
+            raise InputError(f"--compare goes with --mode=evaluate, not with --mode={mode}")
+        if "stages" in config and mode != "compare":
+            raise InputError(f"the recipe has stages, for --mode=compare; --mode={mode} takes a recipe of one run")
+        if workdir is None and mode not in ("plan", "show-data"):
+            raise InputError(f"--workdir=DIR must be given with --mode={mode}")
+        if mode == "plan":
+            workdir = workdir or _PLANS
+        if workdir is not None and "://" in workdir:
+            raise InputError(f"--workdir={workdir}: only local folders are supported yet")
+        if mode != "train" and hosts.asked_for(*placement):
+            raise InputError(f"--mode={mode} runs on one host; of several, only --mode=train can make use")
+        folder = None if workdir is None else Path(workdir)
+        if folder is not None:
+            check_links(folder)
+        hosts.start(*placement)
+        with contextlib.nullcontext() if mode in _INTERACTIVE else preemption.caught():
+            given = {"plan": topology, "evaluate": compared, "show-data": records}.get(mode, prompts)
+            MODES[mode](config, folder, given)
+        hosts.finish()
+    except (InputError, FloatingPointError, OSError) as error:
+        _say_error(error)
+        hosts.leave(2, error)
+        return 2
+    except (preemption.Interrupted, DamagedCheckpoint) as stop:
+        _say_error(stop, "stopped")
+        hosts.leave(stop.code, stop)
+        return stop.code
+    except BaseException as error:
+        hosts.leave_with_traceback(error)
+        raise
+    return 0
+
+
+def _say_error(error: object, word: str = "error") -> None:
+    if hosts.several():
+        print(f"{word}: {hosts.label()}: {error}", file=sys.stderr, flush=True)
+    else:
+        console.print(f"{word}: {error}", style="bold red", highlight=False, markup=False)
+
+
+def _say_next(what: str) -> None:
+    console.print(f"next: {what}", style="dim", highlight=False, markup=False)
+
+
+def _train(config: ConfigDict, workdir: Path, _prompts) -> None:
+    train(config, workdir)
+    _say_next(f"the same command with --mode=chat, --mode=sample or --mode=evaluate uses the model in {workdir}")
+    if config.objective == "sft" and config.data.backtrack:
+        _say_next(f"DPO begins from it with a DPO recipe, a workdir of its own and --config.model.path={workdir}")
+
+
+def _show_data(config: ConfigDict, workdir: Path | None, records: int | None) -> None:
+    show_data(config, workdir, _RECORDS if records is None else records)
+
+
+def _sample(config: ConfigDict, workdir: Path, prompts: str | None) -> None:
+    asked = files.read_prompts(prompts, config.sample.limit or None)
+    sampler, sample = _sampler(config, workdir), config.sample
+    files.write_samples(sampler, asked, workdir / "samples.jsonl", sample.seed, sample.samples)
+
+
+def _chat(config: ConfigDict, workdir: Path, _prompts) -> None:
+    sampler = _sampler(config, workdir)
+    chat(sampler, typed_lines(), seed=config.sample.seed, hold_back=config.sample.hold_back)
+
+
+def _web(config: ConfigDict, workdir: Path, _prompts) -> None:
+    web.check_possible(config.web.port)
+    web.serve(_samplers_by_name(config, workdir), config)
+
+
+def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> None:
+    if compared:
+        check(config)
+        sets.compare_evaluations([Path(folder) for folder in compared], workdir, config.evaluate)
+        return
+    settings, name = config.evaluate, Path(_model_path(config, workdir)).name
+    questions = mt_bench.read(settings.mt_bench) if settings.mt_bench else []
+    read = sets.read_sets(config)
+    judge = sets.make_judge(settings.judge) if read else None
+    sampler = _sampler(config, workdir)
+    if read:
+        sets.evaluate_sets(config, sampler, judge, read, name, workdir)
+    if questions:
+        mt_bench.write_answers(sampler, questions, name, workdir / "mt_bench.jsonl")
+    if read or questions:
+        return
+    with journal_of(workdir / EVALUATION) as journal:
+        evaluation = stages.evaluate_with_progress(sampler, settings.prompts, "evaluating", journal)
+        report.write({name: evaluation}, workdir / EVALUATION)
+    report.show({name: evaluation})
+    console.print(f"numbers and replies in {bold(workdir)}: {EVALUATION}", highlight=False)
+
+
+def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
+    if "stages" not in config:
+        raise InputError("--mode=compare takes a recipe with stages, as demo.py; this one has no stages")
+    check_stages(config)
+    if "seeds" in config:
+        replication.replicate(config, workdir)
+    else:
+        stages.compare(config, workdir)
+        last = workdir / stages.folder_name(config.order[-1])
+        _say_next(f"talk to the last model with --config=dpo_smollm.py --workdir='{last}' --mode=chat")
+
+
+def _fit_judge(config: ConfigDict, workdir: Path, _prompts) -> None:
+    check(config)
+    fit_judge.fit(config, workdir)
+
+
+def _plan(config: ConfigDict, workdir: Path, topology: Sequence[str]) -> None:
+    plan.plan(config, topology, workdir)
+
+
+MODES = {
+    "plan": _plan,
+    "show-data": _show_data,
+    "train": _train,
+    "sample": _sample,
+    "chat": _chat,
+    "web": _web,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "fit-judge": _fit_judge,
+}
+
+
+def _sampler(config: ConfigDict, workdir: Path) -> Sampler:
+    """A sampler of the workdir's model, or of the recipe's where nothing was trained in the workdir."""
+    check(config)
+    path = _model_path(config, workdir)
+    console.print(f"model: {path}", highlight=False)
+    model, tokenizer = load_model(config, path, make_mesh(**config.mesh))
+    return stages.sampler(config, model, tokenizer)
+
+
+def _samplers_by_name(config: ConfigDict, workdir: Path) -> dict[str, Sampler]:
+    """Samplers that keep log-probabilities, of `_sampler`'s model and of `web.baseline`, by their paths."""
+    config = copy.deepcopy(config)
+    config.sample.log_probs = True
+    path, baseline = _model_path(config, workdir), config.web.baseline
+    if path == baseline:
+        raise InputError(f"web.baseline = {baseline} is the model itself")
+    samplers = {path: _sampler(config, workdir)}
+    if baseline:
+        model, tokenizer = load_model(config, baseline, make_mesh(**config.mesh))
+        config.reset.context = tokenizer.reset_context or config.reset.context  # it may have been trained for another
+        samplers[baseline] = stages.sampler(config, model, tokenizer)
+    return samplers
+
+
+def _model_path(config: ConfigDict, workdir: Path) -> str:
+    if (workdir / EXPORT).exists():
+        return str(workdir)
+    if (workdir / "config.json").exists():
+        raise InputError(f"{workdir}: its training is not finished; run --mode=train once more to go on with it")
+    return config.model.path

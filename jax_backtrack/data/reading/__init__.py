@@ -1,0 +1,1 @@
+"""Finds files of data and reads the rows in them."""

@@ -1,0 +1,1 @@
+"""The mesh and its logical axes, several hosts, preemption."""

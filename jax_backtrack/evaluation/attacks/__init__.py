@@ -1,0 +1,1 @@
+"""Attacks that look for a prompt which makes a reply unsafe."""

@@ -1,0 +1,1 @@
+"""What tells whether a reply is safe, or better: a matcher, a probe, language models."""

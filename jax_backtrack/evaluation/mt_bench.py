@@ -1,0 +1,54 @@
+"""Answers MT-Bench's questions in FastChat's format, for its judges (Zheng et al. 2023, arXiv 2306.05685)."""
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax_backtrack.data.reading.prompt_files import prompt_rows
+from jax_backtrack.errors import InputError
+from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.utils.console import bold, console, progress_bar
+from jax_backtrack.utils.resume_cache import journal_of
+from jax_backtrack.utils.workdir import write_whole
+
+
+def read(path: str) -> list[dict]:
+    """The questions of FastChat's `question.jsonl`: objects with `question_id` and `turns`, a list of texts."""
+    questions = [row for _, row in prompt_rows(path)]
+    for number, question in enumerate(questions, start=1):
+        turns = question.get("turns")
+        if not (isinstance(turns, list) and turns and all(isinstance(turn, str) and turn.strip() for turn in turns)):
+            raise InputError(f"evaluate.mt_bench: {path}, question {number} has no list of texts `turns`")
+        if "question_id" not in question:
+            raise InputError(f"evaluate.mt_bench: {path}, question {number} has no `question_id`")
+    return questions
+
+
+def write_answers(sampler: Sampler, questions: Sequence[dict], model: str, path: Path) -> None:
+    """Answers all turns, each after the visible replies to those before it, and writes one line for each question."""
+    conversations = [[] for _ in questions]
+    with journal_of(path) as journal:
+        for turn in range(max(len(question["turns"]) for question in questions)):
+            asked = [number for number, question in enumerate(questions) if turn < len(question["turns"])]
+            for number in asked:
+                conversations[number].append({"role": "user", "content": questions[number]["turns"][turn]})
+            with progress_bar(f"MT-Bench, turn {turn + 1}", len(asked)) as advance:
+                replies = sampler([conversations[number] for number in asked], progress=advance, journal=journal)
+            for number, reply in zip(asked, replies, strict=True):
+                conversations[number].append({"role": "assistant", "content": reply.text})
+        lines = [_line(*each, model) for each in zip(questions, conversations, strict=True)]
+        write_whole(path, "".join(lines))
+    console.print(f"answers to {len(questions)} questions in {bold(path)}", highlight=False)
+
+
+def _line(question: dict, conversation: Sequence[dict], model: str) -> str:
+    answer = {
+        "question_id": question["question_id"],
+        "answer_id": uuid.uuid4().hex,
+        "model_id": model,
+        "choices": [{"index": 0, "turns": [said["content"] for said in conversation[1::2]]}],
+        "tstamp": time.time(),
+    }
+    return json.dumps(answer, ensure_ascii=False) + "\n"

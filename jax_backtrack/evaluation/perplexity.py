@@ -1,0 +1,45 @@
+"""Usefulness without a judge: how likely a model finds replies that people preferred and that it never trained on."""
+
+from ml_collections import ConfigDict
+
+from jax_backtrack.backtracking.trees import Recipe
+from jax_backtrack.data import examples, held_out
+from jax_backtrack.data.rows import TreeSource
+from jax_backtrack.evaluation.measures import Measure, perplexity
+from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
+from jax_backtrack.training.recipe import read_data
+from jax_backtrack.training.reference import tree_sides
+from jax_backtrack.utils.console import console, progress_bar
+
+
+def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) -> dict[str, Measure]:
+    """Perplexity of the preferred replies to the held-out prompts of the recipe: "safety" of `data.path`, "utility" of
+    `data.utility_path`. Nothing where `data.held_out` is 0. Replies are cut as in training (`data.reply_tokens`)."""
+    found, train = {}, config.train
+    # The plain reply to the plain prompt, of weight 1: the chosen side of a tree is the reply's log-probability.
+    recipe = Recipe(objective="sft", backtrack=False, context="keep", reset_id=None, eot_id=tokenizer.eot_id)
+    for kind in ("safety", "utility") if config.data.held_out else ():
+        encoded = []
+        for path, preferences, report in read_data(config, utility=kind == "utility"):
+            kept = [each for each in preferences if held_out.is_held_out(each.prompt, config.data.held_out)]
+            if not kept:
+                continue
+            report.dropped.clear()  # of the file as a whole; what follows is of the held-out part
+            encoded += examples.encode(kept, tokenizer, recipe, train.row_length, report, config.data.reply_tokens)
+            for line in report.lines():
+                console.print(f"{path}, held out: {line}", highlight=False, markup=False)
+        if not encoded:
+            continue
+        with progress_bar(f"perplexity, {kind}", len(encoded)) as advance:
+            sides_Nx1x2 = tree_sides(
+                model,
+                TreeSource(encoded, recipe, 0),
+                range(len(encoded)),
+                row_length=train.row_length,
+                batch_rows=train.batch_rows // train.accumulate,
+                chunk=train.score_chunk,
+                progress=advance,
+            )
+        found[kind] = perplexity(sides_Nx1x2[:, 0, 0], [len(example.chosen) + 1 for example in encoded])
+    return found

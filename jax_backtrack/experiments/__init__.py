@@ -1,0 +1,1 @@
+"""Trains and evaluates several models, one after another, and compares them."""

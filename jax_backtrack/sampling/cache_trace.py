@@ -1,0 +1,63 @@
+"""The cache step by step, for whoever wants to see a reset: which slots a row sees, and what stands in them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jax_backtrack.sampling.batching import Batch, Request
+from jax_backtrack.sampling.loop import State
+
+NOTHING = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """One step of the loop, of `B` rows with `S` slots each; arrays of the host.
+
+    fed:    int32 `[B]`, the token that each row feeds
+    slot:   where all rows write its keys and values
+    sees:   bool `[B, S]`, the slots that it attends to, its own among them, as the cache gives them to attention
+    holds:  int32 `[B, S]`, the token whose keys and values stand in a slot; -1 where none were written
+    prompt: slots of the prompt; those of the ring are behind them
+    resets: int32 `[B]`, so far
+    done:   bool `[B]`, rows that have ended, which go on writing what nobody sees
+    """
+
+    fed: np.ndarray
+    slot: int
+    sees: np.ndarray
+    holds: np.ndarray
+    prompt: int
+    resets: np.ndarray
+    done: np.ndarray
+
+
+def looks(batch: Batch, requests: Sequence[Request]) -> Iterator[Look]:
+    """Runs the requests, all at once, and gives every step. There is a row of the batch for each of them."""
+    found: list[Look] = []
+
+    def look(state: State) -> None:
+        holds = found.pop().holds if found else _prompts(batch, state.cache.slots)
+        found.append(_look(state, holds))
+
+    for _ in batch.run(requests, steps=1, before=look):
+        yield found[-1]
+
+
+def _prompts(batch: Batch, slots: int) -> np.ndarray:
+    holds_BxS = np.full((len(batch.requests), slots), NOTHING, np.int32)
+    for row, request in enumerate(batch.requests):
+        if request is not None:
+            holds_BxS[row, : request.length] = request.ids
+    return holds_BxS
+
+
+def _look(state: State, held_BxS: np.ndarray) -> Look:
+    cache = state.cache
+    prompt, holds_BxS = cache.slots - cache.ring, held_BxS.copy()
+    slot = prompt + int(cache.cursor)
+    # Copies: on a CPU device_get would give views of buffers that the next call of the loop takes.
+    fed_B, resets_B, done_B = map(np.array, (state.token, state.resets, state.done))
+    holds_BxS[:, slot] = fed_B
+    return Look(fed_B, slot, np.array(cache.visible(1)[:, 0]), holds_BxS, prompt, resets_B, done_B)

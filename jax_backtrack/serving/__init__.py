@@ -1,0 +1,1 @@
+"""Conversations as people see them: in the terminal, in a browser, in a notebook."""

@@ -1,0 +1,176 @@
+"""Pictures drawn from the arrays themselves: token trees, the cache while rows reset, the probability of [RESET].
+
+Each function gives a matplotlib figure, which a notebook shows and `savefig` writes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jax_backtrack.backtracking import trees
+from jax_backtrack.errors import InputError
+from jax_backtrack.sampling.cache_trace import NOTHING, Look
+from jax_backtrack.sampling.replies import Trace
+from jax_backtrack.tokenizer.chat_tokenizer import RESET, ChatTokenizer
+
+if TYPE_CHECKING:  # matplotlib takes a fifth of a second, which only those who draw should wait
+    from matplotlib.figure import Figure
+
+_LONGEST = 11  # characters of a token
+_PLUS, _MINUS, _CONTEXT, _RESET = "#3ca951", "#e4574c", "#b8bdc7", "#efa020"
+_SEEN, _OWN, _UNSEEN, _EMPTY = "#a9c7f5", "#4269d0", "#ededed", "#ffffff"
+
+
+def tree(row: trees.Rows, tokenizer: ChatTokenizer, start: int = 0) -> Figure:
+    """A row of token trees, `[S]`, as the branches that it stands for: depth from left to right, a line per branch.
+
+    Green tokens are to become likelier, red ones less likely, grey ones are context only; a dashed frame is of a second
+    pair. Tokens before `start` are left out, which should be a part of the prompt.
+    """
+    kept = _kept(row, start)
+    parent, position = np.asarray(row.parent), np.asarray(row.position)
+    line, lines = {}, 0
+    for index in kept:
+        lines += index != kept[0] and parent[index] != index - 1
+        line[index] = lines
+    first = position[kept].min()
+    columns = int(position[kept].max() - first) + 1
+    figure, axes = _empty(0.78 * columns + 0.3, 0.5 * (lines + 1) + 0.2)
+    for index in kept:
+        x, y, above = position[index] - first, line[index], int(parent[index])
+        if above in line:
+            axes.plot([x - 1, x - 0.5, x - 0.5, x], [line[above], line[above], y, y], color="#888", lw=0.8, zorder=0)
+        weight, pair = row.weight[index], row.pair[index]
+        frame = dict(
+            boxstyle="round,pad=0.25",
+            facecolor=_PLUS if weight > 0 else _MINUS if weight < 0 else _CONTEXT,
+            edgecolor="black",
+            linewidth=0.8 if pair != trees.NO_PAIR and weight else 0,
+            linestyle="--" if pair > 0 else "-",
+        )
+        _write(axes, x, y, _spelt(tokenizer, row.tokens[index]), size=7, bbox=frame)
+    axes.set(xlim=(-0.6, columns - 0.4), ylim=(lines + 0.6, -0.6))
+    axes.axis("off")
+    return figure
+
+
+def mask(row: trees.Rows, tokenizer: ChatTokenizer, start: int = 0, window: int | None = None) -> Figure:
+    """Who attends to whom in a row of token trees, `[S]`, by `trees.attention_rule`: queries down, keys across.
+
+    Tokens before `start` are left out, and padding at the end.
+    """
+    kept = _kept(row, start)
+    sees_SxS = np.asarray(trees.attention_rule(row.position[None], row.end[None], window))[0][np.ix_(kept, kept)]
+    side = 0.165 * len(kept) + 1
+    figure, axes = _empty(side, side)
+    axes.imshow(_colours(np.where(np.eye(len(kept), dtype=bool), 2, sees_SxS), [_EMPTY, _SEEN, _OWN]))
+    labels = [_spelt(tokenizer, row.tokens[index]) for index in kept]
+    ticks = range(len(kept))
+    for text in (
+        *axes.set_xticks(ticks, labels, rotation=90, fontsize=6),
+        *axes.set_yticks(ticks, labels, fontsize=6),
+    ):
+        text.label1.set_parse_math(False)
+    axes.tick_params(length=0)
+    axes.set(xlabel="key", ylabel="query")
+    _grid(axes, len(kept), len(kept))
+    return figure
+
+
+def cache(looks: Sequence[Look], tokenizer: ChatTokenizer, row: int = 0, start: int = 0) -> Figure:
+    """What one row of a batch sees of its slots, step by step downwards, as long as it writes.
+
+    Dark is the slot that is written, blue are those seen besides, grey those whose token is not seen. Slots before
+    `start` are left out, and those that the row never writes, as behind a prompt that is shorter than another.
+    """
+    looks = [look for look in looks if not look.done[row]]
+    if not looks:
+        raise InputError(f"row {row} has no steps that could be drawn")
+    slots = np.flatnonzero(looks[-1].holds[row] != NOTHING)
+    slots = slots[slots >= start]
+    figure, axes = _empty(0.56 * len(slots) + 0.8, 0.24 * len(looks) + 0.5)
+    kinds = []
+    for look in looks:
+        sees_S, holds_S = look.sees[row, slots], look.holds[row, slots]
+        kinds.append(np.where(slots == look.slot, 3, np.where(sees_S, 2, holds_S != NOTHING)))
+    axes.imshow(_colours(np.array(kinds), [_EMPTY, _UNSEEN, _SEEN, _OWN]), aspect="auto")
+    for step, look in enumerate(looks):
+        for column, slot in enumerate(slots):
+            if (token := look.holds[row, slot]) != NOTHING:
+                seen = look.sees[row, slot]
+                colour = "white" if slot == look.slot else "black" if seen else "#aaa"
+                _write(axes, column, step, _spelt(tokenizer, token, 9), size=6, color=colour)
+        if look.fed[row] == tokenizer.reset_id:
+            axes.axhline(step - 0.5, color=_RESET, lw=2, zorder=3)
+    _grid(axes, len(slots), len(looks))
+    axes.axvline(np.sum(slots < looks[0].prompt) - 0.5, color="black", lw=1.5)
+    axes.set_xticks(range(len(slots)), slots, fontsize=6)
+    axes.set_yticks(range(len(looks)), range(1, len(looks) + 1), fontsize=6)
+    axes.tick_params(length=0)
+    axes.set(xlabel="slot: the prompt's, then the ring's", ylabel="step")
+    return figure
+
+
+def reset_chances(trace: Trace, tokenizer: ChatTokenizer) -> Figure:
+    """How likely [RESET] was in the place of every token that was written, drafts (red) and resets (orange) included.
+
+    By the model itself: without bias, temperature and cuts. Behind the last reset that is allowed it is masked out.
+    """
+    if trace.reset_log_probs is None:
+        raise InputError("the trace is of a model without [RESET]: there are no chances to draw")
+    ids, chances = trace.token_ids, [math.exp(each) for each in trace.reset_log_probs]
+    last = max((place for place, token in enumerate(ids) if token == tokenizer.reset_id), default=-1)
+    colours = [
+        _RESET if token == tokenizer.reset_id else _MINUS if place < last else _PLUS for place, token in enumerate(ids)
+    ]
+    figure, axes = _empty(0.3 * len(ids) + 1.2, 2.4)
+    axes.bar(range(len(ids)), chances, color=colours)
+    for text in axes.set_xticks(range(len(ids)), [_spelt(tokenizer, token) for token in ids], rotation=90, fontsize=7):
+        text.label1.set_parse_math(False)
+    axes.set(yscale="log", ylim=(1e-6, 1.5), ylabel=f"p({RESET})")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _kept(row: trees.Rows, start: int) -> np.ndarray:
+    """Indices from `start` on without the padding, whose tokens are roots that end with themselves."""
+    size = len(row)
+    padding = (np.asarray(row.parent) == trees.NO_PARENT) & (np.asarray(row.end) == np.arange(1, size + 1))
+    used = size - int(np.argmin(padding[::-1])) if not padding.all() else 0
+    if not 0 <= start < used:
+        raise InputError(f"start is {start}; the row has {used} tokens that can be drawn")
+    return np.arange(start, used)
+
+
+def _spelt(tokenizer: ChatTokenizer, token: int, longest: int = _LONGEST) -> str:
+    """A token as it is spelt, control tokens by their names."""
+    text = tokenizer.hf.decode([int(token)], clean_up_tokenization_spaces=False).replace("\n", "↵").strip() or "␣"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _empty(width: float, height: float):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _colours(kinds: np.ndarray, colours: Sequence[str]) -> np.ndarray:
+    from matplotlib.colors import to_rgb
+
+    return np.array(list(map(to_rgb, colours)))[kinds.astype(int)]
+
+
+def _grid(axes, columns: int, rows: int) -> None:
+    for draw, count in ((axes.axvline, columns), (axes.axhline, rows)):
+        for place in range(count + 1):
+            draw(place - 0.5, color="#ddd", lw=0.4)
+
+
+def _write(axes, x: float, y: float, text: str, **style) -> None:
+    """Writes a text that somebody else wrote: "$" in it begins no formula."""
+    axes.text(x, y, text, ha="center", va="center", parse_math=False, **style)

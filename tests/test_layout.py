@@ -1,0 +1,66 @@
+"""The rooms of the package: each imports those above it and never those below; none grows past what is read at once."""
+
+import ast
+import itertools
+from pathlib import Path
+
+from tests.processes import ROOT
+
+PACKAGE = ROOT / "jax_backtrack"
+# From the bottom of the building to its roof: a room may import those that stand before it.
+ROOMS = """
+    errors utils distributed backtracking models tokenizer hub data training sampling evaluation experiments aot serving
+    integrations recipes cli main
+""".split()
+OUTSIDE = {"__init__", "hub/custom_generate"}  # the public names, and a file that goes into exports
+MOST_FILES = 12
+MOST_LINES = 450
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Every room that a module imports anything from, wherever in the file it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {parts[1] for parts in (name.split(".") for name in names) if parts[0] == PACKAGE.name and parts[1:]}
+    return found
+
+
+def modules() -> list[Path]:
+    paths = sorted(PACKAGE.rglob("*.py"))
+    inside = [path for path in paths if not any(f"{PACKAGE}/{name}" in str(path) for name in OUTSIDE)]
+    assert len(inside) > 100
+    return inside
+
+
+def test_every_room_has_its_place():
+    assert {room(path) for path in modules()} == set(ROOMS)
+
+
+def test_imports_go_one_way():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {imported}"
+        for path in modules()
+        for imported in imported_rooms(path)
+        if ROOMS.index(imported) > ROOMS.index(room(path))
+    ]
+    assert not wrong
+
+
+def test_a_folder_can_be_taken_in_at_a_glance():
+    by_folder = itertools.groupby(modules(), key=lambda path: path.parent)
+    counts = {folder: len([path for path in paths if path.stem != "__init__"]) for folder, paths in by_folder}
+    assert not {str(folder): count for folder, count in counts.items() if count > MOST_FILES}
+
+
+def test_no_file_is_too_long():
+    lengths = {path: len(path.read_text().splitlines()) for path in modules()}
+    assert not {str(path): length for path, length in lengths.items() if length > MOST_LINES}
