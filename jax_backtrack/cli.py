@@ -3,11 +3,13 @@
 import contextlib
 import copy
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from jax_backtrack.aot import plan
@@ -20,17 +22,18 @@ from jax_backtrack.evaluation.judges import fit_judge
 from jax_backtrack.evaluation.reports import report
 from jax_backtrack.experiments import replication, stages
 from jax_backtrack.hub.load import EXPORT
-from jax_backtrack.recipes import known_recipes
+from jax_backtrack.hub.settings import load_model
+from jax_backtrack.recipes import known_recipes, read_recipe
 from jax_backtrack.sampling import files
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.serving import web
 from jax_backtrack.serving.chat import chat, typed_lines
 from jax_backtrack.training.checkpoints import DamagedCheckpoint
 from jax_backtrack.training.loop import train
-from jax_backtrack.training.recipe import check, check_stages, load_model
 from jax_backtrack.training.show_data import show_data
 from jax_backtrack.utils.console import bold, console
 from jax_backtrack.utils.resume_cache import journal_of
+from jax_backtrack.utils.settings import check_recipe, no_such_field, settings
 from jax_backtrack.utils.workdir import check_links
 
 _PLANS = "runs/plan"
@@ -39,7 +42,8 @@ _INTERACTIVE = ("chat", "web")  # Ctrl-C ends a reply, or the page, there
 
 
 def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
-    """The command line with `--config=NAME` made a path, where NAME is no file here but one in `folder`."""
+    """Returns the command line with `--config=NAME` made a path, where NAME is no file here but a recipe in `folder`,
+    with or without its ".py"."""
     argv = list(argv)
     for index, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
@@ -49,7 +53,9 @@ def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
         name = value if equals else (argv[at] if at < len(argv) else "")
         if (name or equals) and not os.path.isfile(name):
             known = known_recipes(folder)
+            name = name if name in known else f"{name}.py"
             if name not in known:
+                name = name.removesuffix(".py")
                 _say_error(f"--config={name}: no such file, and no such recipe: {nearest(name, known)}")
                 raise SystemExit(2)
             argv[at] = f"{flag}={known[name]}" if equals else str(known[name])
@@ -57,14 +63,53 @@ def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the flags; a field that the recipe does not have, or a value of the wrong type, ends in one line."""
+    """Parses the flags; a field that the recipe does not have, or a value that it cannot have, ends in one line."""
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(checked_overrides(argv))
+    except InputError as error:
+        _say_error(error)
     except (KeyError, AttributeError, TypeError, ValueError, flags.Error) as error:
-        message = " ".join(str(error).strip("'\"").split())
-        # Of a section that is not there ml_collections gives the name alone.
-        _say_error(f"the recipe has no {message!r}" if isinstance(error, KeyError) and " " not in message else message)
-        raise SystemExit(2) from None
+        _say_error(" ".join(str(error).strip("'\"").split()))
+    raise SystemExit(2)
+
+
+def checked_overrides(argv: Sequence[str]) -> list[str]:
+    """Returns the command line with every `--config.FIELD=VALUE` checked, and its value as Python writes it.
+
+    Raises InputError where the recipe has no such field, or where the field cannot have this value.
+    """
+    argv, path = list(argv), ""
+    for index, argument in enumerate(argv):
+        if given := re.fullmatch(r"--?config(=(.*))?", argument):
+            path = argv[index + 1] if given[1] is None and index + 1 < len(argv) else given[2] or ""
+    if not os.path.isfile(path):
+        return argv
+    fields, checked = flatten_dict(read_recipe(path).to_dict(), sep="."), []
+    while argv:
+        argument = argv.pop(0)
+        if not (override := re.fullmatch(r"--?config\.([^=]+)(=(.*))?", argument, re.DOTALL)):
+            checked.append(argument)
+            continue
+        name, text = override[1], override[3]
+        if text is None:
+            flag = isinstance(fields.get(name), bool) and (not argv or argv[0].casefold() not in ("true", "false"))
+            text = "True" if flag or not argv else argv.pop(0)
+        checked.append(f"--config.{name}={_checked_value(name, text, fields)}")
+    return checked
+
+
+def _checked_value(name: str, text: str, fields: Mapping[str, object]) -> str:
+    if name not in fields:
+        raise no_such_field(name, fields)
+    parts = name.split(".")
+    setting = settings().get(".".join(parts[2:] if parts[0] == "stages" else parts))
+    if setting is None:  # a field of the recipe's own
+        return text
+    try:
+        value = setting.parse(text)
+    except InputError as error:
+        raise InputError(f"{name.removesuffix(setting.name)}{error}") from None
+    return value if isinstance(value, str) else repr(value)
 
 
 def run(
@@ -99,6 +144,7 @@ def run(
             raise InputError(f"--compare goes with --mode=evaluate, not with --mode={mode}")
         if "stages" in config and mode != "compare":
             raise InputError(f"the recipe has stages, for --mode=compare; --mode={mode} takes a recipe of one run")
+        check_recipe(config)
         if workdir is None and mode not in ("plan", "show-data"):
             raise InputError(f"--workdir=DIR must be given with --mode={mode}")
         if mode == "plan":
@@ -169,7 +215,6 @@ def _web(config: ConfigDict, workdir: Path, _prompts) -> None:
 
 def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> None:
     if compared:
-        check(config)
         sets.compare_evaluations([Path(folder) for folder in compared], workdir, config.evaluate)
         return
     settings, name = config.evaluate, Path(_model_path(config, workdir)).name
@@ -193,7 +238,6 @@ def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> Non
 def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
     if "stages" not in config:
         raise InputError("--mode=compare takes a recipe with stages, as demo.py; this one has no stages")
-    check_stages(config)
     if "seeds" in config:
         replication.replicate(config, workdir)
     else:
@@ -203,7 +247,6 @@ def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
 
 
 def _fit_judge(config: ConfigDict, workdir: Path, _prompts) -> None:
-    check(config)
     fit_judge.fit(config, workdir)
 
 
@@ -226,7 +269,6 @@ MODES = {
 
 def _sampler(config: ConfigDict, workdir: Path) -> Sampler:
     """A sampler of the workdir's model, or of the recipe's where nothing was trained in the workdir."""
-    check(config)
     path = _model_path(config, workdir)
     console.print(f"model: {path}", highlight=False)
     model, tokenizer = load_model(config, path, make_mesh(**config.mesh))

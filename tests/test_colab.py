@@ -44,10 +44,10 @@ def make_environment(folder: Path, *packages) -> Path:
     uv = [sys.executable, "-m", "uv"]
     if run(*uv, "--version").returncode:
         missing("uv is not installed: pip install -r requirements-dev.txt")
-    python = sys.executable if sys.version_info[:2] == PYTHON else ".".join(map(str, PYTHON))
-    made = run(*uv, "venv", "--no-python-downloads", "--python", python, folder)
-    if made.returncode:
-        missing(f"Colab has Python {PYTHON}, which cannot be had here: {made.stderr}")
+    found = run(ROOT / "tools" / "environment.sh", "find", "python{}.{}".format(*PYTHON))
+    if found.returncode:
+        missing(f"Colab has Python {PYTHON}, which cannot be had here: {found.stderr}")
+    output(*uv, "venv", "--no-python-downloads", "--python", found.stdout.strip(), folder)
     install = [*uv, "pip", "install", "--no-deps", "--only-binary=:all:", "--python", folder / "bin" / "python"]
     filled = run(*install, *packages)
     if filled.returncode:

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 from absl.testing import flagsaver
+from flax.traverse_util import flatten_dict
 
 import main
 from configs import demo, dpo_smollm, sft_smollm
@@ -46,8 +48,8 @@ def output_of(capsys, mode, config, workdir, prompts=None, expect=0) -> str:
     [
         (["--config=sft_smollm.py", "--mode=trian"], "error: --mode=trian: did you mean 'train'?"),
         (["--config=sft_smolm.py"], "did you mean 'sft_smollm.py'?"),
-        (["--config=sft_smollm.py", "--config.train.stepz=3"], 'Did you mean "steps"'),
-        (["--config=sft_smollm.py", "--config.train.steps=many"], "many"),
+        (["--config=sft_smollm", "--config.train.stepz=3"], "error: train.stepz: no such field; did you mean train.s"),
+        (["--config=sft_smollm", "--config.web.port=70000", "--mode=web"], "error: web.port is 70000; it must be at m"),
         (["--config=sft_smollm.py", "--wrkdir=x"], "workdir"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -88,7 +90,19 @@ def test_workdirs_that_cannot_be_are_named(tmp_path, base, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=demo.py", "--config.mesh.data=1"], "error: the recipe has no 'mesh'"),
+        (["--config=demo", "--config.mesh.data=1"], "error: mesh.data: no such field; did you mean stages.SFT.mesh.da"),
+        (["--config=demo", "--config.stages.SFT.train.stepz=1"], "error: stages.SFT.train.stepz: no such field; did y"),
+        (["--config=demo", "--config.stages.SFT.train.steps=x"], "error: stages.SFT.train.steps is 'x'; it must be a "),
+        (["--config=sft_llama", "--config.train.lr=3"], "error: train.lr: no such field; did you mean train.learning_"),
+        (["--config", "sft_llama", "--config.learning_rate", "3"], "error: learning_rate: no such field; did you mean"),
+        (["--config=sft_llama", "--config.train=3"], "error: train: a section, no field; its fields are train.accumul"),
+        (["--config=sft_llama", "--config.train.steps=abc"], "error: train.steps is 'abc'; it must be a whole number"),
+        (["--config=sft_llama", "--config.train.steps=1e3"], "error: train.steps is 1000.0; it must be a whole number"),
+        (["--config=sft_llama", "--config.train.beta=0"], "error: train.beta is 0; it must be above 0"),
+        (["--config=sft_llama", "--config.objective=dop"], "error: objective is 'dop': did you mean 'dpo'?"),
+        (["--config=sft_llama", "--config.data.backtrack=2"], "error: data.backtrack is 2; it must be True or False"),
+        (["--config=sft_llama", "--config.evaluate.prefill=a"], "error: evaluate.prefill is ('a',); it must be a list"),
+        (["--config=sft_llama", "--config.model.template_date=soon"], "error: model.template_date is 'soon'; it must"),
         (["--config="], "error: --config=: no such file"),
     ],
 )
@@ -97,6 +111,29 @@ def test_a_flag_that_names_nothing_is_named(monkeypatch, capsys, arguments, mess
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
         cli.parse_flags(cli.with_config_path(sys.argv, Path(main.__file__).parent / "configs"))
     assert stopped.value.code == 2 and message in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("train.steps=7", 7),
+        ("train.learning_rate=1e-4", 1e-4),
+        ("train.beta=1", 1),
+        ("data.backtrack=false", False),
+        ("data.path=a=b, (c).jsonl", "a=b, (c).jsonl"),
+        ("data.path=", ""),
+        ("data.exclude=advbench.csv", ("advbench.csv",)),
+        ("data.exclude=('a.csv', 'X=b.csv')", ("a.csv", "X=b.csv")),
+        ("evaluate.prefill=5", (5,)),
+        ("evaluate.reset_biases=(-2, 0.5)", (-2, 0.5)),
+    ],
+)
+def test_a_field_has_the_value_that_is_meant(monkeypatch, argument, value):
+    monkeypatch.setattr("sys.argv", ["main.py", "--config=sft_smollm", f"--config.{argument}"])
+    with flagsaver.flagsaver():
+        cli.parse_flags(cli.with_config_path(sys.argv, Path(main.__file__).parent / "configs"))
+        config = flatten_dict(flags.FLAGS.config.to_dict(), sep=".")
+    assert config[argument.partition("=")[0]] == value
 
 
 def test_what_is_no_recipe_is_named(tmp_path, capsys):

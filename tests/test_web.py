@@ -29,7 +29,7 @@ from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.serving import web
 from jax_backtrack.serving.conversation import Answer, Draft, Turn, answers, messages, worth_drawing
 from jax_backtrack.serving.conversation_page import conversation_html
-from jax_backtrack.training.recipe import check
+from jax_backtrack.utils.settings import check
 from tests import tiny
 from tests.conftest import missing
 from tests.processes import HANG, ROOT, start

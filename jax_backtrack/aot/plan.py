@@ -31,12 +31,13 @@ from jax_backtrack.backtracking.trees import Rows
 from jax_backtrack.distributed.mesh import check_rows, make_mesh, param_shardings, row_parts, rows_sharding
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import read_config
+from jax_backtrack.hub.settings import compute
 from jax_backtrack.models import lora
 from jax_backtrack.models.flops import forward_flops, step_flops
 from jax_backtrack.models.transformer import Compute, Transformer
 from jax_backtrack.sampling.batching import steps_of
 from jax_backtrack.sampling.loop import Knobs, Plan, State, decode, read, start
-from jax_backtrack.training import recipe
+from jax_backtrack.training.settings import add_adapters, check_length, check_sizes, check_step, step_plan
 from jax_backtrack.training.step import Batch, compile_step, new_state, sides, state_shardings
 from jax_backtrack.utils.console import console
 from jax_backtrack.utils.tables import add_figures, add_names, new_table
@@ -82,7 +83,7 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[s
     that need less are tried.
     Raises InputError before anything is compiled where a topology or the recipe cannot be meant.
     """
-    recipe.check_step(config)
+    check_step(config)
     chips = {topology: chip(topology) for topology in topologies}
     with compiler_only():
         meshes = {topology: make_mesh(**config.mesh, devices=devices(topology)) for topology in topologies}
@@ -104,9 +105,9 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[s
 
 def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dict[str, Callable[[], jax.stages.Traced]]:
     """The recipe's programs by name, each to be traced by calling it: for the mesh, or to be lowered for one of another
-    `platform`, as `recipe.compute` takes it."""
-    compute = recipe.compute(config, mesh, platform)
-    model, without_adapters = (abstract_model(config, compute, adapted) for adapted in (True, False))
+    `platform`, as `hub.settings.compute` takes it."""
+    how = compute(config, mesh, platform)
+    model, without_adapters = (abstract_model(config, how, adapted) for adapted in (True, False))
     rows = _like(jnp.int32, (config.train.batch_rows, config.train.row_length), rows_sharding(mesh))
     floats = _like(jnp.float32, rows.shape, rows_sharding(mesh))
     trees = Rows(rows, rows, rows, rows, rows, floats)
@@ -115,11 +116,11 @@ def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dic
     def train_step():
         graph, trained, frozen = lora.split(model)
         trained, frozen = _in_places(trained, model, mesh), _in_places(frozen, model, mesh)
-        step_plan = recipe.step_plan(config, _ANY_ID)
-        state = jax.eval_shape(lambda params: new_state(params, step_plan), trained)
-        places = state_shardings(trained, step_plan)
+        plan = step_plan(config, _ANY_ID)
+        state = jax.eval_shape(lambda params: new_state(params, plan), trained)
+        places = state_shardings(trained, plan)
         state = jax.tree.map(lambda leaf, place: _like(leaf.dtype, leaf.shape, place), state, places)
-        return compile_step(graph, step_plan, state).trace(state, frozen, Batch(trees, reference))
+        return compile_step(graph, plan, state).trace(state, frozen, Batch(trees, reference))
 
     def reference_pass():
         graph, params = nnx.split(without_adapters)
@@ -129,15 +130,15 @@ def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dic
 
     def sampler():
         graph, params = nnx.split(without_adapters)
-        state, knobs, plan = _sampler_arguments(config, compute)
+        state, knobs, static = _sampler_arguments(config, how)
         cancelled = _like(jnp.bool, state.done.shape, rows_sharding(mesh))
         steps, until = _like(jnp.int32, (), everywhere), _like(jnp.bool, (), everywhere)
-        return decode.trace(graph, _in_places(params, model, mesh), None, state, knobs, cancelled, steps, until, plan)
+        return decode.trace(graph, _in_places(params, model, mesh), None, state, knobs, cancelled, steps, until, static)
 
     def prompts():
         graph, params = nnx.split(without_adapters)
         tokens = _like(jnp.int32, (row_parts(mesh), config.train.row_length), rows_sharding(mesh))
-        dtype = config.sample.cache_dtype or compute.dtype
+        dtype = config.sample.cache_dtype or how.dtype
         return read.trace(graph, _in_places(params, model, mesh), None, None, tokens, dtype)
 
     all = {"training step": train_step, "sampler": sampler, "sampler's prompts": prompts}
@@ -147,13 +148,13 @@ def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dic
 def abstract_model(config: ConfigDict, compute: Compute, with_adapters: bool = True) -> Transformer:
     """The recipe's model without values, with its adapters if it has any."""
     shape = _read_once(config.model.path, config.model.revision or None)
-    recipe.check_length(config, shape)
+    check_length(config, shape)
 
     def make():
         dtype = jnp.dtype(config.model.param_dtype)
         model = Transformer(shape, nnx.Rngs(0), param_dtype=dtype, compute=compute)
         if with_adapters:
-            recipe.add_adapters(config, model, _ANY_ID)
+            add_adapters(config, model, _ANY_ID)
         return model
 
     return nnx.eval_shape(make)
@@ -201,9 +202,9 @@ def _like(dtype, shape: tuple[int, ...], place: NamedSharding) -> jax.ShapeDtype
 
 
 def _check(config: ConfigDict, mesh: Mesh) -> None:
-    recipe.check_sizes(config, mesh)
+    check_sizes(config, mesh)
     check_rows(config.sample.batch_rows, mesh, "sample.batch_rows")
-    param_shardings(abstract_model(config, recipe.compute(config, mesh), with_adapters=False), mesh)
+    param_shardings(abstract_model(config, compute(config, mesh), with_adapters=False), mesh)
 
 
 def _plan_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip, workdir: Path) -> dict:
@@ -276,7 +277,7 @@ def _compile(
 def _model_flops(name: str, config: ConfigDict, mesh: Mesh) -> float:
     """Of the sampler: one call of its loop, behind prompts of a row's length; of its prompts: one for each part of the
     rows, unprojected."""
-    model, length = abstract_model(config, recipe.compute(config, mesh)), config.train.row_length
+    model, length = abstract_model(config, compute(config, mesh)), config.train.row_length
     if name.startswith("training step"):
         trained = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, lora.Adapter)))
         return step_flops(model.config, config.train.batch_rows, length, trained)

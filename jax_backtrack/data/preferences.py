@@ -7,7 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.tokenizer.chat_tokenizer import Message, is_unicode
+from jax_backtrack.tokenizer.chat_tokenizer import Message
+from jax_backtrack.utils.unicode import is_unicode
 
 # Signs that show nothing though Unicode counts them among letters, symbols or marks: fillers of Hangul, the empty
 # pattern of Braille, variation selectors.

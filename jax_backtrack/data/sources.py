@@ -10,11 +10,10 @@ from jax_backtrack.data.formats import LABELS, NAMES, NOT_MAPPED, Format, Made, 
 from jax_backtrack.data.preferences import BadRow, NoUsableRow, Preference, Report
 from jax_backtrack.data.reading.columns import filled_columns, lower_names
 from jax_backtrack.data.reading.files import rows
+from jax_backtrack.data.settings import COLUMNS
 from jax_backtrack.errors import InputError, nearest
 
 TESTBED = "testbed"
-# Columns that `data.columns` can name, whatever they are called in the file.
-COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "system", "label")
 _MEDIA = {"image", "images", "video", "videos", "audio", "audios"}  # columns that are no text
 TIDIED = "rows with white space left out at the ends of a reply"
 _SAMPLE = 500  # first rows that the format is told by

@@ -11,7 +11,8 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.evaluation.asked import Answer, Asked, Condition, has_reset_word_leak
 from jax_backtrack.evaluation.measures import Measure
 from jax_backtrack.sampling.replies import Reply
-from jax_backtrack.tokenizer.chat_tokenizer import check_messages, is_unicode
+from jax_backtrack.tokenizer.chat_tokenizer import check_messages
+from jax_backtrack.utils.unicode import is_unicode
 from jax_backtrack.utils.workdir import write_whole
 
 EVALUATION = "evaluation.json"

@@ -8,7 +8,7 @@ from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.evaluation.measures import Measure, perplexity
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
-from jax_backtrack.training.recipe import read_data
+from jax_backtrack.training.data import read_data
 from jax_backtrack.training.reference import tree_sides
 from jax_backtrack.utils.console import console, progress_bar
 

@@ -18,11 +18,13 @@ from jax_backtrack.evaluation.measures import Measure, over_seeds, reduction_ove
 from jax_backtrack.evaluation.reports import plots
 from jax_backtrack.evaluation.reports.cells import cell, in_line
 from jax_backtrack.experiments.stages import Stages, folder_name, sampler
+from jax_backtrack.hub.settings import load_model
 from jax_backtrack.sampling.files import Asked as Question
 from jax_backtrack.sampling.files import write_samples
+from jax_backtrack.training.data import read_data
 from jax_backtrack.training.loop import RECIPE_FILE, refuse_other_recipe, write_recipe
-from jax_backtrack.training.recipe import check, load_model, read_data
 from jax_backtrack.utils.console import bold, console
+from jax_backtrack.utils.settings import check
 from jax_backtrack.utils.tables import add_figures, add_names, new_table
 from jax_backtrack.utils.workdir import write_whole
 
@@ -65,7 +67,7 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
             console.rule(f"{name}, seed {seed}")
             stage = _of_seed(stages[name], seed, folder.parent)
             recipe_file = RECIPE_FILE if stage.train.steps else _EVALUATED_RECIPE
-            refuse_other_recipe(folder, stage, also=("sample", "evaluate"), file=recipe_file)
+            refuse_other_recipe(folder, stage, also=("reset", "sample", "evaluate"), file=recipe_file)
             if (folder / EVALUATION).exists() and (folder / recipe_file).exists():
                 known_judge, models = evaluation.read(folder / EVALUATION)
                 if known_judge != judge.name:
@@ -100,7 +102,7 @@ def own_replies(config: ConfigDict, workdir: Path) -> None:
         settings.update(config.cuts.own_replies)
     settings.data.utility_path = settings.data.utility_path.replace("{shared}", config.shared)
     check(settings)
-    refuse_other_recipe(path.parent, settings, also=("sample",))
+    refuse_other_recipe(path.parent, settings, also=("reset", "sample"))
     if path.exists():
         return
     preferences = [each for _, read, _ in read_data(settings, utility=True) for each in read]

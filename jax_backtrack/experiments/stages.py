@@ -17,13 +17,14 @@ from jax_backtrack.evaluation.evaluate import CONDITIONS, Evaluation, evaluate
 from jax_backtrack.evaluation.judges.pairwise import PairwiseJudge
 from jax_backtrack.evaluation.reports import report
 from jax_backtrack.hub.load import EXPORT, load
+from jax_backtrack.hub.settings import load_model
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from jax_backtrack.training.loop import train
-from jax_backtrack.training.recipe import check, load_model
 from jax_backtrack.utils.console import bold, console, progress_bar
 from jax_backtrack.utils.resume_cache import Journal, journal_of
+from jax_backtrack.utils.settings import check
 
 _COMPARISON = "comparison.json"
 

@@ -23,6 +23,7 @@ from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.tokenizer import chat_template as templates
 from jax_backtrack.tokenizer.control_tokens import NOT_UNICODE, ControlTokens
 from jax_backtrack.tokenizer.rendering import Rendered, Renderer
+from jax_backtrack.utils.unicode import is_unicode
 
 RESET = "[RESET]"
 ROLES = ("system", "user", "assistant")
@@ -331,15 +332,6 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise InputError(f"message {number} has the role {reprlib.repr(role)}: {known}")
         if not is_unicode(message["content"]):
             raise InputError(f"message {number} {NOT_UNICODE}")
-
-
-def is_unicode(text: str) -> bool:
-    """Returns whether a text can be written to a file. JSON escapes can name half of a surrogate pair, which cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def with_reset(tokenizer: ChatTokenizer) -> ChatTokenizer:

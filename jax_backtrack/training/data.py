@@ -6,11 +6,11 @@ from ml_collections import ConfigDict
 from rich.markup import escape
 
 from jax_backtrack.backtracking.trees import Example, Recipe
-from jax_backtrack.data import held_out
+from jax_backtrack.data import held_out, sources
 from jax_backtrack.data.examples import encode_each
 from jax_backtrack.data.preferences import Preference, Report
+from jax_backtrack.data.reading.files import split_paths
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
-from jax_backtrack.training.recipe import data_paths, read_data
 from jax_backtrack.utils.console import console
 
 
@@ -87,3 +87,27 @@ def warn_if_nothing_is_taken_back(examples: list[Example], recipe: Recipe) -> No
             highlight=False,
             markup=False,
         )
+
+
+def read_data(config: ConfigDict, *, utility: bool) -> list[tuple[str, list[Preference], Report]]:
+    """Reads the recipe's safety data, or its utility data: each path with its preferences and their account."""
+    data = config.data
+    read = []
+    for path in data_paths(config, utility=utility):
+        preferences, report = sources.read(
+            path,
+            utility=utility,
+            split=data.split,
+            format=data.format or None,
+            limit=data.limit or None,
+            columns=data.columns.to_dict(),
+            config_name=data.config_name,
+        )
+        read.append((path, preferences, report))
+    return read
+
+
+def data_paths(config: ConfigDict, *, utility: bool) -> list[str]:
+    """Returns the paths of the recipe's safety data, or of its utility data."""
+    path = config.data.utility_path if utility else config.data.path
+    return split_paths(path) if path else []

@@ -19,6 +19,7 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import EXPORT, load
 from jax_backtrack.hub.reset import add_reset
+from jax_backtrack.hub.settings import load_model
 from jax_backtrack.models.lora import merge_adapters, split
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
@@ -26,15 +27,15 @@ from jax_backtrack.training.agreement import agree_on_data, agree_on_start, chec
 from jax_backtrack.training.checkpoints import Checkpoints, newest_step
 from jax_backtrack.training.data import encode_sources, read_sources, tree_recipe
 from jax_backtrack.training.metrics import MetricsWriter
-from jax_backtrack.training.recipe import add_adapters, check_length, check_sizes, check_training, load_model, step_plan
 from jax_backtrack.training.reference import reference_sides
+from jax_backtrack.training.settings import add_adapters, check_length, check_sizes, check_training, step_plan
 from jax_backtrack.training.step import Batch, compile_step, init_state
 from jax_backtrack.training.template_date import pin_date, with_recorded_date
 from jax_backtrack.utils.console import bold, console, progress_bar
+from jax_backtrack.utils.settings import decisive_differences
 from jax_backtrack.utils.workdir import write_whole
 
 RECIPE_FILE = "config.json"
-_DECISIVE = ("model", "adapter", "objective", "data", "reset", "train")  # sections that change what is trained
 
 
 def train(
@@ -100,7 +101,7 @@ def _refuse_difference(workdir: Path, config: ConfigDict, theirs: dict, also: tu
     ours = json.loads(config.to_json())
     if not ours["model"]["template_date"]:  # whatever the run was begun with
         ours["model"]["template_date"] = theirs.get("model", {}).get("template_date")
-    if differing := sorted(_differing(ours, theirs, (*_DECISIVE, *also))):
+    if differing := decisive_differences(ours, theirs, also):
         raise InputError(f"{workdir} was begun with other settings ({', '.join(differing)}): use another workdir")
 
 
@@ -114,17 +115,6 @@ def _claim(workdir: Path, config: ConfigDict) -> None:
 def write_recipe(path: Path, config: ConfigDict) -> None:
     """Writes a recipe as JSON, whole or not at all."""
     write_whole(path, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
-
-
-def _differing(ours: dict, theirs: dict, sections: tuple[str, ...], prefix: str = "") -> list[str]:
-    names = []
-    for key in ours.keys() | theirs.keys():
-        one, other = ours.get(key), theirs.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            names += _differing(one, other, sections, f"{prefix}{key}.")
-        elif one != other and f"{prefix}{key}".split(".")[0] in sections:
-            names.append(f"{prefix}{key}")
-    return names
 
 
 def _ready_to_backtrack(model: Transformer, tokenizer: ChatTokenizer, config: ConfigDict) -> ChatTokenizer:

@@ -17,10 +17,17 @@ from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import load_tokenizer
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, with_reset
-from jax_backtrack.training.data import Source, encode_source, read_sources, tree_recipe, warn_if_nothing_is_taken_back
-from jax_backtrack.training.recipe import check, data_paths
+from jax_backtrack.training.data import (
+    Source,
+    data_paths,
+    encode_source,
+    read_sources,
+    tree_recipe,
+    warn_if_nothing_is_taken_back,
+)
 from jax_backtrack.training.template_date import pin_date
 from jax_backtrack.utils.console import bold, console
+from jax_backtrack.utils.settings import check
 from jax_backtrack.utils.workdir import write_whole
 
 RECORDS, ACCOUNT = "data.jsonl", "account.json"

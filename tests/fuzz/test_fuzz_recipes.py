@@ -15,7 +15,7 @@ from configs import base, dpo_gemma_lora, dpo_llama, sft_smollm
 from jax_backtrack import cli
 from jax_backtrack.backtracking.trees import Recipe
 from jax_backtrack.distributed.mesh import make_mesh
-from jax_backtrack.training.recipe import check_sizes, check_training, step_plan
+from jax_backtrack.training.settings import check_sizes, check_training, step_plan
 from tests.fuzz.odd import odd_values
 from tests.fuzz.trials import Refused, fuzz
 

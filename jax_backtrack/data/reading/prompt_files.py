@@ -9,7 +9,8 @@ from jax_backtrack.data.reading.columns import lower_names
 from jax_backtrack.data.reading.tables import parquet_objects
 from jax_backtrack.data.reading.text_files import csv_objects, json_values, read_text, suffix
 from jax_backtrack.errors import InputError
-from jax_backtrack.tokenizer.chat_tokenizer import Message, is_unicode
+from jax_backtrack.tokenizer.chat_tokenizer import Message
+from jax_backtrack.utils.unicode import is_unicode
 
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 

@@ -17,8 +17,8 @@ from jax_backtrack.evaluation.judges import fitted
 from jax_backtrack.evaluation.judges.fitted import Heads
 from jax_backtrack.evaluation.judges.hidden_states import Reader
 from jax_backtrack.evaluation.measures import Measure
+from jax_backtrack.hub.settings import load_model
 from jax_backtrack.tokenizer.chat_tokenizer import Message, check_messages
-from jax_backtrack.training.recipe import load_model
 from jax_backtrack.utils.console import bold, console, progress_bar
 from jax_backtrack.utils.workdir import write_whole
 
