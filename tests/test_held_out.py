@@ -23,6 +23,29 @@ def test_what_a_test_set_asks_is_dropped_whatever_its_case_and_punctuation(tmp_p
     assert report.dropped == {"data.exclude asks its prompt": 2}
 
 
+def test_what_a_test_set_asks_is_found_in_every_turn_and_under_a_system_message(tmp_path):
+    (tmp_path / "set.jsonl").write_text(
+        '{"prompt": "Where is Paris?"}\n'
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"},'
+        ' {"role": "user", "content": "Who am I?"}]}\n'
+    )
+    asked = asked_by([str(tmp_path / "set.jsonl")])
+
+    def excluded(*contents: str) -> bool:
+        roles = ["system", *["user", "assistant"] * len(contents)]
+        prompt = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+        report = Report()
+        kept = for_training([Preference(tuple(prompt), "Yes.", "No.", True, origin="row")], asked, 0, report)
+        return not kept
+
+    assert excluded("Be kind.", "where is paris?")
+    assert excluded("", "Hi", "Hello.", "And where is Rome?", "Here.", "WHERE IS PARIS")
+    assert excluded("", "Hi!", "Yes?", "Who am I?", "You.", "Thanks")  # a question of two turns, whatever was replied
+    assert not excluded("", "Hi!", "Yes?", "Who are you?")  # its first turn alone
+    assert not excluded("Where is Paris?", "Tell me.")  # not a user
+    assert not excluded("", "Hi", "Where is Paris?", "Yes, where?")
+
+
 def test_a_prompt_is_held_out_with_all_its_rows():
     pairs = [preference(f"question {number}", chosen) for number in range(2000) for chosen in ("a", "b")]
     report = Report()

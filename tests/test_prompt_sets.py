@@ -73,6 +73,24 @@ def test_what_is_wrong_is_said(tmp_path, name, text, message):
         prompt_sets.read(str(tmp_path / name), True)
 
 
+@pytest.mark.parametrize(
+    ("entry", "name"),
+    [
+        ("set=name=with=equals.csv", "set"),
+        ("name=with=equals.csv", "name=with=equals"),  # a file of this name, in whole
+        ("my set=name=with=equals.csv", "my set"),
+        ("plain.csv", "plain"),
+        ("X= plain.csv", "X"),
+        ("a=b=plain.csv", "a=b"),
+    ],
+)
+def test_an_entry_is_split_where_a_file_is(tmp_path, monkeypatch, entry, name):
+    for file in ("name=with=equals.csv", "plain.csv"):
+        (tmp_path / file).write_text("prompt\nHello\n")
+    monkeypatch.chdir(tmp_path)
+    assert prompt_sets.read(entry, True) == (name, [prompt_sets.Question(({"role": "user", "content": "Hello"},))])
+
+
 def test_a_set_that_is_not_to_be_had():
     with pytest.raises(InputError, match="did you mean 'AdvBench'"):
         prompt_sets.read("Advbench", True)

@@ -1,6 +1,7 @@
 """Keeps prompts out of training: those that test sets ask, and a share that is held out, by prompt and never by row."""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -8,17 +9,25 @@ from jax_backtrack.data import prompt_sets
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.tokenizer.chat_tokenizer import Message
 
+Question = tuple[str, ...]  # the words of each user message of a question
 _WORD = re.compile(r"\w+")
 
 
-def asked_by(entries: Iterable[str]) -> frozenset[str]:
-    """What the prompt sets ask, harmful and harmless alike, each reduced to its words."""
+def asked_by(entries: Iterable[str]) -> frozenset[Question]:
+    """Returns the questions of prompt sets, harmful and harmless alike: the words of what a user says in each."""
     asked = set()
     for entry in entries:
         for harmful in (True, False):
             _, questions = prompt_sets.read(entry, harmful, may_be_empty=True)
-            asked.update(_words(question.messages) for question in questions)
-    return frozenset(asked)
+            asked.update(tuple(_user_words(question.messages)) for question in questions)
+    return frozenset(asked - {()})
+
+
+def asks(prompt: Sequence[Message], asked: frozenset[Question]) -> bool:
+    """Returns whether a user asks one of the questions in a prompt: in any turn, whatever the system message says."""
+    turns = _user_words(prompt)
+    spans = itertools.combinations(range(len(turns) + 1), 2)
+    return bool(asked) and any(tuple(turns[first:end]) in asked for first, end in spans)
 
 
 def is_held_out(prompt: Sequence[Message], share: float) -> bool:
@@ -28,12 +37,12 @@ def is_held_out(prompt: Sequence[Message], share: float) -> bool:
 
 
 def for_training(
-    preferences: Sequence[Preference], asked: frozenset[str], share: float, report: Report
+    preferences: Sequence[Preference], asked: frozenset[Question], share: float, report: Report
 ) -> list[Preference]:
-    """The preferences to train on; the others are counted in `report`."""
+    """Returns the preferences to train on; the others are counted in `report`."""
     kept = []
     for preference in preferences:
-        if _words(preference.prompt) in asked:
+        if asks(preference.prompt, asked):
             report.drop("data.exclude asks its prompt", preference.origin)
         elif is_held_out(preference.prompt, share):
             report.drop("its prompt is held out (data.held_out)", preference.origin)
@@ -43,5 +52,14 @@ def for_training(
 
 
 def _words(prompt: Sequence[Message]) -> str:
-    """What is said, without case and punctuation."""
-    return "\n".join(" ".join(_WORD.findall(message["content"].casefold())) for message in prompt)
+    """Returns what is said, without case and punctuation."""
+    return "\n".join(map(_message_words, prompt))
+
+
+def _user_words(prompt: Sequence[Message]) -> list[str]:
+    """Returns what each message of a user says that has a word."""
+    return list(filter(None, (_message_words(message) for message in prompt if message["role"] == "user")))
+
+
+def _message_words(message: Message) -> str:
+    return " ".join(_WORD.findall(message["content"].casefold()))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -70,8 +71,7 @@ def read(
 
     Raises InputError for what is not to be had, and for the first row without a prompt, with its place.
     """
-    name, _, path = entry.rpartition("=")
-    path = path.strip()
+    name, path = _split_entry(entry)
     if not name:
         name = path if path in PUBLISHED else Path(path).stem
     questions = []
@@ -82,6 +82,13 @@ def read(
     if not questions and not may_be_empty:
         raise InputError(f"{entry} has no {'harmful' if harmful else 'harmless'} prompts")
     return name, questions
+
+
+def _split_entry(entry: str) -> tuple[str, str]:
+    """Returns name and path of an entry, split at the first "=" behind which a file is; the name may be empty."""
+    splits = [("", entry)] + [(entry[: at.start()], entry[at.end() :].strip()) for at in re.finditer("=", entry)]
+    files = [(name, path) for name, path in splits if os.path.isfile(path)]
+    return (files or splits[1:] or splits)[0]
 
 
 def _is_published(path: str) -> bool:
