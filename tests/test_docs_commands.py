@@ -72,8 +72,6 @@ REPLACED = {
     "mistralai/Mistral-7B-Instruct-v0.2": "tiny-mistral",  # which the document makes
     "meta-llama/Meta-Llama-Guard-2-8B": "base",
     "meta-llama/Llama-3.1-8B-Instruct": "base",
-    "('AdvBench',)": "('AdvBench=advbench.csv',)",
-    "('XSTest',)": "('XSTest=xstest.csv',)",
     "DATA/judge/llamaguard2-labels.jsonl.gz": "labels.jsonl.gz",
     ', revision="main"': "",  # a folder has none
     "Settings(steps=100)": "Settings(steps=1, width=4)",
