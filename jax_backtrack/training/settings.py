@@ -16,7 +16,7 @@ from jax_backtrack.utils.settings import check, field, section
 
 @section("", decisive=True)
 class RunSettings:
-    """What a recipe trains."""
+    """Kind of training."""
 
     objective: str = field("sft", '`"sft"` or `"dpo"`.', choices=("sft", "dpo"))
 

@@ -229,7 +229,7 @@ def _quoted(value: object) -> str:
 
 
 def _wrong(kind: type, value: object, setting: Setting) -> str | None:
-    """What a value of this kind must be that it is not, or None."""
+    """Returns what a value of this kind must be that it is not, or None."""
     if kind is bool:
         return None if isinstance(value, bool) else "True or False"
     if kind is str:
@@ -253,7 +253,7 @@ def _is_text(value: object) -> bool:
 
 
 def _comparable(value: object) -> object:
-    """What JSON makes of a value, so that a recipe that was read back equals itself."""
+    """Returns a value as JSON gives it back, so that a recipe that was read back equals itself."""
     return list(value) if isinstance(value, tuple) else value
 
 

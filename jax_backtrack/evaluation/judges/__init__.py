@@ -1,1 +1,1 @@
-"""What tells whether a reply is safe, or better: a matcher, a probe, language models."""
+"""Judges say whether a reply is safe, or better: a matcher, a probe, language models."""
