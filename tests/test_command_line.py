@@ -47,10 +47,7 @@ def output_of(capsys, mode, config, workdir, prompts=None, expect=0) -> str:
     "arguments,message",
     [
         (["--config=sft_smollm.py", "--mode=trian"], "error: --mode=trian: did you mean 'train'?"),
-        (["--config=sft_smolm.py"], "did you mean 'sft_smollm.py'?"),
-        (["--config=sft_smollm", "--config.train.stepz=3"], "error: train.stepz: no such field; did you mean train.s"),
         (["--config=sft_smollm", "--config.web.port=70000", "--mode=web"], "error: web.port is 70000; it must be at m"),
-        (["--config=sft_smollm.py", "--wrkdir=x"], "workdir"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -104,6 +101,9 @@ def test_workdirs_that_cannot_be_are_named(tmp_path, base, capsys):
         (["--config=sft_llama", "--config.evaluate.prefill=a"], "error: evaluate.prefill is ('a',); it must be a list"),
         (["--config=sft_llama", "--config.model.template_date=soon"], "error: model.template_date is 'soon'; it must"),
         (["--config="], "error: --config=: no such file"),
+        (["--config=sft_smolm.py"], "did you mean 'sft_smollm.py'?"),
+        (["--config=sft_smollm.py", "--wrkdir=x"], "workdir"),
+        (["--config=sft_smollm", "--config.train.stepz=3"], "error: train.stepz: no such field; did you mean train.s"),
     ],
 )
 def test_a_flag_that_names_nothing_is_named(monkeypatch, capsys, arguments, message):
