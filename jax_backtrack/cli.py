@@ -124,7 +124,7 @@ def run(
     placement: tuple = (None, None, None),
 ) -> int:
     """Runs one mode and returns the exit code: 0, or 2 after an error of the user's input. Where the same command goes
-    on it is 130 after Ctrl-C, and `interruption.RESTART` after a SIGTERM and where a launcher should start it again.
+    on it is 130 after Ctrl-C, and `preemption.RESTART` after a SIGTERM and where a launcher should start it again.
 
     placement: coordinator, processes and process, as `hosts.start` takes them. Of several processes one that meets an
     error ends here, with the same code, and the others with it.

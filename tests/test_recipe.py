@@ -11,6 +11,7 @@ from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub import settings as model_settings
 from jax_backtrack.utils.settings import check, check_recipe, settings
+from tests import processes
 
 
 def test_every_field_has_its_default():
@@ -22,6 +23,15 @@ def test_every_field_has_its_default():
         shown = setting.documented_default
         spelt = repr(shown) if not isinstance(shown, str) else shown
         assert setting.parse(spelt) == shown, name
+
+
+def test_every_field_is_known_without_our_recipes():
+    """A recipe may come from JSON, or from a file that does not begin with ours."""
+    count = (
+        "import jax_backtrack.data.testbed; from jax_backtrack.utils.settings import settings; print(len(settings()))"
+    )
+    output, errors = processes.start("-c", count).communicate()
+    assert output == f"{len(settings())}\n", errors
 
 
 def test_our_recipes_can_be_meant():

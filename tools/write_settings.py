@@ -7,7 +7,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import configs.base  # noqa: E402, F401, registers every section
 from jax_backtrack.utils.settings import SECTIONS, table  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "RECIPES.md"

@@ -25,9 +25,11 @@ def asked_by(entries: Iterable[str]) -> frozenset[Question]:
 
 def asks(prompt: Sequence[Message], asked: frozenset[Question]) -> bool:
     """Returns whether a user asks one of the questions in a prompt: in any turn, whatever the system message says."""
+    if not asked:
+        return False
     turns = _user_words(prompt)
     spans = itertools.combinations(range(len(turns) + 1), 2)
-    return bool(asked) and any(tuple(turns[first:end]) in asked for first, end in spans)
+    return any(tuple(turns[first:end]) in asked for first, end in spans)
 
 
 def is_held_out(prompt: Sequence[Message], share: float) -> bool:

@@ -46,7 +46,7 @@ def train(
     A finished workdir is loaded and left as it is. Leaves `config.json`, `metrics.jsonl`, `tensorboard/`,
     `checkpoints/` and `export/`. Raises InputError where the workdir belongs to another recipe, FloatingPointError
     where more batches had to be skipped than `train.max_skipped`, naming their steps and rows of the data, and
-    Interrupted behind a checkpoint where a signal asks for an end (`interruption.caught`). `load` may be one that
+    Interrupted behind a checkpoint where a signal asks for an end (`preemption.caught`). `load` may be one that
     remembers models. Of several processes all must call this, with a workdir that they share; the first one writes.
     """
     check_training(config)
