@@ -24,7 +24,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 .PHONY: demo test test-gpu oldest fuzz injection tokenizers lint clean FORCE
 
 demo: $(VENV)/.run
-	$(BIN)/python main.py --config=demo.py --workdir=runs/demo --mode=compare
+	$(BIN)/python main.py --config=demo.py --workdir=runs/demo --mode=run-stages
 
 test: $(VENV)/.dev tokenizers
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile

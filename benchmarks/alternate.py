@@ -69,9 +69,11 @@ def arguments(description: str) -> argparse.ArgumentParser:
         help="words, by commas, that the names of settings must have; 'float32' for every setting of it",
     )
     parser.add_argument("--effective-batch", type=int, default=8, help="units of an update of TRL's; ours come near it")
-    parser.add_argument("--batch-rows", type=int, default=1, help="our rows per update")
-    parser.add_argument("--row-length", type=int, default=0, help="tokens of ours; 0: what gives the effective batch")
-    parser.add_argument("--score-chunk", type=int, default=128, help="scored tokens of ours whose logits exist at once")
+    parser.add_argument("--batch-size", type=int, default=1, help="our rows per update")
+    parser.add_argument("--max-seq-len", type=int, default=0, help="tokens of ours; 0: what gives the effective batch")
+    parser.add_argument(
+        "--logits-chunk-size", type=int, default=128, help="scored tokens of ours whose logits exist at once"
+    )
     return parser
 
 
@@ -134,7 +136,9 @@ def _group(options, objective, unit, settings: list[Setting], reference_units, d
         warm_up=max(1, options.warm_up),
         checked_units=CHECKED_EXAMPLES * data["units"] // data["examples"],
     )
-    sizes = {name: getattr(options, name) for name in ("batch_rows", "row_length", "score_chunk", "effective_batch")}
+    sizes = {
+        name: getattr(options, name) for name in ("batch_size", "max_seq_len", "logits_chunk_size", "effective_batch")
+    }
     workers: list[Worker] = []
 
     def start(name: str, module: str, own: dict) -> Worker:
@@ -146,7 +150,7 @@ def _group(options, objective, unit, settings: list[Setting], reference_units, d
     try:
         ours = start(our_name, "benchmarks.our_worker", sizes)
         say(
-            f"{our_name}: {ours.ready['batch_rows']} x {ours.ready['row_length']} tokens an update, "
+            f"{our_name}: {ours.ready['batch_size']} x {ours.ready['max_seq_len']} tokens an update, "
             f"on average {ours.ready['units_per_update']:.2f} {unit}"
         )
         our_real = ours.ready["real_per_unit"]
@@ -179,7 +183,7 @@ def _group(options, objective, unit, settings: list[Setting], reference_units, d
             results.append(measured[-1])
         results.append(
             dict(name=our_name, dtype=dtype, form=form, **_numbers(all_ours, our_real, ours.ready["reference"]))
-            | {name: ours.ready[name] for name in ("units_per_update", "row_length", "batch_rows", "device")}
+            | {name: ours.ready[name] for name in ("units_per_update", "max_seq_len", "batch_size", "device")}
             | dict(of_products=_of_products(all_ours, ours.ready["product_flops"]))
             | ours.ask("stop")
         )

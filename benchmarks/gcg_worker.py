@@ -18,7 +18,7 @@ def ours(model: str, messages, target: str):
     from jax_backtrack.evaluation.attacks.gcg import Attack, Objective, Settings
     from jax_backtrack.models.transformer import Compute
 
-    model, tokenizer = jax_backtrack.load(model, compute=Compute(attention="blocks"))
+    model, tokenizer = jax_backtrack.load(model, compute=Compute(attention="blockwise"))
     objective = Objective.of(tokenizer, messages, target)
     attack = Attack(model, tokenizer, objective, Settings(steps=10**6, width=WIDTH, top_k=TOP_K))
     run = attack.run()

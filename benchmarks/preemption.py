@@ -63,9 +63,9 @@ def _one(scratch: Path, rows: int, chance: random.Random) -> dict[str, float]:
         "model.path": scratch / "model",
         "data.path": "testbed",
         "train.steps": STEPS,
-        "train.batch_rows": rows,
-        "train.row_length": 256,
-        "train.checkpoint_every": STEPS,
+        "train.batch_size": rows,
+        "train.max_seq_len": 256,
+        "train.checkpoint_every_steps": STEPS,
     }
     command = [sys.executable, "main.py", "--config=sft_smollm.py", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in flags.items()]

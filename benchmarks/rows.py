@@ -24,7 +24,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="preferences, as data.path of a recipe")
     parser.add_argument("--rows", default="1,2,4", help="rows of an update, by commas")
-    parser.add_argument("--row-length", type=int, default=768)
+    parser.add_argument("--max-seq-len", type=int, default=768)
     parser.add_argument("--updates", type=int, default=5, help="that are timed, besides a first one")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
@@ -53,11 +53,11 @@ def _measure(scratch: Path, rows: int, options: argparse.Namespace) -> dict:
             data=str(scratch / "data.json"),
             model=str(scratch / "model"),
             dtype=options.dtype,
-            batch_rows=rows,
-            row_length=options.row_length,
+            batch_size=rows,
+            max_seq_len=options.max_seq_len,
             effective_batch=0,
             reference_units=0,
-            score_chunk=128,
+            logits_chunk_size=128,
             beta=0.1,
             learning_rate=1e-5,
         )
@@ -72,7 +72,7 @@ def _measure(scratch: Path, rows: int, options: argparse.Namespace) -> dict:
     seconds = statistics.median(taken)
     return dict(
         rows=rows,
-        row_length=options.row_length,
+        max_seq_len=options.max_seq_len,
         seconds=seconds,
         seconds_per_row=seconds / rows,
         compilations=trainer.compiled._cache_size(),

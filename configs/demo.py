@@ -1,6 +1,6 @@
 """The demo: SmolLM2-135M untrained, after plain SFT, after backtracking SFT, and after backtracking DPO, side by side.
 
-    python main.py --config=demo.py --workdir=runs/demo --mode=compare
+    python main.py --config=demo.py --workdir=runs/demo --mode=run-stages
 
 It runs on the testbed (`jax_backtrack/data/testbed.py`), on two CPU cores.
 """
@@ -27,13 +27,13 @@ def _stage(steps: int, backtrack: bool):
     config.data.path = "testbed"
     config.data.backtrack = backtrack
     config.train.steps = steps
-    config.train.row_length = 256
-    config.train.batch_rows = 2
+    config.train.max_seq_len = 256
+    config.train.batch_size = 2
     config.train.learning_rate = 2e-4
     config.train.warmup_steps = 5
     config.train.reset_weight = 1.0
-    config.train.score_chunk = 32
-    config.train.checkpoint_every = 0
+    config.train.logits_chunk_size = 32
+    config.train.checkpoint_every_steps = 0
     config.sample.max_new_tokens = 20
     config.sample.batch_rows = 100
     config.evaluate.prompts = 200
@@ -46,5 +46,5 @@ def _dpo(steps: int):
     config.model.path = "{workdir}/backtracking_SFT"
     config.data.limit = 72
     config.train.learning_rate = 2e-5
-    config.train.chosen_weight = 0.5
+    config.train.rpo_alpha = 0.5
     return config

@@ -8,7 +8,7 @@ def get_config():
     config = sft_smollm.get_config()
     config.objective = "dpo"
     config.train.learning_rate = 2e-5
-    config.train.chosen_weight = 0.5
-    config.train.row_length = 1024
-    config.train.batch_rows = 2
+    config.train.rpo_alpha = 0.5
+    config.train.max_seq_len = 1024
+    config.train.batch_size = 2
     return config

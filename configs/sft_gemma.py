@@ -8,9 +8,9 @@ def get_config():
     config = sft_llama.get_config()
     config.model.path = "google/gemma-2-2b"
     config.model.chat_template = "gemma2"
-    config.train.batch_rows = 32
-    config.train.score_chunk = 32
+    config.train.batch_size = 32
+    config.train.logits_chunk_size = 32
     config.train.remat = "attention"
-    config.train.second_moment_dtype = "bfloat16"
+    config.train.nu_dtype = "bfloat16"
     config.sample.batch_rows = 32
     return config

@@ -7,8 +7,8 @@ def get_config():
     """The model is frozen in bfloat16; what is trained is 0.8 % of it, and the rows of [RESET]."""
     config = sft_gemma.get_config()
     config.model.param_dtype = "bfloat16"
-    config.adapter.rank = 16
-    config.train.batch_rows = 8
+    config.lora.rank = 16
+    config.train.batch_size = 8
     config.train.learning_rate = 2e-4
     config.train.reset_weight = 5.0  # as in sft_smollm.py
     config.sample.batch_rows = 8

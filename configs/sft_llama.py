@@ -9,13 +9,13 @@ def get_config():
     config.model.path = "meta-llama/Meta-Llama-3-8B"
     config.model.chat_template = "llama3"
     config.model.compute_dtype = "bfloat16"
-    config.train.batch_rows = 128
-    config.train.row_length = 1024
+    config.train.batch_size = 128
+    config.train.max_seq_len = 1024
     config.train.steps = 500
     config.train.learning_rate = 1e-5
     config.train.warmup_steps = 20
     config.train.remat = "full"
-    config.train.first_moment_dtype = "bfloat16"
+    config.train.mu_dtype = "bfloat16"
     config.mesh.data = -1
     config.mesh.fsdp = -1
     config.sample.batch_rows = 128

@@ -8,8 +8,8 @@ def get_config():
     config = base.get_config()
     config.objective = "sft"
     config.train.steps = 100
-    config.train.batch_rows = 4
-    config.train.row_length = 512
+    config.train.batch_size = 4
+    config.train.max_seq_len = 512
     config.train.learning_rate = 2e-4
     config.train.warmup_steps = 3
     # One [RESET] stands against two replies, of some 40 tokens each in HH-RLHF: here it is a twentieth of the loss's

@@ -12,7 +12,7 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from jax_backtrack.aot import plan
+from jax_backtrack.aot import compile
 from jax_backtrack.distributed import hosts, preemption
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError, nearest
@@ -139,11 +139,11 @@ def run(
         if records is not None and mode != "show-data":
             raise InputError(f"--records goes with --mode=show-data, not with --mode={mode}")
         if bool(topology) != (mode == "plan"):
-            raise InputError("--topology and --mode=plan go together: --mode=plan --topology=v5e:4x4")
+            raise InputError("--topology and --mode=compile go together: --mode=compile --topology=v5e:4x4")
         if compared and mode != "evaluate":
             raise InputError(f"--compare goes with --mode=evaluate, not with --mode={mode}")
         if "stages" in config and mode != "compare":
-            raise InputError(f"the recipe has stages, for --mode=compare; --mode={mode} takes a recipe of one run")
+            raise InputError(f"the recipe has stages, for --mode=run-stages; --mode={mode} takes a recipe of one run")
         check_recipe(config)
         if workdir is None and mode not in ("plan", "show-data"):
             raise InputError(f"--workdir=DIR must be given with --mode={mode}")
@@ -237,7 +237,7 @@ def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> Non
 
 def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
     if "stages" not in config:
-        raise InputError("--mode=compare takes a recipe with stages, as demo.py; this one has no stages")
+        raise InputError("--mode=run-stages takes a recipe with stages, as demo.py; this one has no stages")
     if "seeds" in config:
         replication.replicate(config, workdir)
     else:

@@ -35,7 +35,9 @@ flags.DEFINE_string(
     "prompts", None, "For --mode=sample: a file of prompts (.txt, .jsonl, .csv); standard input if none."
 )
 flags.DEFINE_integer("records", None, "For --mode=show-data: how many records of each path are printed; 3 if none.", 0)
-flags.DEFINE_list("topology", [], "For --mode=plan: TPU topologies to compile for, as in v5e:4x4,v5p:2x2x2,v5e:4x4*2.")
+flags.DEFINE_list(
+    "topology", [], "For --mode=compile: TPU topologies to compile for, as in v5e:4x4,v5p:2x2x2,v5e:4x4*2."
+)
 flags.DEFINE_list(
     "compare", [], "For --mode=evaluate: workdirs that were evaluated on prompt sets; shows them side by side."
 )

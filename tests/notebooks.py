@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from tests.processes import ROOT
 
 NAMES = ("1_see_it", "2_train_it", "3_understand_it", "4_measure_it")
-SMALL_TRAINING = dict(STEPS=13, BATCH_ROWS=1, ROW_LENGTH=128, LEARNING_RATE=8e-4, RESET_WEIGHT=20.0)
+SMALL_TRAINING = dict(STEPS=13, BATCH_SIZE=1, MAX_SEQ_LEN=128, LEARNING_RATE=8e-4, RESET_WEIGHT=20.0)
 
 
 def read(name: str) -> nbformat.NotebookNode:

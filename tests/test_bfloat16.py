@@ -17,11 +17,11 @@ def losses(dtype: str, smollm_gguf, workdir) -> list[float]:
         "data.path": "testbed",
         "data.limit": 20,
         "train.steps": STEPS,
-        "train.batch_rows": 1,
-        "train.row_length": 192,
+        "train.batch_size": 1,
+        "train.max_seq_len": 192,
         "train.warmup_steps": 0,
         "train.learning_rate": 1e-4,
-        "train.checkpoint_every": 0,
+        "train.checkpoint_every_steps": 0,
     }
     command = ["main.py", "--config=sft_smollm.py", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in flags.items()]

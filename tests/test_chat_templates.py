@@ -322,7 +322,7 @@ def test_a_template_without_a_generation_prompt_is_refused(tokenizer):
 def test_a_reply_is_cut_behind_what_the_template_writes_before_it(framed):
     recipe = Recipe("sft", False, "keep", None, framed.eot_id)
     row = Preference(tuple(conversation(("user", "Hi"))), "Paris is in the north.", None, False, "row")
-    (cut,) = encode([row], framed, recipe, 256, Report(), reply_tokens=3)
+    (cut,) = encode([row], framed, recipe, 256, Report(), max_response_length=3)
     _, whole = trained(framed, row.prompt, row.chosen)
     kept = [*cut.chosen, cut.chosen_end]
     assert kept == whole[: len(kept)]

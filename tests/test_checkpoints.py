@@ -20,7 +20,7 @@ from tests.test_export import full_after
 from tests.test_hosts import assert_same_run, both_started, end_of, flags_of, itself_or_after
 from tests.test_training import base, recipe, run_main  # noqa: F401
 
-FIELDS = dict(steps=8, row_length=128, checkpoint_every=2, keep_checkpoints=3)
+FIELDS = dict(steps=8, max_seq_len=128, checkpoint_every_steps=2, max_to_keep=3)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_a_checkpoint_knows_its_recipe_and_its_data(base, cut_short, tmp_path): 
 
 
 def test_multiples_are_kept_for_good(base, tmp_path):  # noqa: F811
-    train(recipe(base, **FIELDS | dict(keep_checkpoints=1, keep_every=4, checkpoint_every=1)), tmp_path)
+    train(recipe(base, **FIELDS | dict(max_to_keep=1, keep_period=4, checkpoint_every_steps=1)), tmp_path)
     assert steps(tmp_path) == [4, 8]
 
 
@@ -143,7 +143,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(base, whole, cut_short, ca
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, preemption.RESTART), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends_with_a_code_to_start_again(base, tmp_path, number, code):  # noqa: F811
     """No checkpoint is due: the one that is there was made for the signal."""
-    fields = FIELDS | dict(checkpoint_every=1000)
+    fields = FIELDS | dict(checkpoint_every_steps=1000)
     process = run_main(*flags_of(base, tmp_path / "w", **fields), signalled=number, step=3)
     output = process.communicate(timeout=HANG)[0]
     assert process.returncode == code, output
@@ -165,7 +165,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(base, whole, tmp_path):  # n
 
 
 def test_the_preemption_of_one_host_stops_all_behind_the_same_step(base, tmp_path):  # noqa: F811
-    arguments = flags_of(base, tmp_path / "w", **FIELDS | dict(steps=400, checkpoint_every=1000))
+    arguments = flags_of(base, tmp_path / "w", **FIELDS | dict(steps=400, checkpoint_every_steps=1000))
     with both_started(*arguments, victim=1, signalled=signal.SIGTERM, step=3) as both:
         said = [end_of(process, code=preemption.RESTART)[1] for process in both]
     step = newest_step(tmp_path / "w")
@@ -176,7 +176,7 @@ def test_the_preemption_of_one_host_stops_all_behind_the_same_step(base, tmp_pat
 
 def test_a_run_goes_on_on_another_mesh(base, whole, tmp_path):  # noqa: F811
     """Rounding differs between meshes, so the end is that of one device to float32's precision, not bit for bit."""
-    fields = FIELDS | dict(learning_rate=1e-6, checkpoint_every=4, steps=8)
+    fields = FIELDS | dict(learning_rate=1e-6, checkpoint_every_steps=4, steps=8)
     one = tmp_path / "one"
     train(recipe(base, **fields), one)
     first = shutil.copytree(one, tmp_path / "w")

@@ -29,7 +29,7 @@ def small(config, base):
     """A recipe cut down to the tiny model."""
     config.model.path = str(base) if "{workdir}" not in config.model.path else config.model.path
     config.data.path, config.data.limit = "testbed", 12
-    config.train.update(dict(steps=min(config.train.steps, 2), row_length=256, batch_rows=2, checkpoint_every=0))
+    config.train.update(dict(steps=min(config.train.steps, 2), max_seq_len=256, batch_size=2, checkpoint_every_steps=0))
     config.sample.max_new_tokens = 6
     config.evaluate.prompts = config.sample.batch_rows = 4
     return config

@@ -7,7 +7,7 @@ import pytest
 
 from configs import dpo_gemma, dpo_llama
 from jax_backtrack.aot.hlo import Program
-from jax_backtrack.aot.plan import compiler_only, devices, programs
+from jax_backtrack.aot.compile import compiler_only, devices, programs
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.models.families.published import PUBLISHED
 from tests.conftest import missing_libtpu
@@ -25,7 +25,7 @@ def test_the_loop_neither_copies_the_cache_nor_scatters_nor_asks_the_host(name, 
     missing_libtpu()
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name] | SMALL))
     config = recipe.get_config()
-    fields = {"train.row_length": PROMPT, "sample.batch_rows": ROWS, "sample.max_new_tokens": NEW}
+    fields = {"train.max_seq_len": PROMPT, "sample.batch_rows": ROWS, "sample.max_new_tokens": NEW}
     sampled = {"sample.temperature": 0.7, "sample.top_p": 0.9}
     config.update_from_flattened_dict(
         fields | sampled | {"model.path": str(tmp_path), "mesh.fsdp": 2, "mesh.tensor": 2, "mesh.data": 1}

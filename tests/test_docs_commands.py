@@ -81,8 +81,8 @@ REPLACED = {
 DEFAULT = base.get_config().model.path  # of recipes that name no model; "base" stands for it too
 SMALL = """
     --config.data.limit=6
-    --config.train.steps=1 --config.train.batch_rows=1 --config.train.row_length=256 --config.train.score_chunk=64
-    --config.train.checkpoint_every=0
+    --config.train.steps=1 --config.train.batch_size=1 --config.train.max_seq_len=256 --config.train.logits_chunk_size=64
+    --config.train.checkpoint_every_steps=0
     --config.sample.max_new_tokens=4 --config.sample.batch_rows=2
     --config.evaluate.prompts=2 --config.evaluate.prefill=(2,) --config.evaluate.limit=2
     --config.judge.layers=1 --config.judge.tokens=16 --config.judge.folds=2

@@ -71,7 +71,7 @@ def test_over_long_examples_are_dropped_and_counted(reset_tokenizer, recipe):
     assert 0 < len(kept) < len(preferences)
     assert report.used == len(kept)
     (reason,) = report.dropped
-    assert reason == "over-long: the tree has more than train.row_length = 96 tokens"
+    assert reason == "over-long: the tree has more than train.max_seq_len = 96 tokens"
     assert report.dropped[reason] == len(preferences) - len(kept)
     assert report.first[reason] == str(5 + len(kept))
     longest = [tree_length(example, recipe, Cuts(len(example.rejected), len(example.chosen))) for example in kept]
@@ -123,26 +123,26 @@ def test_of_a_cut_reply_nothing_but_its_beginning_is_seen(reset_tokenizer, recip
     """As if the reply ended there, with the token at the cut in the place of the end of turn."""
     recipe, report = of(recipe, reset_tokenizer), Report()
     cut = preference("Paris is in the north of France.", "Why would I tell you that?")
-    (example,) = encode([cut, preference()][:1], reset_tokenizer, recipe, 256, report, reply_tokens=4)
+    (example,) = encode([cut, preference()][:1], reset_tokenizer, recipe, 256, report, max_response_length=4)
     ids = {name: reset_tokenizer.encode(getattr(cut, name)) for name in ("chosen", "rejected")}
-    assert report.cut == 2 and "2 replies cut to data.reply_tokens" in report.lines()
+    assert report.cut == 2 and "2 replies cut to data.max_response_length" in report.lines()
     assert [*example.chosen, example.chosen_end] == ids["chosen"][:4].tolist()
     assert [*example.rejected, example.rejected_end] == ids["rejected"][:4].tolist()
     tree = TreeSource([example], recipe, seed=0).tree(0, 0)
     assert reset_tokenizer.eot_id not in tree.tokens[len(example.prompt) :]
     assert set(tree.tokens[len(example.prompt) :]) <= {*ids["chosen"][:4], *ids["rejected"][:4], recipe.reset_id}
-    (whole,) = encode([cut], reset_tokenizer, recipe, 256, Report(), reply_tokens=len(ids["chosen"]) + 1)
+    (whole,) = encode([cut], reset_tokenizer, recipe, 256, Report(), max_response_length=len(ids["chosen"]) + 1)
     assert whole.chosen_end is None and whole.chosen.tolist() == ids["chosen"].tolist()
     assert content_hash([example]) != content_hash([dataclasses.replace(example, chosen_end=None)])
 
 
-@pytest.mark.parametrize("reply_tokens", [0, 4, 100])
-def test_no_end_of_turn_follows_a_reply_that_was_cut_off_in_the_data(reset_tokenizer, reply_tokens):
+@pytest.mark.parametrize("max_response_length", [0, 4, 100])
+def test_no_end_of_turn_follows_a_reply_that_was_cut_off_in_the_data(reset_tokenizer, max_response_length):
     recipe, report = of(SFT, reset_tokenizer), Report()
     begun = dataclasses.replace(preference("Paris is in the north of"), rejected=None, backtracks=False, whole=False)
-    (example,) = encode([begun], reset_tokenizer, recipe, 256, report, reply_tokens)
+    (example,) = encode([begun], reset_tokenizer, recipe, 256, report, max_response_length)
     ids = reset_tokenizer.encode(begun.chosen).tolist()
-    assert [*example.chosen, example.chosen_end] == (ids[:4] if reply_tokens == 4 else ids)
+    assert [*example.chosen, example.chosen_end] == (ids[:4] if max_response_length == 4 else ids)
     assert report.lines() == ["1 rows used, 0 dropped", "1 replies end without an end of turn"]
 
 
@@ -180,13 +180,13 @@ def test_the_hash_sees_borders_flags_and_order():
 
 
 @given(st.integers(1, 40), st.integers(0, 300), st.integers(0, 2**32 - 1))
-def test_planned_rows_fit_and_hold_everything_once(row_length, count, seed):
-    lengths = np.random.default_rng(seed).integers(1, row_length + 1, count).tolist()
-    rows = list(plan_rows([np.zeros(0, np.int32)] * count, lengths, row_length))
-    assert all(row.tokens == sum(lengths[index] for index in row.members) <= row_length for row in rows)
+def test_planned_rows_fit_and_hold_everything_once(max_seq_len, count, seed):
+    lengths = np.random.default_rng(seed).integers(1, max_seq_len + 1, count).tolist()
+    rows = list(plan_rows([np.zeros(0, np.int32)] * count, lengths, max_seq_len))
+    assert all(row.tokens == sum(lengths[index] for index in row.members) <= max_seq_len for row in rows)
     assert sorted(index for row in rows for index in row.members) == list(range(len(lengths)))
     # A row is opened only where no open one has room, so two neighbours are never both half empty.
-    assert all(first.tokens + second.tokens > row_length for first, second in itertools.pairwise(rows))
+    assert all(first.tokens + second.tokens > max_seq_len for first, second in itertools.pairwise(rows))
 
 
 def test_a_tree_goes_where_it_leaves_the_least_room():
@@ -233,11 +233,11 @@ def numbered_examples(count: int = 12) -> list[Example]:
 
 
 EXAMPLES = numbered_examples()
-ROW_LENGTH = 128
+MAX_SEQ_LEN = 128
 
 
 def packed(recipe: Recipe, count: int, seed: int = 0, reference=None) -> PackedRows:
-    rows = PackedRows(TreeSource(EXAMPLES, recipe, seed), ROW_LENGTH, count)
+    rows = PackedRows(TreeSource(EXAMPLES, recipe, seed), MAX_SEQ_LEN, count)
     rows.reference = reference
     return rows
 
@@ -319,8 +319,8 @@ def test_batches_hold_the_rows_in_order():
     served = list(batches(rows, 4))
     assert len(served) == 3
     for batch, first in zip(served, (0, 4, 8), strict=True):
-        assert all(array.shape == (4, ROW_LENGTH) for array in vars(batch["rows"]).values())
-        assert batch["reference"].shape == (4, ROW_LENGTH, 2)
+        assert all(array.shape == (4, MAX_SEQ_LEN) for array in vars(batch["rows"]).values())
+        assert batch["reference"].shape == (4, MAX_SEQ_LEN, 2)
         assert batch["rows"].tokens.dtype == np.int32 and batch["rows"].weight.dtype == np.float32
         for row in range(4):
             assert np.array_equal(batch["rows"].tokens[row], rows[first + row]["rows"].tokens)

@@ -131,7 +131,7 @@ WIDTHS = dict(num_attention_heads=8, num_key_value_heads=4, hidden_size=32, inte
 
 def search(mesh):
     tokenizer = small_tokenizer()
-    how = Compute(mesh=mesh, attention="blocks")
+    how = Compute(mesh=mesh, attention="blockwise")
     model = tiny.model(seed=2, vocab_size=320, compute=how, **tiny.GEMMA2 | WIDTHS)
     tokenizer = add_reset(model, tokenizer)
     params = nnx.state(model, nnx.Param)

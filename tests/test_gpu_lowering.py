@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs import dpo_gemma, dpo_llama, sft_llama
-from jax_backtrack.aot.plan import compiler_only, devices, programs
+from jax_backtrack.aot.compile import compiler_only, devices, programs
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.settings import best_dtype, compute
@@ -26,7 +26,7 @@ mesh = make_mesh(1, 1, 1, jax.devices()[:1])
 
 def config_of(recipe, folder, **fields):
     config = recipe.get_config()
-    small = {"model.path": str(folder), "train.batch_rows": 2, "train.row_length": 1024, "sample.batch_rows": 2}
+    small = {"model.path": str(folder), "train.batch_size": 2, "train.max_seq_len": 1024, "sample.batch_rows": 2}
     sampled = {"sample.max_new_tokens": 16, "sample.temperature": 0.7, "sample.top_p": 0.9, "sample.top_k": 8}
     config.update_from_flattened_dict(small | sampled | {"model.compute_dtype": "auto"} | fields)
     return config
@@ -102,9 +102,9 @@ def test_each_kind_of_device_has_its_attention_and_its_dtype(tmp_path):
     made = {platform: compute(config, mesh, platform) for platform in ("cpu", "gpu", "tpu")}
     chosen = {platform: (each.attention, each.dtype, each.skip_unscored) for platform, each in made.items()}
     assert chosen == {
-        "cpu": ("blocks", "float32", True),
+        "cpu": ("blockwise", "float32", True),
         "gpu": ("chunked", "bfloat16", False),
-        "tpu": ("kernel", "bfloat16", True),
+        "tpu": ("pallas", "bfloat16", True),
     }
     assert [best_dtype("gpu", capability) for capability in ("7.5", "8.0", "10.0", "gfx90a")] == [
         "float32", *["bfloat16"] * 3
@@ -114,9 +114,9 @@ def test_each_kind_of_device_has_its_attention_and_its_dtype(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_kernel_is_refused_on_a_gpu(kind, tmp_path):
     config = config_of(dpo_llama, tmp_path, **{"model.attention": kind})
-    if kind == "kernel":
+    if kind == "pallas":
         with pytest.raises(
-            InputError, match=r"model\.attention = 'kernel' is for TPUs, and this is a GPU: choose 'chunked'"
+            InputError, match=r"model\.attention = 'pallas' is for TPUs, and this is a GPU: choose 'chunked'"
         ):
             compute(config, mesh, "gpu")
     else:

@@ -51,7 +51,7 @@ def test_a_prompt_is_held_out_with_all_its_rows():
     report = Report()
     kept = for_training(pairs, frozenset(), 0.25, report)
     assert 0.22 < 1 - len(kept) / len(pairs) < 0.28
-    assert report.dropped == {"its prompt is held out (data.held_out)": len(pairs) - len(kept)}
+    assert report.dropped == {"its prompt is held out (data.held_out_fraction)": len(pairs) - len(kept)}
     assert not any(is_held_out(each.prompt, 0.25) for each in kept) and len(kept) == 2 * len({k.origin for k in kept})
     assert len(for_training(pairs, frozenset(), 0, Report())) == len(pairs)
 
@@ -75,7 +75,7 @@ def test_real_pairs_share_prompts_with_advbench(shared, held_out):
 def test_utility_data_is_passed_over_several_times(reset_tokenizer, shared):
     config = sft_smollm.get_config()
     config.data.path, config.data.utility_path = TESTBED, str(shared / "data/oasst/messages.jsonl.gz")
-    config.data.limit, config.data.utility_passes = 12, 3
+    config.data.limit, config.data.utility_epochs = 12, 3
     recipe = Recipe("sft", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
     examples = encode_sources(read_sources(config), reset_tokenizer, recipe, config)
     utility = [example.origin for example in examples if "messages" in example.origin]

@@ -26,9 +26,9 @@ from tests.test_training import base, flags_of, metrics  # noqa: F401
 
 # Of each case objective, mesh axis over two devices, and what else differs from the recipe.
 CASES = {
-    "sft": ("data", dict(steps=16, row_length=128, checkpoint_every=2)),
-    "dpo": ("fsdp", dict(steps=3, row_length=128)),
-    "sft tensor": ("tensor", dict(steps=3, row_length=128)),
+    "sft": ("data", dict(steps=16, max_seq_len=128, checkpoint_every_steps=2)),
+    "dpo": ("fsdp", dict(steps=3, max_seq_len=128)),
+    "sft tensor": ("tensor", dict(steps=3, max_seq_len=128)),
 }
 # Trains all cases in one go, which costs one start of Python for them all.
 PROGRAM = """

@@ -106,8 +106,8 @@ def test_the_command_says_what_it_takes(installed, tmp_path):
 
 def test_a_mistake_is_named_in_one_line(installed, tmp_path):
     assert "did you mean 'sft_smollm.py'?" in command(installed, tmp_path, "--config=sft_smolm.py")
-    refused = command(installed, tmp_path, "--config=dpo_llama.py", "--mode=plan")
-    assert refused.strip() == "error: --topology and --mode=plan go together: --mode=plan --topology=v5e:4x4"
+    refused = command(installed, tmp_path, "--config=dpo_llama.py", "--mode=compile")
+    assert refused.strip() == "error: --topology and --mode=compile go together: --mode=compile --topology=v5e:4x4"
 
 
 def test_the_command_trains_by_a_shipped_recipe_and_by_one_of_ours(installed, tmp_path, short_tokenizer):
@@ -122,8 +122,8 @@ def test_the_command_trains_by_a_shipped_recipe_and_by_one_of_ours(installed, tm
         def get_config():
             config = sft_smollm.get_config()
             config.data.path, config.data.limit = "testbed", 8
-            config.train.steps, config.train.row_length, config.train.batch_rows = 1, 256, 2
-            config.train.checkpoint_every = 0
+            config.train.steps, config.train.max_seq_len, config.train.batch_size = 1, 256, 2
+            config.train.checkpoint_every_steps = 0
             config.model.path, config.model.chat_template = "base", "chatml"
             return config
     """

@@ -18,8 +18,8 @@ from tests.test_training import base, flags_of  # noqa: F401
 
 KILLS = {"start": 6, "steps": 6, "saving": 6, "export": 4, "reference": 4, "evaluation": 3, "replies": 2}
 SEED = 0
-SFT = dict(steps=56, batch_rows=1, row_length=128, checkpoint_every=4)
-DPO = dict(steps=8, row_length=128, checkpoint_every=4, learning_rate=1e-4)
+SFT = dict(steps=56, batch_size=1, max_seq_len=128, checkpoint_every_steps=4)
+DPO = dict(steps=8, max_seq_len=128, checkpoint_every_steps=4, learning_rate=1e-4)
 # Starts `main.py` with the arguments of each line that it reads, as a process that need not import anything any more;
 # answers with its status, and the seconds of processors that it took, when it has ended. The kernel ends it, as by
 # SIGKILL, when it has taken `seconds` more from a moment on: the first time that it opens, makes or renames what

@@ -52,8 +52,8 @@ def test_branches_score_as_sequences_of_their_own(family):
     model = tiny.model(**tiny.FAMILIES[family])
 
     @given(pairs_of_few_contexts(), st.sampled_from([1, 3]))
-    def check(pairs, batch_rows):
-        found = log_likelihoods(model, pairs, row_length=256, batch_rows=batch_rows, chunk=16)
+    def check(pairs, batch_size):
+        found = log_likelihoods(model, pairs, max_seq_len=256, batch_size=batch_size, chunk=16)
         for (context, continuation), (log_p, is_greedy) in zip(pairs, found, strict=True):
             tokens = np.zeros((1, 32), np.int32)
             tokens[0, : len(context) + len(continuation)] = [*context, *continuation]
@@ -72,13 +72,13 @@ def test_what_the_model_would_write_is_greedy():
         tokens[0, : len(written)] = written
         written.append(int(np.asarray(causal(model, tokens))[len(written) - 1].argmax()))
     other = [*written[3:-1], 5 if written[-1] != 5 else 6]
-    found = log_likelihoods(model, [(context, written[3:]), (context, other)], row_length=256)
+    found = log_likelihoods(model, [(context, written[3:]), (context, other)], max_seq_len=256)
     assert [is_greedy for _, is_greedy in found] == [True, False]
 
 
 @given(pairs_of_few_contexts(), st.integers(16, 64))
-def test_rows_hold_what_they_have_room_for_and_every_pair_once(pairs, row_length):
-    rows = plan(pairs, row_length)
+def test_rows_hold_what_they_have_room_for_and_every_pair_once(pairs, max_seq_len):
+    rows = plan(pairs, max_seq_len)
     assert sorted(index for row in rows for index in row) == list(range(len(pairs)))
     together = sum(map(len, (set(tuple(pairs[index][0]) for index in row) for row in rows)))
     assert together <= len({tuple(context) for context, _ in pairs}) + len(rows) - 1  # only a full row parts a context
@@ -116,7 +116,7 @@ def tiny_folder(tmp_path_factory, reset_tokenizer):
 
 @pytest.fixture
 def tiny_lm(tiny_folder) -> JaxBacktrackLM:
-    return JaxBacktrackLM(str(tiny_folder), batch_size=2, row_length=256)
+    return JaxBacktrackLM(str(tiny_folder), batch_size=2, max_seq_len=256)
 
 
 @pytest.mark.parametrize("conversation", [False, True])
@@ -193,7 +193,7 @@ def test_arguments_that_cannot_be_meant_are_named(tiny_folder, arguments, proble
 def test_the_command_line_runs_a_task_from_files(tiny_folder, tmp_path):
     process = start(
         *("-m", "jax_backtrack.integrations.lm_eval", "--model", "jax_backtrack"),
-        *("--model_args", f"path={tiny_folder},max_resets=1,reset_bias=1000.0,row_length=256", "--batch_size", "4"),
+        *("--model_args", f"path={tiny_folder},max_resets=1,reset_bias=1000.0,max_seq_len=256", "--batch_size", "4"),
         *("--tasks", "facts_choose,facts_write", "--include_path", ROOT / "tests" / "tasks"),
         *("--apply_chat_template", "--output_path", tmp_path / "results", "--log_samples"),
         stderr=subprocess.STDOUT,
@@ -244,7 +244,7 @@ def evaluated(model, tasks: list[str], **settings) -> dict[str, list]:
 @pytest.fixture(scope="module")
 def both(smollm_folder):
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
-    ours = JaxBacktrackLM(str(smollm_folder), max_resets=0, batch_size=2, row_length=256)
+    ours = JaxBacktrackLM(str(smollm_folder), max_resets=0, batch_size=2, max_seq_len=256)
     return ours, huggingface.HFLM(pretrained=str(smollm_folder), dtype="float32", device="cpu", batch_size=4)
 
 

@@ -30,7 +30,7 @@ def run(*arguments) -> tuple[int, str]:
 
 
 def test_training_and_evaluation_of_what_is_local_ask_nothing(base, tmp_path):  # noqa: F811
-    flags = flags_of(base, tmp_path, steps=2, row_length=128)
+    flags = flags_of(base, tmp_path, steps=2, max_seq_len=128)
     evaluation = ["--mode=evaluate", "--config.evaluate.prompts=4", "--config.sample.max_new_tokens=8"]
     for more in ([], evaluation):
         code, output = run(*flags, *more)

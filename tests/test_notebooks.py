@@ -159,7 +159,7 @@ def test_train_it(folder):
         "prefixes": prefixes,
         "context": tokenizer.reset_context,
     }"""
-    small = dict(SMALL_SFT_STEPS=2, SMALL_DPO_STEPS=1, SMALL_ROWS=1, SMALL_ROW_LENGTH=192)
+    small = dict(SMALL_SFT_STEPS=2, SMALL_DPO_STEPS=1, SMALL_BATCH_SIZE=1, SMALL_MAX_SEQ_LEN=192)
     cells, found = run("2_train_it", folder, results, **small)
     assert found["why"][0] == "no TPU here" and "HH-RLHF".lower() in found["why"][1].lower()
     assert found["why"][0] in printed(cells["what"]) and found["why"][1] in printed(cells["what"])

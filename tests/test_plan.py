@@ -8,7 +8,7 @@ import pytest
 
 from configs import dpo_llama
 from jax_backtrack import cli
-from jax_backtrack.aot import plan
+from jax_backtrack.aot import compile
 from jax_backtrack.aot.hlo import Program
 from jax_backtrack.models.families.published import PUBLISHED
 from jax_backtrack.models.flops import forward_flops
@@ -60,9 +60,9 @@ def recipe(folder, base=dpo_llama, **fields):
     config.update_from_flattened_dict(
         {
             "model.path": str(folder),
-            "train.batch_rows": 8,
-            "train.row_length": 512,
-            "train.score_chunk": 64,
+            "train.batch_size": 8,
+            "train.max_seq_len": 512,
+            "train.logits_chunk_size": 64,
             "sample.batch_rows": 8,
             "sample.max_new_tokens": 16,
         }
@@ -134,23 +134,23 @@ def test_the_sampler_does_what_the_formulas_count_and_sends_no_weights(planned):
 def test_the_compiled_step_holds_neither_all_logits_nor_all_parameters(folder, workdir):
     config = recipe(folder)
     program = Program((workdir / "v5e-2x2-training-step.hlo.txt").read_text())
-    rows, length, vocabulary = config.train.batch_rows, config.train.row_length, SMALL["vocab_size"]
+    rows, length, vocabulary = config.train.batch_size, config.train.max_seq_len, SMALL["vocab_size"]
     for _, shape in program.arrays():
         assert math.prod(shape) < rows * length * vocabulary / 4, shape
     largest_of_a_layer = SMALL["hidden_size"] * SMALL["intermediate_size"]
     gathered = [shape for each in program.instructions("all-gather") for _, shape in program.shapes(each)]
     assert gathered
     for shape in gathered:
-        assert math.prod(shape) <= max(largest_of_a_layer, rows * config.train.score_chunk * SMALL["hidden_size"]), (
-            shape
-        )
+        assert math.prod(shape) <= max(
+            largest_of_a_layer, rows * config.train.logits_chunk_size * SMALL["hidden_size"]
+        ), shape
     names = {name.partition(".")[0] for name in program.kernels()}
     assert names == {"tree_attention_forward", "tree_attention_backward_dq", "tree_attention_backward_dkv"}
 
 
 def test_what_does_not_fit_comes_with_what_would(folder, tmp_path, capsys):
     """Activations of four layers without recomputation are too many; each change is compiled, not guessed."""
-    fields = {"objective": "sft", "train.batch_rows": 128, "train.remat": "none", "sample.max_new_tokens": 2}
+    fields = {"objective": "sft", "train.batch_size": 128, "train.remat": "none", "sample.max_new_tokens": 2}
     assert run(recipe(folder, **fields), tmp_path, "v5e:1x1") == 0
     made = json.loads((tmp_path / plan.FILE).read_text())
     assert set(made["programs"]) == {"training step", "sampler", "sampler's prompts"}
@@ -165,14 +165,14 @@ def test_what_does_not_fit_comes_with_what_would(folder, tmp_path, capsys):
     [
         (("v9:4x4",), {}, "no chip 'v9'"),
         (("v5e:four",), {}, "want chips along each axis"),
-        (("v5e:2x2",), {"train.batch_rows": 6}, "train.batch_rows / train.accumulate = 6 does not divide"),
+        (("v5e:2x2",), {"train.batch_size": 6}, "train.batch_size / train.grad_accumulation_steps = 6 does not divide"),
         (
             ("v5e:2x2",),
-            {"mesh.fsdp": 1, "mesh.tensor": 4, "sample.batch_rows": 2, "train.row_length": 500},
+            {"mesh.fsdp": 1, "mesh.tensor": 4, "sample.batch_rows": 2, "train.max_seq_len": 500},
             "blocks of",
         ),
         (("v5e:2x2*2",), {"mesh.data": 1, "mesh.fsdp": 8}, "mesh.data = 1 does not divide over 2 slices"),
-        ((), {}, "--topology and --mode=plan go together"),
+        ((), {}, "--topology and --mode=compile go together"),
     ],
 )
 def test_what_cannot_be_planned_is_said_before_anything_is_compiled(

@@ -119,8 +119,8 @@ def test_full_scale_is_the_same_recipe_without_the_cuts():
 
 def test_perplexity_is_that_of_each_reply_alone(start, shared):
     config = base.get_config()
-    config.data.utility_path, config.data.held_out = str(shared / "data/oasst/messages.jsonl.gz"), 0.25
-    config.data.reply_tokens, config.train.row_length, config.train.batch_rows = 12, 512, 2
+    config.data.utility_path, config.data.held_out_fraction = str(shared / "data/oasst/messages.jsonl.gz"), 0.25
+    config.data.max_response_length, config.train.max_seq_len, config.train.batch_size = 12, 512, 2
     model, tokenizer = load(start)
     found = held_out_perplexity(config, model, tokenizer)
     preferences, _ = sources.read(config.data.utility_path, utility=True)

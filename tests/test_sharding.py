@@ -45,8 +45,8 @@ def on_mesh(mesh, shape, with_adapters=False, **how):
         nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.1, trained))
     return model
 
-def plan(objective, accumulate=1):
-    return StepPlan(objective, 0.1, 0.5, 4, 1e-3, 1, 0.0, 1.0, 8, tiny.RESET_ID, accumulate)
+def plan(objective, grad_accumulation_steps=1):
+    return StepPlan(objective, 0.1, 0.5, 4, 1e-3, 1, 0.0, 1.0, 8, tiny.RESET_ID, grad_accumulation_steps)
 """
 
 # Widths that divide by 8 along every axis of the mesh.
@@ -57,12 +57,12 @@ family, objective = sys.argv[1:3]
 shape = {SHAPE}
 batch = batch_of(objective)
 
-def gradients(mesh, accumulate=1, **how):
+def gradients(mesh, grad_accumulation_steps=1, **how):
     model = on_mesh(mesh, shape, **how)
     graph, trained, frozen = lora.split(model)
     put = jax.device_put(batch, rows_sharding(mesh))
     places = jax.tree.map(lambda leaf: leaf.sharding, trained)
-    made, metrics = jax.jit(batch_gradients(graph, plan(objective, accumulate), places))(trained, frozen, put)
+    made, metrics = jax.jit(batch_gradients(graph, plan(objective, grad_accumulation_steps), places))(trained, frozen, put)
     same = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), made, places)
     assert jax.tree.all(same), "gradients come out where their parameters lie"
     return jax.device_get((made, metrics))
@@ -78,9 +78,9 @@ if family == "llama":
     for sizes in (8, 1, 1), (1, 8, 1), (1, 1, 8):
         check(sizes, gradients(make_mesh(*sizes)), alone)
 else:
-    check("accumulated", gradients(make_mesh(1, 4, 2), accumulate=2), alone)
-    check("kernel", gradients(mixed, attention="kernel", blocks=Blocks(LENGTH, LENGTH)), alone)
-    check("blocks", gradients(mixed, attention="blocks", blocks=Blocks(8, 4)), alone)
+    check("accumulated", gradients(make_mesh(1, 4, 2), grad_accumulation_steps=2), alone)
+    check("kernel", gradients(mixed, attention="pallas", blocks=Blocks(LENGTH, LENGTH)), alone)
+    check("blocks", gradients(mixed, attention="blockwise", blocks=Blocks(8, 4)), alone)
     check("adapters", gradients(mixed, with_adapters=True), gradients(one, with_adapters=True))
 """
 
@@ -89,7 +89,7 @@ from jax_backtrack.sampling import loop
 
 mesh = make_mesh(data=2, fsdp=2, tensor=2)
 graph, params, frozen = lora.split(on_mesh(mesh, dict(vocab_size=64)))
-step_plan = plan("sft", accumulate=2)
+step_plan = plan("sft", grad_accumulation_steps=2)
 state = init_state(jax.tree.map(lambda leaf: leaf.copy(), params), step_plan)
 places = jax.tree.map(lambda leaf: leaf.sharding, state)
 spread = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim > 1 and not leaf.sharding.is_fully_replicated]

@@ -76,7 +76,7 @@ def test_the_date_of_a_recipe_is_a_date(base, tmp_path):  # noqa: F811
 
 def test_a_run_goes_on_the_next_day(base, dated, tmp_path, in_zone, capsys):  # noqa: F811
     """Bit for bit as one that was run on its first day, by its recipe's own date."""
-    fields = dict(steps=8, checkpoint_every=2)
+    fields = dict(steps=8, checkpoint_every_steps=2)
     first_day = in_zone(EARLY)
     config = recipe(base, **fields)
     config.model.chat_template = dated

@@ -36,7 +36,7 @@ def base(tmp_path_factory, short_tokenizer):
     return folder
 
 
-SHORT = dict(steps=6, batch_rows=2, row_length=256, learning_rate=3e-3, warmup_steps=2, checkpoint_every=0)
+SHORT = dict(steps=6, batch_size=2, max_seq_len=256, learning_rate=3e-3, warmup_steps=2, checkpoint_every_steps=0)
 
 
 def recipe(base, objective="sft", **train_fields):
@@ -69,12 +69,12 @@ def sft_workdir(base, tmp_path_factory):
 def adapters_workdir(base, tmp_path_factory):
     """Of a finished SFT run of adapters that left checkpoints."""
     workdir = tmp_path_factory.mktemp("adapters")
-    train(with_adapters(recipe(base, steps=4, checkpoint_every=2)), workdir)
+    train(with_adapters(recipe(base, steps=4, checkpoint_every_steps=2)), workdir)
     return workdir
 
 
 def with_adapters(config):
-    config.adapter.rank = 2
+    config.lora.rank = 2
     return config
 
 
@@ -141,7 +141,7 @@ def test_a_start_that_failed_leaves_the_workdir_free(base, tmp_path):
     config.data.path = "nothing.jsonl"
     with pytest.raises(InputError, match=r"nothing\.jsonl is no file"):
         train(config, tmp_path / "w")
-    config.data.path, config.train.row_length = "testbed", 16
+    config.data.path, config.train.max_seq_len = "testbed", 16
     with pytest.raises(InputError, match="no example is left"):
         train(config, tmp_path / "w")
     train(recipe(base), tmp_path / "w")
@@ -161,10 +161,10 @@ def test_the_schedule_rises_from_the_first_update_and_ends_at_a_tenth(sft_workdi
         ("model.compute_dtype", "bflaot16", "did you mean 'bfloat16'"),
         ("model.param_dtype", "bfloat16", "trained in float32"),
         ("train.steps", 0, r"train\.steps is 0; it must be at least 1"),
-        ("train.batch_rows", 0, r"train\.batch_rows is 0"),
-        ("train.score_chunk", 0, r"train\.score_chunk is 0"),
-        ("train.clip_norm", 0.0, r"train\.clip_norm is 0.0; it must be above 0"),
-        ("train.row_length", 4096, "exceeds the model's 512 positions"),
+        ("train.batch_size", 0, r"train\.batch_size is 0"),
+        ("train.logits_chunk_size", 0, r"train\.logits_chunk_size is 0"),
+        ("train.max_grad_norm", 0.0, r"train\.max_grad_norm is 0.0; it must be above 0"),
+        ("train.max_seq_len", 4096, "exceeds the model's 512 positions"),
         ("data.seed", -1, r"data\.seed is -1"),
         ("data.path", "", "neither data.path nor data.utility_path"),
         ("data.split", "tran", "did you mean 'train'"),
@@ -183,7 +183,7 @@ def test_a_recipe_that_cannot_be_meant_is_named(base, tmp_path, field, value, me
 
 def test_rows_too_short_for_every_tree_are_an_error_that_says_so(base, tmp_path):
     with pytest.raises(InputError, match=r"no example is left.*dropped 40: over-long"):
-        train(recipe(base, row_length=16), tmp_path)
+        train(recipe(base, max_seq_len=16), tmp_path)
 
 
 def test_the_reference_is_computed_once(sft_workdir, tmp_path):
@@ -191,7 +191,7 @@ def test_the_reference_is_computed_once(sft_workdir, tmp_path):
     tree_recipe = Recipe("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
     preferences, report = sources.read("testbed", limit=9)
     source = TreeSource(examples.encode(preferences, tokenizer, tree_recipe, 256, report), tree_recipe, seed=0)
-    settings = dict(folder=tmp_path, row_length=256, batch_rows=2, chunk=32)
+    settings = dict(folder=tmp_path, max_seq_len=256, batch_size=2, chunk=32)
 
     def computed(model, source, needed=range(9), **changes):
         return reference_sides(model, source, list(needed), **(settings | changes))
@@ -204,7 +204,7 @@ def test_the_reference_is_computed_once(sft_workdir, tmp_path):
     again, count = computed(model, source)
     assert count == 0
     np.testing.assert_array_equal(again, whole)
-    wider, _ = computed(model, source, folder=tmp_path / "2", row_length=512)
+    wider, _ = computed(model, source, folder=tmp_path / "2", max_seq_len=512)
     np.testing.assert_allclose(whole, wider, rtol=1e-3, atol=1e-3)
     assign(model.final_norm.scale_M, model.final_norm.scale_M[...] * 1.01)
     assert computed(model, source)[1] == 9
@@ -216,7 +216,7 @@ def test_a_reference_pass_that_is_stopped_keeps_its_portions(sft_workdir, tmp_pa
     tree_recipe = Recipe("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
     preferences, report = sources.read("testbed", limit=9)
     source = TreeSource(examples.encode(preferences, tokenizer, tree_recipe, 256, report), tree_recipe, seed=0)
-    settings = dict(row_length=256, batch_rows=2, chunk=32)
+    settings = dict(max_seq_len=256, batch_size=2, chunk=32)
     monkeypatch.setattr(reference, "PORTION", 4)
     whole, _ = reference_sides(model, source, range(9), folder=tmp_path / "whole", **settings)
 
@@ -249,7 +249,7 @@ def flags_of(base, workdir, objective="sft", **fields) -> list[str]:
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(base, tmp_path, capsys):
     """SIGKILL behind the first checkpoint; the resumed run ends bit for bit where the undisturbed one does."""
-    fields = dict(steps=16, checkpoint_every=2)
+    fields = dict(steps=16, checkpoint_every_steps=2)
     whole = train(recipe(base, **fields), tmp_path / "whole")[0]
     killed = tmp_path / "killed"
     process = run_main(*flags_of(base, killed, **fields), signalled=signal.SIGKILL)
@@ -279,7 +279,7 @@ def test_sharded_training_equals_training_on_one_device(base, tmp_path):
 
 def test_adapters_are_trained_beside_a_frozen_model_and_merged(base, adapters_workdir):
     """What is exported differs from its base by matrices of the adapters' rank, and by the row of [RESET]."""
-    assert "| adapter.rank | `2` |" in (adapters_workdir / "export" / "README.md").read_text()
+    assert "| lora.rank | `2` |" in (adapters_workdir / "export" / "README.md").read_text()
     begun, _ = load(str(base))
     ended, tokenizer = load(str(adapters_workdir))
     difference = np.asarray(ended.blocks.gate_MxF[...], np.float32) - np.asarray(begun.blocks.gate_MxF[...], np.float32)
@@ -294,7 +294,7 @@ def test_adapters_are_trained_beside_a_frozen_model_and_merged(base, adapters_wo
 
 def test_the_reference_of_adapters_is_the_model_without_them(sft_workdir, tmp_path):
     """So DPO by adapters, beside a model in bfloat16, starts at log 2."""
-    config = with_adapters(recipe(sft_workdir, "dpo", steps=2, chosen_weight=0.0))
+    config = with_adapters(recipe(sft_workdir, "dpo", steps=2, rpo_alpha=0.0))
     config.model.param_dtype = "bfloat16"
     train(config, tmp_path)
     assert metrics(tmp_path)[0]["dpo_loss"] == pytest.approx(math.log(2), abs=1e-4)
@@ -305,13 +305,13 @@ def test_a_killed_run_of_adapters_goes_on_where_it_was(base, adapters_workdir, t
     again = shutil.copytree(adapters_workdir, tmp_path / "again")
     shutil.rmtree(again / "export")
     shutil.rmtree(again / "checkpoints" / "4")
-    train(with_adapters(recipe(base, steps=4, checkpoint_every=2)), again)
+    train(with_adapters(recipe(base, steps=4, checkpoint_every_steps=2)), again)
     one, other = (leaves(load(str(workdir))[0]) for workdir in (adapters_workdir, again))
     assert all((a == b).all() for a, b in zip(one, other, strict=True))
 
 
 def test_accumulated_parts_are_the_whole_batch(base, sft_workdir, tmp_path):
     """Parts of one row each; for parts of several, test_sharding compares every gradient."""
-    train(recipe(base, accumulate=2), tmp_path)
+    train(recipe(base, grad_accumulation_steps=2), tmp_path)
     whole, parts = ([line["loss"] for line in metrics(workdir)] for workdir in (sft_workdir, tmp_path))
     assert parts == pytest.approx(whole, rel=1e-4)

@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import process_mask, process_mask_dkv
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jax_backtrack.aot.plan import compiler_only, devices
+from jax_backtrack.aot.compile import compiler_only, devices
 from jax_backtrack.backtracking import trees
 from jax_backtrack.backtracking.trees import Branch, attention_rule, flatten, pack
 from jax_backtrack.errors import InputError

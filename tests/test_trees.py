@@ -236,7 +236,7 @@ def test_baseline_trees_have_no_resets(objective):
 
 @pytest.mark.parametrize("context", trees.CONTEXTS)
 def test_a_safe_reply_right_behind_the_prompt_has_a_weight_of_its_own(context):
-    of = {weight: Recipe("sft", True, context, R, E, direct_weight=weight) for weight in (0.0, 0.5, 1.0)}
+    of = {weight: Recipe("sft", True, context, R, E, initial_reply_weight=weight) for weight in (0.0, 0.5, 1.0)}
     runs = {weight: paths_of(build_tree(example, recipe, cuts)) for weight, recipe in of.items()}
     (direct,) = runs[1.0] - runs[0.0]
     assert direct == ((*X,), (*YES, E), 0, 1.0) and runs[0.0] < runs[1.0]
@@ -251,7 +251,7 @@ def test_utility_data_has_no_draft_in_sft():
 
 @given(tiny.examples(), st.sampled_from(["sft", "dpo"]), st.sampled_from(trees.CONTEXTS), st.booleans(), st.integers())
 def test_tree_length_is_the_length_of_the_tree(example, objective, context, backtrack, seed):
-    recipe = Recipe(objective, backtrack, context, tiny.RESET_ID, tiny.EOT_ID, direct_weight=seed % 2)
+    recipe = Recipe(objective, backtrack, context, tiny.RESET_ID, tiny.EOT_ID, initial_reply_weight=seed % 2)
     cuts = draw_cuts(example, np.random.default_rng(abs(seed)))
     assert tree_length(example, recipe, cuts) == len(build_tree(example, recipe, cuts))
 

@@ -30,7 +30,7 @@ def base(tmp_path_factory, tokenizer):
 def recipe(base, **train_fields):
     config = sft_smollm.get_config()
     config.model.path, config.data.path, config.data.limit = str(base), "testbed", 12
-    config.train.update(dict(steps=4, row_length=256, batch_rows=2, checkpoint_every=2) | train_fields)
+    config.train.update(dict(steps=4, max_seq_len=256, batch_size=2, checkpoint_every_steps=2) | train_fields)
     config.wandb.project = "backtracking"
     return config
 
@@ -46,7 +46,7 @@ def of_its_own(monkeypatch):
 
 def run_main(base, workdir, signalled=None, **train_fields):
     """The same recipe in a process of its own."""
-    train_fields = dict(steps=4, row_length=256, batch_rows=2, checkpoint_every=2) | train_fields
+    train_fields = dict(steps=4, max_seq_len=256, batch_size=2, checkpoint_every_steps=2) | train_fields
     return processes.start_main(
         *("--config=sft_smollm.py", f"--workdir={workdir}", f"--config.model.path={base}"),
         *("--config.data.path=testbed", "--config.data.limit=12", "--config.wandb.project=backtracking"),
@@ -129,7 +129,7 @@ def test_a_killed_run_is_gone_on_with_where_it_was(base, tmp_path, monkeypatch):
 @without_wandb
 def test_a_run_that_fails_ends_as_failed(base, tmp_path):
     """Stopped by a loss that is not finite: what was written before it was sent too."""
-    process = run_main(base, tmp_path, learning_rate=1e30, warmup_steps=1, steps=6, checkpoint_every=0)
+    process = run_main(base, tmp_path, learning_rate=1e30, warmup_steps=1, steps=6, checkpoint_every_steps=0)
     output = process.communicate()[0]
     assert process.returncode == 2 and "gradient norm" in output
     lines, _ = sent(tmp_path)

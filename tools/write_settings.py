@@ -12,7 +12,7 @@ from jax_backtrack.utils.settings import SECTIONS, table  # noqa: E402
 DOCUMENT = ROOT / "docs" / "RECIPES.md"
 # Heading of each table -> its sections.
 TABLES = {
-    "What is trained": ("", "model", "adapter"),
+    "What is trained": ("", "model", "lora"),
     "Data": ("data", "data.columns"),
     "Resets": ("reset",),
     "Training": ("train", "wandb"),

@@ -1,6 +1,6 @@
 """The paper's comparison: SFT and DPO with and without backtracking, in the contexts `keep` and `rewind`.
 
-    python main.py --config=replication/table.py --workdir=runs/replication --mode=compare \\
+    python main.py --config=replication/table.py --workdir=runs/replication --mode=run-stages \\
         --config.shared=../shared/data --config.judge=runs/judge
 
 Every model is trained once for each seed and asked prompts that none was trained on. With the `cuts` the seven of the
@@ -27,7 +27,7 @@ _MODELS = {
         objective="sft",
         context="rewind",
         own_replies=True,
-        direct_weight=0.0,
+        initial_reply_weight=0.0,
         # Of those below, the one that takes few enough harmless replies back, by the half of the prompts that chooses.
         logit_bias=-4.0,
         reset_biases=(0.0, -1.0, -2.0, -3.0, -4.0),
@@ -56,8 +56,8 @@ def get_config():
     config.cuts = ConfigDict(
         {
             "all": {
-                "data": {"reply_tokens": 48},
-                "train": {"row_length": 512, "batch_rows": 2, "score_chunk": 64},
+                "data": {"max_response_length": 48},
+                "train": {"max_seq_len": 512, "batch_size": 2, "logits_chunk_size": 64},
                 "sample": {"max_new_tokens": 48},
                 "evaluate": {"limit": 80},
             },
@@ -81,7 +81,7 @@ def _stage(
     steps: int | None = None,
     start: str = "",
     own_replies: bool = False,
-    direct_weight: float = 1.0,
+    initial_reply_weight: float = 1.0,
     logit_bias: float = 0.0,
     reset_biases: tuple[float, ...] = (),
 ):
@@ -89,22 +89,22 @@ def _stage(
     config.reset.context, config.reset.logit_bias = context, logit_bias
     config.data.path = "{shared}/safety-pairs/jailbreakbench-llamaguard2.jsonl.gz"
     config.data.utility_path = "{shared}/oasst/messages.jsonl.gz"
-    config.data.utility_passes = 10  # there are 52 replies of it, and 300 pairs
+    config.data.utility_epochs = 10  # there are 52 replies of it, and 300 pairs
     if own_replies:
-        config.data.utility_path, config.data.utility_passes = "{own_replies}", 1
+        config.data.utility_path, config.data.utility_epochs = "{own_replies}", 1
     config.data.backtrack = backtrack
     config.data.exclude = ("{shared}/prompts/advbench.csv", "{shared}/prompts/simple_safety_tests.csv")
-    config.data.held_out = 0.25
-    config.train.row_length = 1536
-    config.train.batch_rows = 4
+    config.data.held_out_fraction = 0.25
+    config.train.max_seq_len = 1536
+    config.train.batch_size = 4
     config.train.steps = 200 if steps is None else steps
-    config.train.checkpoint_every = 0
+    config.train.checkpoint_every_steps = 0
     # One [RESET] stands against a whole reply, and its row has to leave those of the words that it starts among.
     config.train.reset_weight = 5.0
-    config.train.direct_weight = direct_weight
+    config.train.initial_reply_weight = initial_reply_weight
     if objective == "sft":
         config.train.learning_rate = 5e-5
-        config.train.reset_row_rate = 50.0
+        config.train.reset_embedding_lr_scale = 50.0
     else:
         config.model.path = "{workdir}/" + start.replace(" ", "_")
         config.train.steps = 100

@@ -43,7 +43,7 @@ from jax_backtrack.utils.console import console
 from jax_backtrack.utils.tables import add_figures, add_names, new_table
 from jax_backtrack.utils.workdir import write_whole
 
-FILE = "plan.json"
+FILE = "compile.json"
 _GIB = 2**30
 _read_once = functools.cache(read_config)  # of a model on the Hub, each reading is a request
 _ANY_ID = 0  # no tokenizer is needed: which id [RESET] has changes neither memory nor work
@@ -76,7 +76,7 @@ class ProgramPlan:
 
 
 def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[str, dict]:
-    """Plans a recipe for each topology, prints a table and writes `plan.json`, beside it the compiled programs as text.
+    """Plans a recipe for each topology, prints a table and writes `compile.json`, beside it the compiled programs as text.
 
     A topology is named as in "v5e:4x4", with several slices as in "v5e:4x4*2". The training step, the reference pass
     of DPO, the sampler's loop and its reading of prompts are compiled. Where the training step does not fit, recipes
@@ -108,7 +108,7 @@ def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dic
     `platform`, as `hub.settings.compute` takes it."""
     how = compute(config, mesh, platform)
     model, without_adapters = (abstract_model(config, how, adapted) for adapted in (True, False))
-    rows = _like(jnp.int32, (config.train.batch_rows, config.train.row_length), rows_sharding(mesh))
+    rows = _like(jnp.int32, (config.train.batch_size, config.train.max_seq_len), rows_sharding(mesh))
     floats = _like(jnp.float32, rows.shape, rows_sharding(mesh))
     trees = Rows(rows, rows, rows, rows, rows, floats)
     reference = _like(jnp.float32, (*rows.shape, 2), rows_sharding(mesh))
@@ -124,7 +124,7 @@ def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dic
 
     def reference_pass():
         graph, params = nnx.split(without_adapters)
-        return sides.trace(graph, _in_places(params, model, mesh), trees, config.train.score_chunk)
+        return sides.trace(graph, _in_places(params, model, mesh), trees, config.train.logits_chunk_size)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
 
@@ -137,7 +137,7 @@ def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dic
 
     def prompts():
         graph, params = nnx.split(without_adapters)
-        tokens = _like(jnp.int32, (row_parts(mesh), config.train.row_length), rows_sharding(mesh))
+        tokens = _like(jnp.int32, (row_parts(mesh), config.train.max_seq_len), rows_sharding(mesh))
         dtype = config.sample.cache_dtype or how.dtype
         return read.trace(graph, _in_places(params, model, mesh), None, None, tokens, dtype)
 
@@ -175,7 +175,7 @@ def _sampler_arguments(config: ConfigDict, compute: Compute) -> tuple[State, Kno
         steps=steps_of(sample.max_new_tokens),
     )
     shape = _read_once(config.model.path, config.model.revision or None)
-    sizes = sample.batch_rows, config.train.row_length, sample.max_new_tokens
+    sizes = sample.batch_rows, config.train.max_seq_len, sample.max_new_tokens
     dtype = sample.cache_dtype or compute.dtype
     state = start.lower(shape, mesh, plan, *sizes, dtype, True).out_info
     scalar = _like(jnp.float32, (), NamedSharding(mesh, PartitionSpec()))
@@ -277,12 +277,12 @@ def _compile(
 def _model_flops(name: str, config: ConfigDict, mesh: Mesh) -> float:
     """Of the sampler: one call of its loop, behind prompts of a row's length; of its prompts: one for each part of the
     rows, unprojected."""
-    model, length = abstract_model(config, compute(config, mesh)), config.train.row_length
+    model, length = abstract_model(config, compute(config, mesh)), config.train.max_seq_len
     if name.startswith("training step"):
         trained = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, lora.Adapter)))
-        return step_flops(model.config, config.train.batch_rows, length, trained)
+        return step_flops(model.config, config.train.batch_size, length, trained)
     if name == "reference pass":
-        return sum(forward_flops(model.config, config.train.batch_rows, length))
+        return sum(forward_flops(model.config, config.train.batch_size, length))
     if name == "sampler":
         rows, steps = config.sample.batch_rows, steps_of(config.sample.max_new_tokens)
         behind, before = (sum(forward_flops(model.config, rows, tokens)) for tokens in (length + steps, length))
@@ -336,18 +336,18 @@ def _savings(config: ConfigDict, mesh: Mesh):
     train = config.train
     if train.remat != "full":
         yield "train.remat", "full"
-    if not config.adapter.rank:
-        for field in ("first_moment_dtype", "second_moment_dtype"):
+    if not config.lora.rank:
+        for field in ("mu_dtype", "nu_dtype"):
             if train[field] == "float32":
                 yield f"train.{field}", "bfloat16"
-    parts = train.accumulate
-    while parts * 2 * mesh.shape["data"] * mesh.shape["fsdp"] <= train.batch_rows:
+    parts = train.grad_accumulation_steps
+    while parts * 2 * mesh.shape["data"] * mesh.shape["fsdp"] <= train.batch_size:
         parts *= 2
-        yield "train.accumulate", parts
-    if train.score_chunk > 16:
-        yield "train.score_chunk", 16
-    if not config.adapter.rank:
-        yield "adapter.rank", 16
+        yield "train.grad_accumulation_steps", parts
+    if train.logits_chunk_size > 16:
+        yield "train.logits_chunk_size", 16
+    if not config.lora.rank:
+        yield "lora.rank", 16
 
 
 # ------------------------------------------------------------------------------------------------------- topologies
@@ -403,7 +403,7 @@ def devices(topology: str) -> list[jax.Device]:
 
 def _show(config: ConfigDict, plans: dict[str, dict], chips: dict[str, Chip]) -> None:
     train = config.train
-    title = f"{config.model.path}, {config.objective}, {train.batch_rows} rows of {train.row_length} tokens"
+    title = f"{config.model.path}, {config.objective}, {train.batch_size} rows of {train.max_seq_len} tokens"
     table = new_table(title)
     add_names(table, "topology", plans)
     add_names(table, "program", {name for made in plans.values() for name in made["programs"]})

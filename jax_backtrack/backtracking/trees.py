@@ -86,7 +86,7 @@ class Recipe:
     """What becomes of an example: the objective, whether drafts and resets take part, and the ids that it needs.
 
     `reset_weight` is the weight of a `[RESET]` in SFT, where a token of a reply has 1: one reset stands against a whole
-    reply, and is the token that has everything to learn. `direct_weight` is the weight of each token of a safe reply
+    reply, and is the token that has everything to learn. `initial_reply_weight` is the weight of each token of a safe reply
     that stands right behind a prompt whose unsafe reply is taken back: 1 teaches to decline from the start too, 0
     leaves that to the reset.
     """
@@ -97,7 +97,7 @@ class Recipe:
     reset_id: int | None
     eot_id: int
     reset_weight: float = 1.0
-    direct_weight: float = 1.0
+    initial_reply_weight: float = 1.0
 
     def __post_init__(self):
         if self.objective not in ("sft", "dpo"):
@@ -196,7 +196,7 @@ def tree_length(example: Example, recipe: Recipe, cuts: Cuts) -> int:
     rewound = int(recipe.context == "rewind")
     backtracks = recipe.backtrack and example.backtracks
     if recipe.objective == "sft":
-        direct = chosen if recipe.direct_weight or not backtracks else 0
+        direct = chosen if recipe.initial_reply_weight or not backtracks else 0
         return prompt + direct + (cuts.draft + 1 + rewound + chosen if backtracks else 0)
     first = chosen + rejected + int(backtracks)
     guarded = chosen + 1 + rejected + rewound if recipe.backtrack else 0
@@ -208,12 +208,12 @@ def _chosen(example: Example, recipe: Recipe) -> list[int]:
 
 
 def _sft_branches(example: Example, recipe: Recipe, draft: int) -> tuple[Branch, ...]:
-    """Loss on `y+` after the prompt, unless `direct_weight` is 0, and on `[RESET]` and `y+` after a draft of `y-`; the
+    """Loss on `y+` after the prompt, unless `initial_reply_weight` is 0, and on `[RESET]` and `y+` after a draft of `y-`; the
     draft itself is context."""
     chosen = _chosen(example, recipe)
     if not (recipe.backtrack and example.backtracks):
         return (Branch(chosen, pair=0, weight=1.0),)
-    plain = (Branch(chosen, pair=0, weight=recipe.direct_weight),) if recipe.direct_weight else ()
+    plain = (Branch(chosen, pair=0, weight=recipe.initial_reply_weight),) if recipe.initial_reply_weight else ()
     taken_back = example.rejected[:draft]
     reset = Branch([recipe.reset_id], pair=0, weight=recipe.reset_weight)
     after_reset = Branch(chosen, pair=0, weight=1.0)
@@ -252,8 +252,8 @@ def _dpo_branches(example: Example, recipe: Recipe, cuts: Cuts) -> tuple[Branch,
 # ---------------------------------------------------------------------------------------------------- packing
 
 
-def pack(trees: Iterable[Rows], row_length: int) -> Rows:
-    """Lays trees side by side in one row `[S = row_length]` and pads it.
+def pack(trees: Iterable[Rows], max_seq_len: int) -> Rows:
+    """Lays trees side by side in one row `[S = max_seq_len]` and pads it.
 
     What the prompt of a tree has in common with that of the tree before it stands in the row once, above both: scores
     and gradients are those of the trees alone. So trees that begin alike go one behind the other (`plan_rows`). The
@@ -278,15 +278,15 @@ def pack(trees: Iterable[Rows], row_length: int) -> Rows:
         used += len(own)
         pairs += int(tree.pair.max(initial=NO_PAIR)) + 1
         reaches.append((places[:shared], used))
-    if used > row_length:
-        raise InputError(f"{used} tokens do not fit into a row of {row_length}: raise train.row_length")
+    if used > max_seq_len:
+        raise InputError(f"{used} tokens do not fit into a row of {max_seq_len}: raise train.max_seq_len")
     padding = Rows(
-        tokens=np.zeros(row_length - used, np.int32),
-        parent=np.full(row_length - used, NO_PARENT, np.int32),
-        position=np.zeros(row_length - used, np.int32),
-        end=np.arange(used + 1, row_length + 1, dtype=np.int32),
-        pair=np.full(row_length - used, NO_PAIR, np.int32),
-        weight=np.zeros(row_length - used, np.float32),
+        tokens=np.zeros(max_seq_len - used, np.int32),
+        parent=np.full(max_seq_len - used, NO_PARENT, np.int32),
+        position=np.zeros(max_seq_len - used, np.int32),
+        end=np.arange(used + 1, max_seq_len + 1, dtype=np.int32),
+        pair=np.full(max_seq_len - used, NO_PAIR, np.int32),
+        weight=np.zeros(max_seq_len - used, np.float32),
     )
     row = jax.tree.map(lambda *arrays: np.concatenate(arrays).astype(arrays[-1].dtype), *parts, padding)
     for shared_places, end in reaches:

@@ -15,29 +15,31 @@ def encode(
     preferences: Sequence[Preference],
     tokenizer: ChatTokenizer,
     recipe: Recipe,
-    row_length: int,
+    max_seq_len: int,
     report: Report,
-    reply_tokens: int = 0,
+    max_response_length: int = 0,
 ) -> list[Example]:
     """Renders and encodes preferences; drops, and counts in `report`, what the recipe cannot use or a row not hold.
 
-    Of a reply the first `reply_tokens` tokens are used, its end of turn among them; all for 0. Those cut are counted.
+    Of a reply the first `max_response_length` tokens are used, its end of turn among them; all for 0. Those cut are counted.
     """
-    return [example for _, example in encode_each(preferences, tokenizer, recipe, row_length, report, reply_tokens)]
+    return [
+        example for _, example in encode_each(preferences, tokenizer, recipe, max_seq_len, report, max_response_length)
+    ]
 
 
 def encode_each(
     preferences: Sequence[Preference],
     tokenizer: ChatTokenizer,
     recipe: Recipe,
-    row_length: int,
+    max_seq_len: int,
     report: Report,
-    reply_tokens: int = 0,
+    max_response_length: int = 0,
 ) -> list[tuple[Preference, Example]]:
     """Encodes as `encode` does, and returns each example with the preference that it was made of."""
     used = []
     for preference in preferences:
-        reason, example = _encode_one(preference, tokenizer, recipe, row_length, reply_tokens, report)
+        reason, example = _encode_one(preference, tokenizer, recipe, max_seq_len, max_response_length, report)
         if reason:
             report.drop(reason, preference.origin)
         else:
@@ -64,8 +66,8 @@ def _encode_one(
     preference: Preference,
     tokenizer: ChatTokenizer,
     recipe: Recipe,
-    row_length: int,
-    reply_tokens: int,
+    max_seq_len: int,
+    max_response_length: int,
     report: Report,
 ) -> tuple[str | None, Example | None]:
     """The reason to drop a preference, or its example; counts in `report` where its texts are not kept as they are."""
@@ -79,7 +81,7 @@ def _encode_one(
     rejected = others[0] if others else None
     ids = chosen.reply if preference.whole else chosen.begun
     # What the template writes before a reply is none of its tokens.
-    limit = reply_tokens and reply_tokens + tokenizer.opened(ids)
+    limit = max_response_length and max_response_length + tokenizer.opened(ids)
     chosen_ids, chosen_end = _cut(ids, limit if preference.whole else min(limit or len(ids), len(ids)))
     rejected_ids, rejected_end = (None, None) if rejected is None else _cut(rejected.reply, limit)
     example = Example(
@@ -91,8 +93,8 @@ def _encode_one(
         if shortest_draft(chosen_ids, rejected_ids) > own:
             return "the rejected reply is a prefix of the chosen one", None
     longest = Cuts(draft=0 if rejected is None else len(rejected_ids), guard=len(chosen_ids))
-    if tree_length(example, recipe, longest) > row_length:
-        return f"over-long: the tree has more than train.row_length = {row_length} tokens", None
+    if tree_length(example, recipe, longest) > max_seq_len:
+        return f"over-long: the tree has more than train.max_seq_len = {max_seq_len} tokens", None
     if any(turn.changed for turn in (chosen, *others)):
         report.alter("rows with a reply that the chat template changes", preference.origin)
     if any(turn.joined for turn in (chosen, *others)):

@@ -47,7 +47,7 @@ def for_training(
         if asks(preference.prompt, asked):
             report.drop("data.exclude asks its prompt", preference.origin)
         elif is_held_out(preference.prompt, share):
-            report.drop("its prompt is held out (data.held_out)", preference.origin)
+            report.drop("its prompt is held out (data.held_out_fraction)", preference.origin)
         else:
             kept.append(preference)
     return kept

@@ -131,7 +131,7 @@ class Report:
         dropped = [
             f"dropped {count}: {reason} (first: {self.first[reason]})" for reason, count in self.dropped.most_common()
         ]
-        cut = [f"{self.cut} replies cut to data.reply_tokens"] if self.cut else []
+        cut = [f"{self.cut} replies cut to data.max_response_length"] if self.cut else []
         unfinished = [f"{self.unfinished} replies end without an end of turn"] if self.unfinished else []
         altered = [f"{count} {what} (first: {self.first[what]})" for what, count in self.altered.most_common()]
         unused = [f"columns that are not read: {', '.join(sorted(self.unused))}"] if self.unused else []

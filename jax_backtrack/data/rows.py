@@ -21,7 +21,7 @@ class PlannedRow:
     tokens: int
 
 
-def plan_rows(prompts: Sequence[np.ndarray], lengths: Sequence[int], row_length: int) -> Iterator[PlannedRow]:
+def plan_rows(prompts: Sequence[np.ndarray], lengths: Sequence[int], max_seq_len: int) -> Iterator[PlannedRow]:
     """Best fit with a bounded number of open rows, for trees of these prompts and lengths.
 
     The trees come in order. Each goes into the open row that it leaves the least room in, where it counts without the
@@ -32,9 +32,9 @@ def plan_rows(prompts: Sequence[np.ndarray], lengths: Sequence[int], row_length:
     for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
         fitting = []
         for number, row in enumerate(rows):
-            if row.tokens + length - len(prompt) <= row_length:  # worth a look at the prompts
+            if row.tokens + length - len(prompt) <= max_seq_len:  # worth a look at the prompts
                 shared = max(common_beginning(prompt, prompts[member]) for member in row.members)
-                if (tokens := row.tokens + length - shared) <= row_length:
+                if (tokens := row.tokens + length - shared) <= max_seq_len:
                     fitting.append((tokens, -number))
         if fitting:
             tokens, number = max(fitting)
@@ -73,11 +73,11 @@ class TreeSource:
         """The example's tree in this epoch."""
         return build_tree(self.examples[index], self.recipe, self.cuts(epoch, index))
 
-    def plan_rows(self, epoch: int, indices: Sequence[int], row_length: int) -> Iterator[PlannedRow]:
+    def plan_rows(self, epoch: int, indices: Sequence[int], max_seq_len: int) -> Iterator[PlannedRow]:
         """`plan_rows` for the trees of these examples in this epoch; members are the examples' numbers."""
         prompts = [self.examples[index].prompt for index in indices]
         lengths = [self.length(epoch, index) for index in indices]
-        for row in plan_rows(prompts, lengths, row_length):
+        for row in plan_rows(prompts, lengths, max_seq_len):
             yield dataclasses.replace(row, members=[indices[number] for number in row.members])
 
 
@@ -90,13 +90,13 @@ class PackedRows:
 
     reference: np.ndarray | None = None
 
-    def __init__(self, source: TreeSource, row_length: int, count: int):
-        self._source, self._row_length = source, row_length
+    def __init__(self, source: TreeSource, max_seq_len: int, count: int):
+        self._source, self._max_seq_len = source, max_seq_len
         self._rows: list[tuple[int, PlannedRow]] = []
         epoch = 0
         while len(self._rows) < count:
             order = np.random.default_rng([source.seed, epoch]).permutation(len(source.examples)).tolist()
-            self._rows += [(epoch, row) for row in source.plan_rows(epoch, order, row_length)]
+            self._rows += [(epoch, row) for row in source.plan_rows(epoch, order, max_seq_len)]
             epoch += 1
         del self._rows[count:]
 
@@ -106,11 +106,11 @@ class PackedRows:
     def __getitem__(self, number: int) -> dict:
         epoch, row = self._rows[number]
         trees = [self._source.tree(epoch, index) for index in row.members]
-        reference_Sx2 = np.zeros((self._row_length, 2), np.float32)
+        reference_Sx2 = np.zeros((self._max_seq_len, 2), np.float32)
         if self.reference is not None:
             sides = self.reference[row.members, : self._source.recipe.pairs].reshape(-1, 2)
             reference_Sx2[: len(sides)] = sides
-        return {"rows": pack(trees, self._row_length), "reference": reference_Sx2}
+        return {"rows": pack(trees, self._max_seq_len), "reference": reference_Sx2}
 
     def members(self, number: int) -> list[int]:
         """Numbers of the examples in a row."""
@@ -122,21 +122,21 @@ class PackedRows:
 
     def padding(self) -> float:
         """Share of the rows' tokens that is padding."""
-        return 1 - sum(row.tokens for _, row in self._rows) / (len(self._rows) * self._row_length)
+        return 1 - sum(row.tokens for _, row in self._rows) / (len(self._rows) * self._max_seq_len)
 
     def origins(self, number: int) -> list[str]:
         """Where the examples in a row came from."""
         return [self._source.examples[index].origin for index in self.members(number)]
 
 
-def batches(rows: PackedRows, batch_rows: int, local: Sequence[int] | None = None) -> grain.DatasetIterator:
+def batches(rows: PackedRows, batch_size: int, local: Sequence[int] | None = None) -> grain.DatasetIterator:
     """Batches of rows, prefetched; the iterator's `get_state` and `set_state` give and take the data position.
 
     local: the rows of each batch that are wanted, numbered within it; all if None. The data position counts whole
     batches, so it is the same whoever takes which of their rows.
     """
-    local = range(batch_rows) if local is None else local
-    dataset = grain.MapDataset.source(_LocalRows(rows, batch_rows, local)).batch(len(local))
+    local = range(batch_size) if local is None else local
+    dataset = grain.MapDataset.source(_LocalRows(rows, batch_size, local)).batch(len(local))
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 
@@ -145,12 +145,12 @@ class _LocalRows:
     """Of every batch the wanted rows, one batch behind the other."""
 
     rows: PackedRows
-    batch_rows: int
+    batch_size: int
     local: Sequence[int]
 
     def __len__(self) -> int:
-        return len(self.rows) // self.batch_rows * len(self.local)
+        return len(self.rows) // self.batch_size * len(self.local)
 
     def __getitem__(self, number: int) -> dict:
         batch, place = divmod(number, len(self.local))
-        return self.rows[batch * self.batch_rows + self.local[place]]
+        return self.rows[batch * self.batch_size + self.local[place]]

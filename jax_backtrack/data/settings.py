@@ -20,7 +20,7 @@ class DataSettings:
         'or owner/name:folder), or `"testbed"`; commas part several ([DATA.md](DATA.md)).',
     )
     utility_path: str = field("", "Utility data, the same kinds of path; nothing of it is taken back.")
-    utility_passes: int = field(1, "Passes over utility data for each one over safety data.", unit="passes", least=1)
+    utility_epochs: int = field(1, "Passes over utility data for each one over safety data.", unit="passes", least=1)
     split: str = field("train", "Split of a Hub data set, of a folder with several splits, or of the testbed.")
     config_name: str = field("", "Configuration of a Hub data set, or of its clone, that has several.")
     format: str = field(
@@ -30,7 +30,7 @@ class DataSettings:
     )
     limit: int = field(0, "Rows used of each path; 0 for all (of the testbed 1,000).", unit="rows", least=0)
     backtrack: bool = field(True, "False trains the baseline: plain SFT or plain DPO, without drafts and resets.")
-    reply_tokens: int = field(
+    max_response_length: int = field(
         0,
         "Tokens of a reply that are used, its end of turn among them; 0 for all. A reply that is cut has no end "
         "of turn.",
@@ -39,7 +39,7 @@ class DataSettings:
         problem=_length_problem,
     )
     exclude: tuple[str, ...] = field((), "Prompt sets, as of `evaluate.harmful`, whose prompts are never trained on.")
-    held_out: float = field(
+    held_out_fraction: float = field(
         0.0,
         "Share of the prompts, drawn by a hash of their text, that are never trained on. `--mode=evaluate` of prompt "
         "sets measures the perplexity of the replies preferred there.",

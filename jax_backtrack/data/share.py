@@ -14,17 +14,17 @@ Tree = TypeVar("Tree")
 
 
 class Share:
-    """This process's part of batches of `batch_rows` rows under a sharding of their first axis.
+    """This process's part of batches of `batch_size` rows under a sharding of their first axis.
 
     rows: numbers, within the batch, of the rows that the process's devices hold, in order. On one process these are
     all; where a mesh's `tensor` axis spans hosts, several processes hold the same.
     """
 
-    def __init__(self, sharding: Sharding, batch_rows: int):
-        self._sharding, self._batch_rows = sharding, batch_rows
+    def __init__(self, sharding: Sharding, batch_size: int):
+        self._sharding, self._batch_size = sharding, batch_size
         parts = {
-            device: range(*rows.indices(batch_rows))
-            for device, (rows,) in sharding.addressable_devices_indices_map((batch_rows,)).items()
+            device: range(*rows.indices(batch_size))
+            for device, (rows,) in sharding.addressable_devices_indices_map((batch_size,)).items()
         }
         self.rows = sorted({row for part in parts.values() for row in part})
         # A device's rows follow one another in the batch, and so they do among the process's.
@@ -32,7 +32,7 @@ class Share:
         self._parts = {device: slice(first[device], first[device] + len(part)) for device, part in parts.items()}
 
     def put(self, local: Tree) -> Tree:
-        """Puts arrays `[len(self.rows), ...]` onto the devices: a tree of global arrays `[batch_rows, ...]`.
+        """Puts arrays `[len(self.rows), ...]` onto the devices: a tree of global arrays `[batch_size, ...]`.
 
         Said to be a transfer (`jax.device_put`), so that it passes where `jax.transfer_guard` refuses the others.
         """
@@ -40,18 +40,18 @@ class Share:
 
     def _put(self, array: np.ndarray) -> jax.Array:
         pieces = jax.device_put([array[part] for part in self._parts.values()], list(self._parts))
-        shape = self._batch_rows, *array.shape[1:]
+        shape = self._batch_size, *array.shape[1:]
         return jax.make_array_from_single_device_arrays(shape, self._sharding, pieces)
 
 
 def packed_batches(
-    planned: Sequence[list[int]], tree: Callable[[int], Rows], row_length: int, batch_rows: int, mesh: Mesh | None
+    planned: Sequence[list[int]], tree: Callable[[int], Rows], max_seq_len: int, batch_size: int, mesh: Mesh | None
 ) -> Iterator[tuple[Sequence[list[int]], Rows]]:
-    """Planned rows, each the numbers of its trees, as batches `[batch_rows, row_length]` on the mesh's devices, with
+    """Planned rows, each the numbers of its trees, as batches `[batch_size, max_seq_len]` on the mesh's devices, with
     the rows of each. Of the last batch rows may be empty. Of several processes each builds the trees of its rows."""
-    share = Share(rows_sharding(mesh), batch_rows) if mesh else None
-    for start in range(0, len(planned), batch_rows):
-        members = planned[start : start + batch_rows]
-        held = [members[row] if row < len(members) else [] for row in (share.rows if share else range(batch_rows))]
-        batch = stack([pack([tree(index) for index in row], row_length) for row in held])
+    share = Share(rows_sharding(mesh), batch_size) if mesh else None
+    for start in range(0, len(planned), batch_size):
+        members = planned[start : start + batch_size]
+        held = [members[row] if row < len(members) else [] for row in (share.rows if share else range(batch_size))]
+        batch = stack([pack([tree(index) for index in row], max_seq_len) for row in held])
         yield members, share.put(batch) if share else batch

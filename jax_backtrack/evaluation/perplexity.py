@@ -15,18 +15,20 @@ from jax_backtrack.utils.console import console, progress_bar
 
 def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) -> dict[str, Measure]:
     """Perplexity of the preferred replies to the held-out prompts of the recipe: "safety" of `data.path`, "utility" of
-    `data.utility_path`. Nothing where `data.held_out` is 0. Replies are cut as in training (`data.reply_tokens`)."""
+    `data.utility_path`. Nothing where `data.held_out_fraction` is 0. Replies are cut as in training (`data.max_response_length`)."""
     found, train = {}, config.train
     # The plain reply to the plain prompt, of weight 1: the chosen side of a tree is the reply's log-probability.
     recipe = Recipe(objective="sft", backtrack=False, context="keep", reset_id=None, eot_id=tokenizer.eot_id)
-    for kind in ("safety", "utility") if config.data.held_out else ():
+    for kind in ("safety", "utility") if config.data.held_out_fraction else ():
         encoded = []
         for path, preferences, report in read_data(config, utility=kind == "utility"):
-            kept = [each for each in preferences if held_out.is_held_out(each.prompt, config.data.held_out)]
+            kept = [each for each in preferences if held_out.is_held_out(each.prompt, config.data.held_out_fraction)]
             if not kept:
                 continue
             report.dropped.clear()  # of the file as a whole; what follows is of the held-out part
-            encoded += examples.encode(kept, tokenizer, recipe, train.row_length, report, config.data.reply_tokens)
+            encoded += examples.encode(
+                kept, tokenizer, recipe, train.max_seq_len, report, config.data.max_response_length
+            )
             for line in report.lines():
                 console.print(f"{path}, held out: {line}", highlight=False, markup=False)
         if not encoded:
@@ -36,9 +38,9 @@ def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatT
                 model,
                 TreeSource(encoded, recipe, 0),
                 range(len(encoded)),
-                row_length=train.row_length,
-                batch_rows=train.batch_rows // train.accumulate,
-                chunk=train.score_chunk,
+                max_seq_len=train.max_seq_len,
+                batch_size=train.batch_size // train.grad_accumulation_steps,
+                chunk=train.logits_chunk_size,
                 progress=advance,
             )
         found[kind] = perplexity(sides_Nx1x2[:, 0, 0], [len(example.chosen) + 1 for example in encoded])

@@ -26,28 +26,28 @@ _DECISIVE = (
     "data.seed",
     "reset.context",
     "train.steps",
-    "train.batch_rows",
-    "train.row_length",
+    "train.batch_size",
+    "train.max_seq_len",
     "train.learning_rate",
     "train.warmup_steps",
     "train.weight_decay",
-    "train.clip_norm",
+    "train.max_grad_norm",
     "train.reset_weight",
-    "train.direct_weight",
+    "train.initial_reply_weight",
     "train.beta",
-    "train.chosen_weight",
+    "train.rpo_alpha",
     "model.compute_dtype",
     "model.template_date",
-    "adapter.rank",
-    "adapter.alpha",
+    "lora.rank",
+    "lora.alpha",
 )
 _OF_ONE_OBJECTIVE = {
     "train.reset_weight": "sft",
-    "train.direct_weight": "sft",
+    "train.initial_reply_weight": "sft",
     "train.beta": "dpo",
-    "train.chosen_weight": "dpo",
+    "train.rpo_alpha": "dpo",
 }
-_OF_BACKTRACKING = ("reset.context", "train.reset_weight", "train.direct_weight")
+_OF_BACKTRACKING = ("reset.context", "train.reset_weight", "train.initial_reply_weight")
 
 _CONTEXTS = {
     "keep": "the prompt, the draft and `[RESET]`: the draft stays in view, only the reader no longer sees it",
@@ -217,7 +217,7 @@ def _has_a_say(name: str, fields: Mapping) -> bool:
         return fields[name] > 0
     if name == "model.template_date" and not fields[name]:
         return False
-    if name.startswith("adapter.") and not fields.get("adapter.rank"):
+    if name.startswith("lora.") and not fields.get("lora.rank"):
         return False
     if name in _OF_BACKTRACKING and not fields.get("data.backtrack", True):
         return False

@@ -64,14 +64,14 @@ class ModelSettings:
     )
     attention: str = field(
         "auto",
-        'Attention in training: `"kernel"` (Pallas, for TPU), `"blocks"` (the same in plain JAX), `"chunked"` (512 '
-        'tokens with all before them), `"dense"` (whole rows), or `"auto"`: the kernel on a TPU, chunks on a GPU, '
+        'Attention in training: `"pallas"` (Pallas, for TPU), `"blockwise"` (the same in plain JAX), `"chunked"` (512 '
+        'tokens with all before them), `"dot_product"` (whole rows), or `"auto"`: the kernel on a TPU, chunks on a GPU, '
         "blocks on a CPU ([KERNEL.md](KERNEL.md)).",
         choices=("auto", *tree_attention.KINDS),
     )
     query_block: int = field(
         256,
-        "Queries of a block of the kernel, a multiple of 128 that divides `train.row_length`. A shorter row is one "
+        "Queries of a block of the kernel, a multiple of 128 that divides `train.max_seq_len`. A shorter row is one "
         "block.",
         unit="tokens",
         least=1,
@@ -98,7 +98,7 @@ def compute(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> Comp
             f"jax {'.'.join(map(str, BFLOAT16_ON_CPU))} does"
         )
     blocks = blockwise.BLOCKS
-    if kind == "kernel":
+    if kind == "pallas":
         blocks = Blocks(config.model.query_block, config.model.key_block, config.model.head_block)
     form = dict(dtype=dtype, remat=config.train.remat, mesh=mesh, attention=kind, blocks=blocks)
     return Compute.suited_to(platform, **form)

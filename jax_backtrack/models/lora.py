@@ -94,7 +94,7 @@ def check_targets(targets: Sequence[str]) -> None:
     """Raises InputError for a name that is none of `TARGETS`."""
     for target in targets:
         if target not in TARGETS:
-            raise InputError(f"adapter.weights has {target!r}: {nearest(target, TARGETS)}")
+            raise InputError(f"lora.target_modules has {target!r}: {nearest(target, TARGETS)}")
 
 
 def split(model) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

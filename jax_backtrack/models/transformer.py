@@ -87,7 +87,7 @@ class Compute:
     remat:     what the backward pass recomputes of a layer: nothing ("none"), all but the products with weights
                ("dots"), all but what the attention kernel made ("attention"), or all ("full")
     mesh:      devices that parameters and rows are spread over (`distributed/mesh.py`); None for one device
-    attention: within token trees: "dense", "chunked" or by "blocks" in plain JAX, or by the TPU "kernel". Rows that do
+    attention: within token trees: "dot_product", "chunked" or by "blockwise" in plain JAX, or by the TPU "pallas". Rows that do
                not split into the kernel's blocks, or are no longer than one block, are attended to densely, and so is
                a cache
     blocks:    sizes of the blocks of the last two
@@ -98,7 +98,7 @@ class Compute:
     dtype: str = "float32"
     remat: str = "none"
     mesh: Mesh | None = None
-    attention: str = "dense"
+    attention: str = "dot_product"
     blocks: Blocks = BLOCKS
     skip_unscored: bool = True
 

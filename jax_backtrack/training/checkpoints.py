@@ -55,9 +55,9 @@ class Checkpoints:
     def __init__(self, workdir: Path, config: ConfigDict, data: str):
         self._folder = workdir.resolve() / _FOLDER
         self._facts = {"recipe": json.loads(config.to_json()), "data": data}
-        policies = [preserve.LatestN(config.train.keep_checkpoints)]
-        if config.train.keep_every:
-            policies.append(preserve.EveryNSteps(config.train.keep_every))
+        policies = [preserve.LatestN(config.train.max_to_keep)]
+        if config.train.keep_period:
+            policies.append(preserve.EveryNSteps(config.train.keep_period))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preserve.AnyPreservationPolicy(policies), create=True, cleanup_tmp_directories=True
         )

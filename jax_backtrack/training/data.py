@@ -35,8 +35,8 @@ def read_sources(config: ConfigDict) -> list[Source]:
         with console.status(escape(f"reading {', '.join(data_paths(config, utility=utility))}")):
             read = read_data(config, utility=utility)
         for path, preferences, report in read:
-            kept = held_out.for_training(preferences, asked, config.data.held_out, report)
-            sources.append(Source(path, utility, kept, report, config.data.utility_passes if utility else 1))
+            kept = held_out.for_training(preferences, asked, config.data.held_out_fraction, report)
+            sources.append(Source(path, utility, kept, report, config.data.utility_epochs if utility else 1))
     return sources
 
 
@@ -49,7 +49,7 @@ def tree_recipe(config: ConfigDict, tokenizer: ChatTokenizer) -> Recipe:
         reset_id=tokenizer.reset_id,
         eot_id=tokenizer.eot_id,
         reset_weight=config.train.reset_weight,
-        direct_weight=config.train.direct_weight,
+        initial_reply_weight=config.train.initial_reply_weight,
     )
 
 
@@ -58,8 +58,8 @@ def encode_source(
 ) -> list[tuple[Preference, Example]]:
     """Encodes the preferences of a path, each with its example; prints the account of the path."""
     with console.status(escape(f"encoding {source.path}")):
-        row_length, reply_tokens = config.train.row_length, config.data.reply_tokens
-        encoded = encode_each(source.preferences, tokenizer, recipe, row_length, source.report, reply_tokens)
+        max_seq_len, max_response_length = config.train.max_seq_len, config.data.max_response_length
+        encoded = encode_each(source.preferences, tokenizer, recipe, max_seq_len, source.report, max_response_length)
     for line in source.report.lines():
         console.print(f"{source.path}: {line}", highlight=False, markup=False)
     return encoded

@@ -73,8 +73,8 @@ def train(
     agree_on_data(len(examples), data)
     trees = TreeSource(examples, recipe, config.data.seed)
     _claim(workdir, config)
-    rows = PackedRows(trees, config.train.row_length, config.train.steps * config.train.batch_rows)
-    shape = f"{len(rows)} rows of {config.train.row_length} tokens"
+    rows = PackedRows(trees, config.train.max_seq_len, config.train.steps * config.train.batch_size)
+    shape = f"{len(rows)} rows of {config.train.max_seq_len} tokens"
     console.print(f"{shape}, {rows.padding():.1%} of them padding", highlight=False)
     if config.objective == "dpo":
         rows.reference = _reference(config, workdir, model, trees, rows.examples())
@@ -136,9 +136,9 @@ def _reference(config: ConfigDict, workdir: Path, model: Transformer, trees: Tre
             trees,
             needed,
             folder=Path(kept_in) if kept_in else workdir / "reference",
-            row_length=config.train.row_length,
-            batch_rows=config.train.batch_rows,
-            chunk=config.train.score_chunk,
+            max_seq_len=config.train.max_seq_len,
+            batch_size=config.train.batch_size,
+            chunk=config.train.logits_chunk_size,
             progress=advance,
         )
         advance(0, note=f"{computed} computed, the others from cache")
@@ -156,13 +156,13 @@ def _run_steps(
 ) -> None:
     """Trains the model in place, from the workdir's newest checkpoint if there is one; `data` is a hash of it all."""
     plan = step_plan(config, tokenizer.reset_id)
-    batch_rows = config.train.batch_rows
+    batch_size = config.train.batch_size
     graph, trained, frozen = split(model)
     state = init_state(trained, plan)
     train_step = compile_step(graph, plan, state)
-    share = Share(rows_sharding(mesh), batch_rows)
-    fed = batches(rows, batch_rows, share.rows)
-    checkpoints = Checkpoints(workdir, config, data) if config.train.checkpoint_every else None
+    share = Share(rows_sharding(mesh), batch_size)
+    fed = batches(rows, batch_size, share.rows)
+    checkpoints = Checkpoints(workdir, config, data) if config.train.checkpoint_every_steps else None
     first_step = skipped = 0
     if checkpoints and (restored := checkpoints.restore(state)):
         _refuse_difference(workdir, config, restored.recipe)
@@ -180,7 +180,7 @@ def _run_steps(
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if numbers["skipped"] > skipped:
             skipped = int(numbers["skipped"])
-            origins = [each for row in range((step - 1) * batch_rows, step * batch_rows) for each in rows.origins(row)]
+            origins = [each for row in range((step - 1) * batch_size, step * batch_size) for each in rows.origins(row)]
             what = (
                 f"step {step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; its batch holds "
                 f"{'; '.join(origins)}. It was skipped, as {skipped} in all"
@@ -194,7 +194,7 @@ def _run_steps(
         shown += [f"{name} {numbers[name]:.2f}" for name in ("reset_loss", "rewards/accuracies") if name in numbers]
         advance(note="  ".join(shown))
 
-    last_step = len(rows) // batch_rows
+    last_step = len(rows) // batch_size
     pending = None
     try:
         with preemption.deferred(), progress_bar(f"{config.objective} steps", last_step, first_step) as advance:
@@ -206,12 +206,16 @@ def _run_steps(
                     report(*pending, advance)
                 pending = step, metrics
                 end = preemption.asked(step)
-                if checkpoints and (step % config.train.checkpoint_every == 0 or step == last_step or end):
+                if checkpoints and (step % config.train.checkpoint_every_steps == 0 or step == last_step or end):
                     report(*pending, advance)
                     pending = None
                     checkpoints.save(step, state, fed.get_state())
                 if end:
-                    left = f"step {step} is saved" if checkpoints else "nothing is saved, train.checkpoint_every is 0"
+                    left = (
+                        f"step {step} is saved"
+                        if checkpoints
+                        else "nothing is saved, train.checkpoint_every_steps is 0"
+                    )
                     raise preemption.Interrupted(end, left)
             if pending:
                 report(*pending, advance)

@@ -44,8 +44,8 @@ def reference_sides(
     needed: Sequence[int],
     *,
     folder: Path,
-    row_length: int,
-    batch_rows: int,
+    max_seq_len: int,
+    batch_size: int,
     chunk: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[np.ndarray, int]:
@@ -67,7 +67,7 @@ def reference_sides(
         portion = missing[start : start + PORTION]
         result[portion] = 0
         result[portion, : source.recipe.pairs] = tree_sides(
-            model, source, portion, row_length=row_length, batch_rows=batch_rows, chunk=chunk, progress=progress
+            model, source, portion, max_seq_len=max_seq_len, batch_size=batch_size, chunk=chunk, progress=progress
         )
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -82,8 +82,8 @@ def tree_sides(
     source: TreeSource,
     indices: Sequence[int],
     *,
-    row_length: int,
-    batch_rows: int,
+    max_seq_len: int,
+    batch_size: int,
     chunk: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
@@ -91,10 +91,10 @@ def tree_sides(
     a tree is one pair, whose chosen side is the weighted sum of the tree's scores. Of several processes all must call
     this, and all get the same."""
     graph, params = nnx.split(model)
-    packed = [row.members for row in source.plan_rows(0, indices, row_length)]
+    packed = [row.members for row in source.plan_rows(0, indices, max_seq_len)]
     pairs, found = source.recipe.pairs, {}
     tree = functools.partial(source.tree, 0)
-    for members, batch in packed_batches(packed, tree, row_length, batch_rows, model.compute.mesh):
+    for members, batch in packed_batches(packed, tree, max_seq_len, batch_size, model.compute.mesh):
         sides_BxSx2 = on_host(sides(graph, params, batch, chunk))
         for number, row in enumerate(members):
             found.update(zip(row, sides_BxSx2[number, : len(row) * pairs].reshape(-1, pairs, 2), strict=True))

@@ -26,19 +26,17 @@ class TrainSettings:
     """Training: sizes, optimizer, losses, checkpoints."""
 
     steps: int = field(100, "Number of optimizer steps.", unit="updates", least=0)
-    batch_rows: int = field(8, "Rows of an update, over all hosts.", unit="rows", least=1)
-    row_length: int = field(1024, "Length of a row; the tree of an example must fit into one.", unit="tokens", least=2)
-    accumulate: int = field(
+    batch_size: int = field(8, "Rows of an update, over all hosts.", unit="rows", least=1)
+    max_seq_len: int = field(1024, "Length of a row; the tree of an example must fit into one.", unit="tokens", least=2)
+    grad_accumulation_steps: int = field(
         1, "Parts that a batch is taken in, one after the other, for less memory.", unit="parts", least=1
     )
-    first_moment_dtype: str = field("float32", 'Dtype of AdamW\'s mean of gradients; or `"bfloat16"`.', choices=DTYPES)
-    second_moment_dtype: str = field(
-        "float32", 'Dtype of AdamW\'s mean of squared gradients; or `"bfloat16"`.', choices=DTYPES
-    )
+    mu_dtype: str = field("float32", 'Dtype of AdamW\'s mean of gradients; or `"bfloat16"`.', choices=DTYPES)
+    nu_dtype: str = field("float32", 'Dtype of AdamW\'s mean of squared gradients; or `"bfloat16"`.', choices=DTYPES)
     learning_rate: float = field(1e-5, "Peak learning rate, which the warm-up ends at.", above=0)
     warmup_steps: int = field(5, "Number of steps of the warm-up.", unit="updates", least=0)
     weight_decay: float = field(0.0, "AdamW's weight decay, on matrices.", least=0)
-    clip_norm: float = field(1.0, "Maximum global norm of a gradient, which is clipped to it.", above=0)
+    max_grad_norm: float = field(1.0, "Maximum global norm of a gradient, which is clipped to it.", above=0)
     skip_above_norm: float = field(
         0.0,
         "Norm of the gradient, before clipping, above which a batch is skipped; 0 for any finite norm. A loss or "
@@ -49,7 +47,7 @@ class TrainSettings:
         3, "Batches that may be skipped in a run; one more ends it.", unit="batches", least=0, decisive=False
     )
     beta: float = field(0.1, "DPO's beta; larger holds the model closer to its reference.", unit="1/nats", above=0)
-    chosen_weight: float = field(
+    rpo_alpha: float = field(
         0.0,
         "Weight of the chosen sides' mean negative score, added to DPO's loss: it keeps them likely while the rejected "
         "ones fall (Pang et al. 2024, arXiv 2404.19733). 0 is the standard loss.",
@@ -58,14 +56,14 @@ class TrainSettings:
     reset_weight: float = field(
         1.0, "SFT weight of a `[RESET]`, where a token of a reply has 1.", unit="tokens", least=0
     )
-    direct_weight: float = field(
+    initial_reply_weight: float = field(
         1.0,
         "SFT weight of each token of a safe reply right after the prompt, where an unsafe one is to be taken back. At "
         "0 the model learns to decline after a reset only, and answers more ([RESULTS.md](RESULTS.md)).",
         unit="tokens",
         least=0,
     )
-    reset_row_rate: float = field(
+    reset_embedding_lr_scale: float = field(
         1.0, "Share of the learning rate that the rows of `[RESET]` in embedding and head have.", above=0
     )
     reference_folder: str = field(
@@ -73,7 +71,7 @@ class TrainSettings:
         'Folder of what the reference gives, for several runs to share; `""`: the workdir.',
         decisive=False,
     )
-    score_chunk: int = field(128, "Scored tokens per row whose logits exist at once.", unit="tokens", least=1)
+    logits_chunk_size: int = field(128, "Scored tokens per row whose logits exist at once.", unit="tokens", least=1)
     remat: str = field(
         "none",
         'What the backward pass computes again, from most to least memory: `"none"`, `"dots"` (all but products with '
@@ -81,21 +79,21 @@ class TrainSettings:
         choices=tuple(REMAT),
         decisive=False,
     )
-    checkpoint_every: int = field(
+    checkpoint_every_steps: int = field(
         100,
         "Updates from one checkpoint to the next; 0 for none, only the export at the end.",
         unit="updates",
         least=0,
         decisive=False,
     )
-    keep_checkpoints: int = field(
+    max_to_keep: int = field(
         2,
         "Newest checkpoints that are kept; where the newest is damaged, the one before it is taken.",
         unit="checkpoints",
         least=1,
         decisive=False,
     )
-    keep_every: int = field(
+    keep_period: int = field(
         0,
         "Number of updates of whose multiples checkpoints are kept for good; 0 for none.",
         unit="updates",
@@ -125,30 +123,34 @@ def check_step(config: ConfigDict) -> None:
     check(config)
     if config.train.steps < 1:
         raise InputError(f"train.steps is {config.train.steps}; it must be at least 1")
-    if config.model.param_dtype != "float32" and not config.adapter.rank:
+    if config.model.param_dtype != "float32" and not config.lora.rank:
         raise InputError(
             f"model.param_dtype is {config.model.param_dtype!r}: small updates would be rounded away. "
             "Parameters are trained in float32; model.compute_dtype = 'bfloat16' is what saves time. Only a model that "
-            "is frozen, beside adapters (adapter.rank), may be in fewer bits"
+            "is frozen, beside adapters (lora.rank), may be in fewer bits"
         )
-    if config.train.batch_rows % config.train.accumulate:
+    if config.train.batch_size % config.train.grad_accumulation_steps:
         raise InputError(
-            f"train.batch_rows = {config.train.batch_rows} does not divide by train.accumulate = "
-            f"{config.train.accumulate}"
+            f"train.batch_size = {config.train.batch_size} does not divide by train.grad_accumulation_steps = "
+            f"{config.train.grad_accumulation_steps}"
         )
-    if config.adapter.rank:
-        lora.check_targets(config.adapter.weights)
+    if config.lora.rank:
+        lora.check_targets(config.lora.target_modules)
 
 
 def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
     """Raises InputError, with the numbers, where the batch does not divide over the mesh, or a row into the blocks."""
-    check_rows(config.train.batch_rows // config.train.accumulate, mesh, "train.batch_rows / train.accumulate")
+    check_rows(
+        config.train.batch_size // config.train.grad_accumulation_steps,
+        mesh,
+        "train.batch_size / train.grad_accumulation_steps",
+    )
     how = compute(config, mesh)
-    if how.attention == "kernel":
-        length, blocks = config.train.row_length, how.blocks
+    if how.attention == "pallas":
+        length, blocks = config.train.max_seq_len, how.blocks
         if not blocks.splits(length):
             raise InputError(
-                f"train.row_length = {length} does not split into blocks of model.query_block = {blocks.query} and "
+                f"train.max_seq_len = {length} does not split into blocks of model.query_block = {blocks.query} and "
                 f"model.key_block = {blocks.key}, which are multiples of 128: choose such sizes, or "
                 "another model.attention"
             )
@@ -156,8 +158,8 @@ def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
 
 def check_length(config: ConfigDict, model: TransformerConfig) -> None:
     """Raises InputError where a row is longer than the model's positions."""
-    if (limit := model.max_position_embeddings) < config.train.row_length:
-        raise InputError(f"train.row_length = {config.train.row_length} exceeds the model's {limit} positions")
+    if (limit := model.max_position_embeddings) < config.train.max_seq_len:
+        raise InputError(f"train.max_seq_len = {config.train.max_seq_len} exceeds the model's {limit} positions")
 
 
 def step_plan(config: ConfigDict, reset_id: int | None) -> StepPlan:
@@ -167,29 +169,29 @@ def step_plan(config: ConfigDict, reset_id: int | None) -> StepPlan:
         objective=config.objective,
         reset_id=reset_id if config.data.backtrack else None,
         beta=train.beta,
-        chosen_weight=train.chosen_weight,
+        rpo_alpha=train.rpo_alpha,
         steps=train.steps,
         learning_rate=train.learning_rate,
         warmup_steps=train.warmup_steps,
         weight_decay=train.weight_decay,
-        clip_norm=train.clip_norm,
-        score_chunk=train.score_chunk,
-        accumulate=train.accumulate,
-        first_moment_dtype=train.first_moment_dtype,
-        second_moment_dtype=train.second_moment_dtype,
-        reset_row_rate=train.reset_row_rate,
+        max_grad_norm=train.max_grad_norm,
+        logits_chunk_size=train.logits_chunk_size,
+        grad_accumulation_steps=train.grad_accumulation_steps,
+        mu_dtype=train.mu_dtype,
+        nu_dtype=train.nu_dtype,
+        reset_embedding_lr_scale=train.reset_embedding_lr_scale,
         skip_above_norm=train.skip_above_norm,
     )
 
 
 def add_adapters(config: ConfigDict, model: Transformer, reset_id: int | None) -> None:
     """Gives the model the recipe's adapters, if it has any; with [RESET]'s rows where the model learns to backtrack."""
-    if config.adapter.rank:
+    if config.lora.rank:
         lora.add_adapters(
             model,
-            rank=config.adapter.rank,
-            alpha=config.adapter.alpha,
-            targets=config.adapter.weights,
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            targets=config.lora.target_modules,
             reset_id=reset_id if config.data.backtrack else None,
             seed=config.data.seed,
         )

@@ -21,18 +21,18 @@ class StepPlan:
 
     objective: str
     beta: float
-    chosen_weight: float
+    rpo_alpha: float
     steps: int
     learning_rate: float
     warmup_steps: int
     weight_decay: float
-    clip_norm: float
-    score_chunk: int
+    max_grad_norm: float
+    logits_chunk_size: int
     reset_id: int | None
-    accumulate: int = 1
-    first_moment_dtype: str = "float32"
-    second_moment_dtype: str = "float32"
-    reset_row_rate: float = 1.0
+    grad_accumulation_steps: int = 1
+    mu_dtype: str = "float32"
+    nu_dtype: str = "float32"
+    reset_embedding_lr_scale: float = 1.0
     skip_above_norm: float = 0.0
 
     def schedule(self) -> optax.Schedule:
@@ -48,11 +48,11 @@ class StepPlan:
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW behind clipping by the global norm; norms' scales are not decayed."""
         steps = [
-            optax.clip_by_global_norm(self.clip_norm),
-            adamw(self.schedule(), self.weight_decay, self.first_moment_dtype, self.second_moment_dtype),
+            optax.clip_by_global_norm(self.max_grad_norm),
+            adamw(self.schedule(), self.weight_decay, self.mu_dtype, self.nu_dtype),
         ]
-        if self.reset_id is not None and self.reset_row_rate != 1:
-            steps.append(reset_rows_faster(self.reset_id, self.reset_row_rate))
+        if self.reset_id is not None and self.reset_embedding_lr_scale != 1:
+            steps.append(reset_rows_faster(self.reset_id, self.reset_embedding_lr_scale))
         return optax.chain(*steps)
 
 
@@ -142,11 +142,11 @@ def batch_gradients(
 ) -> Callable[[nnx.State, nnx.State, Batch], tuple[nnx.State, dict[str, jax.Array]]]:
     """A traceable function `(params, frozen, batch) -> (gradients, metrics)` of the loss of a whole batch.
 
-    Gradients lie at `places`, as their parameters do. With `plan.accumulate` the rows are taken in so many parts, one
+    Gradients lie at `places`, as their parameters do. With `plan.grad_accumulation_steps` the rows are taken in so many parts, one
     after the other; what comes out is the same.
 
     Metrics are scalars: `loss`, `reset_loss` (mean `-log p` of the [RESET] tokens that are to be said, where there are
-    any); for DPO `dpo_loss`, without the part of `chosen_weight`, and the metrics of that function.
+    any); for DPO `dpo_loss`, without the part of `rpo_alpha`, and the metrics of that function.
     """
 
     def is_said(rows: Rows):
@@ -160,7 +160,7 @@ def batch_gradients(
     def loss_of(params: nnx.State, frozen: nnx.State, batch: Batch, totals):
         """Loss and metrics of some rows, as their share of the batch's."""
         rows, (chosen_weight, pairs, said) = batch.rows, totals
-        score_BxS = token_scores(nnx.merge(graph, params, frozen), rows, plan.score_chunk)
+        score_BxS = token_scores(nnx.merge(graph, params, frozen), rows, plan.logits_chunk_size)
         if plan.objective == "sft":
             loss, metrics = sft_loss(score_BxS, rows.weight, chosen_weight), {}
         else:
@@ -168,8 +168,8 @@ def batch_gradients(
             is_pair_BxS = pair_slots(rows.pair, rows.weight)
             loss, metrics = dpo_loss(sides_BxSx2, batch.reference, is_pair_BxS, plan.beta, pairs)
             metrics["dpo_loss"] = loss
-            if plan.chosen_weight:
-                loss += plan.chosen_weight * sft_loss(score_BxS, jnp.maximum(rows.weight, 0), chosen_weight)
+            if plan.rpo_alpha:
+                loss += plan.rpo_alpha * sft_loss(score_BxS, jnp.maximum(rows.weight, 0), chosen_weight)
         if plan.reset_id is not None:
             metrics["reset_loss"] = -jnp.sum(jnp.where(is_said(rows), score_BxS, 0)) / said
         return loss, metrics | {"loss": loss}
@@ -181,14 +181,16 @@ def batch_gradients(
             gradients, metrics = jax.grad(loss_of, has_aux=True)(*arguments)
             return jax.lax.with_sharding_constraint(gradients, places), metrics
 
-        if plan.accumulate == 1:
+        if plan.grad_accumulation_steps == 1:
             return gradient_of(params, frozen, batch, totals)
 
         def add(sums, part: Batch):
             return jax.tree.map(jnp.add, sums, gradient_of(params, frozen, part, totals)), None
 
         # Every n-th row makes a part, not every n-th of the batch: so each device finds its rows of it among its own.
-        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, plan.accumulate, *x.shape[1:]), 1, 0), batch)
+        parts = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, plan.grad_accumulation_steps, *x.shape[1:]), 1, 0), batch
+        )
         first = jax.tree.map(lambda x: x[0], parts)
         none = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient_of, params, frozen, first, totals))
         return jax.lax.scan(add, none, parts)[0]

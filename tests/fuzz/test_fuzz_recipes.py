@@ -48,7 +48,7 @@ def check_all(config: ConfigDict) -> None:
     mesh = make_mesh(**config.mesh)
     check_sizes(config, mesh)
     step_plan(config, 3)
-    weights = config.train.reset_weight, config.train.direct_weight
+    weights = config.train.reset_weight, config.train.initial_reply_weight
     Recipe(config.objective, config.data.backtrack, config.reset.context, 3, 2, *weights)
     jax.numpy.float32(config.reset.logit_bias), jax.numpy.int32(config.data.seed)
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs import dpo_llama, sft_llama
 from jax_backtrack.aot.hlo import Program
-from jax_backtrack.aot.plan import programs
+from jax_backtrack.aot.compile import programs
 from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
 from jax_backtrack.distributed.mesh import param_shardings, rows_sharding
 from jax_backtrack.models.families.published import PUBLISHED
@@ -97,7 +97,10 @@ def one_step(mesh, objective: str, family: str, dtype: str = "float32", **form):
 @every_family
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
 def test_a_training_step_is_that_of_a_cpu(family, objective, mesh, cpu_mesh):
-    ours, right = one_step(mesh, objective, family, **FORM), one_step(cpu_mesh, objective, family, attention="dense")
+    ours, right = (
+        one_step(mesh, objective, family, **FORM),
+        one_step(cpu_mesh, objective, family, attention="dot_product"),
+    )
     for (path, one), other in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(right), strict=True):
         scale = max(np.abs(other).max(), 1e-6)
         np.testing.assert_allclose(one, other, atol=1e-4 * scale, err_msg=jax.tree_util.keystr(path))
@@ -105,7 +108,7 @@ def test_a_training_step_is_that_of_a_cpu(family, objective, mesh, cpu_mesh):
 
 def test_a_training_step_in_bfloat16_is_near_that_in_float32(mesh, cpu_mesh):
     low, _ = one_step(mesh, "sft", "llama", "bfloat16", **FORM)
-    exact, _ = one_step(cpu_mesh, "sft", "llama", attention="dense")
+    exact, _ = one_step(cpu_mesh, "sft", "llama", attention="dot_product")
     for name in ("loss", "grad_norm"):
         assert low[name] == pytest.approx(exact[name], rel=BFLOAT16), name
 

@@ -26,29 +26,29 @@ def log_likelihoods(
     model: Transformer,
     pairs: Sequence[Pair],
     *,
-    row_length: int = 1024,
-    batch_rows: int = 1,
+    max_seq_len: int = 1024,
+    batch_size: int = 1,
     chunk: int = 128,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[float, bool]]:
     """`log p(continuation | context)` in nats of each pair, and whether the model would write just that, greedily.
 
-    Pairs go into rows of `row_length` tokens, or more where one needs more, `batch_rows` rows at a time, as branches of
+    Pairs go into rows of `max_seq_len` tokens, or more where one needs more, `batch_size` rows at a time, as branches of
     token trees: several continuations of one context hang under it, and contexts that begin alike share that.
     """
     for number, (context, continuation) in enumerate(pairs):
         if not len(context) or not len(continuation):
             raise InputError(f"pair {number} has {len(context)} tokens of context and {len(continuation)} behind it")
     longest = max((len(context) + len(continuation) for context, continuation in pairs), default=0)
-    row_length = -(-max(row_length, longest) // _MULTIPLE) * _MULTIPLE
+    max_seq_len = -(-max(max_seq_len, longest) // _MULTIPLE) * _MULTIPLE
     (graph, params), found = nnx.split(model), {}
 
     def tree(index: int) -> Rows:
         context, continuation = pairs[index]
         return flatten(Branch(context, children=(Branch(continuation, pair=0, weight=1.0),)))
 
-    planned = plan(pairs, row_length)
-    for members, batch in packed_batches(planned, tree, row_length, batch_rows, model.compute.mesh):
+    planned = plan(pairs, max_seq_len)
+    for members, batch in packed_batches(planned, tree, max_seq_len, batch_size, model.compute.mesh):
         sums_2xBxS = on_host(_sums(graph, params, batch, chunk))
         for number, row in enumerate(members):
             log_p, others = sums_2xBxS[:, number, : len(row)]
@@ -57,14 +57,14 @@ def log_likelihoods(
     return [found[index] for index in range(len(pairs))]
 
 
-def plan(pairs: Sequence[Pair], row_length: int) -> list[list[int]]:
+def plan(pairs: Sequence[Pair], max_seq_len: int) -> list[list[int]]:
     """Which pairs go into which row, by number: those with the most in common one behind the other."""
     rows: list[list[int]] = []
-    used, before = row_length, np.zeros(0, np.int32)
+    used, before = max_seq_len, np.zeros(0, np.int32)
     for index in sorted(range(len(pairs)), key=lambda index: tuple(map(list, pairs[index]))):
         context, continuation = (np.asarray(ids, np.int32) for ids in pairs[index])
         new = len(context) + len(continuation) - common_beginning(before, context)
-        if used + new > row_length:
+        if used + new > max_seq_len:
             rows.append([])
             used, new = 0, len(context) + len(continuation)
         rows[-1].append(index)

@@ -31,7 +31,7 @@ class JaxBacktrackLM(TemplateLM):
     path:          as of `jax_backtrack.load`: a workdir, a Hugging Face folder, a `.gguf` file or a Hub id
     max_resets, reset_bias, reset_context: as `max_resets`, `reset_bias` and `context` of `jax_backtrack.Sampler`
     batch_size:    prompts in flight at once, and rows of token trees that are scored at once; "auto": 16
-    row_length:    tokens of a row that is scored; one request may need more
+    max_seq_len:    tokens of a row that is scored; one request may need more
     max_length:    positions that are used; None for all that the model has
     max_gen_toks:  of a reply, for tasks that do not say
     chat_template, revision, dtype: as of `jax_backtrack.load`
@@ -51,7 +51,7 @@ class JaxBacktrackLM(TemplateLM):
         reset_bias: float = 0.0,
         reset_context: str | None = None,
         batch_size: int | str = 1,
-        row_length: int = 1024,
+        max_seq_len: int = 1024,
         max_length: int | None = None,
         max_gen_toks: int = 256,
         chat_template: str = "",
@@ -77,7 +77,7 @@ class JaxBacktrackLM(TemplateLM):
         self._marked = MarkedText(self._tokenizer)
         self._resets = dict(context=reset_context, max_resets=max_resets, reset_bias=reset_bias)
         self._samplers: dict[str, Sampler] = {}
-        self._seed, self._row_length, self._max_gen_toks = seed, row_length, max_gen_toks
+        self._seed, self._max_seq_len, self._max_gen_toks = seed, max_seq_len, max_gen_toks
         parts = row_parts(self._model.compute.mesh)
         self.batch_size = -(-_rows(batch_size, max_batch_size) // parts) * parts
         positions = self._model.config.max_position_embeddings
@@ -157,7 +157,7 @@ class JaxBacktrackLM(TemplateLM):
         self._say_cut(cut, len(pairs))
         with progress_bar("log-likelihoods", len(pairs)) as advance:
             found = log_likelihoods(
-                self._model, pairs, row_length=self._row_length, batch_rows=self.batch_size, progress=advance
+                self._model, pairs, max_seq_len=self._max_seq_len, batch_size=self.batch_size, progress=advance
             )
         for (texts, *_rest), result in zip(requests, found, strict=True):
             if texts is not None:

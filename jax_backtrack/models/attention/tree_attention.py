@@ -14,21 +14,21 @@ from jax_backtrack.models.attention.chunked import Chunks, attend_in_chunks
 from jax_backtrack.models.attention.dense import attend
 from jax_backtrack.models.attention.pallas.tree_attention import BlockMap, Blocks, block_map, tree_attention
 
-KINDS = ("dense", "chunked", "blocks", "kernel")
+KINDS = ("dot_product", "chunked", "blockwise", "pallas")
 # The kernel is for TPUs alone. Blocks are chosen at run time, for which a GPU waits for its host.
-_BEST = {"tpu": "kernel", "gpu": "chunked"}
+_BEST = {"tpu": "pallas", "gpu": "chunked"}
 
 
 def best_kind(platform: str) -> str:
     """The kind of attention for this kind of device, "cpu", "gpu" or "tpu"."""
-    return _BEST.get(platform, "blocks")
+    return _BEST.get(platform, "blockwise")
 
 
 def check_kind(kind: str, platform: str) -> None:
     """Raises InputError for the TPU kernel on a GPU, where Pallas would interpret it, slower than anything else."""
-    if kind == "kernel" and platform == "gpu":
+    if kind == "pallas" and platform == "gpu":
         raise InputError(
-            f"model.attention = 'kernel' is for TPUs, and this is a GPU: choose '{best_kind(platform)}' or 'auto'"
+            f"model.attention = 'pallas' is for TPUs, and this is a GPU: choose '{best_kind(platform)}' or 'auto'"
         )
 
 
@@ -37,11 +37,11 @@ def view(
 ) -> jax.Array | Chunks | Seen | tuple[jax.Array, jax.Array, BlockMap]:
     """Who sees whom in a batch of rows, in the form that this kind of attention follows; one for all layers."""
     length = end_BxS.shape[1]
-    if kind == "kernel" and blocks.splits(length):
+    if kind == "pallas" and blocks.splits(length):
         return position_BxS, end_BxS, block_map(position_BxS, end_BxS, window, blocks)
     if kind == "chunked":
         return Chunks(position_BxS, end_BxS, window)
-    if kind == "blocks" and length > blocks.query:
+    if kind == "blockwise" and length > blocks.query:
         return seen_blocks(position_BxS, end_BxS, window, blocks)
     return attention_rule(position_BxS, end_BxS, window)
 
@@ -67,7 +67,7 @@ def attend_within_trees(
         return attend_in_chunks(*operands, view, **settings)
     if isinstance(view, Seen):
         return _on_each_device(functools.partial(attend_by_blocks, **settings), operands, view, mesh, check=False)
-    check_kind("kernel", platform(mesh))
+    check_kind("pallas", platform(mesh))
     interpret = platform(mesh) != "tpu"
     map = view[2]
     kernel = functools.partial(tree_attention, window=map.window, blocks=map.blocks, interpret=interpret, **settings)
