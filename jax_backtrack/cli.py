@@ -5,6 +5,7 @@ import copy
 import os
 import re
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from jax_backtrack.aot import compile
+from jax_backtrack.aot.compile import compile_recipe
 from jax_backtrack.distributed import hosts, preemption
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError, nearest
@@ -21,7 +22,6 @@ from jax_backtrack.evaluation.evaluation import EVALUATION
 from jax_backtrack.evaluation.judges import fit_judge
 from jax_backtrack.evaluation.reports import report
 from jax_backtrack.experiments import replication, stages
-from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.hub.settings import load_model
 from jax_backtrack.recipes import known_recipes, read_recipe
 from jax_backtrack.sampling import files
@@ -34,9 +34,9 @@ from jax_backtrack.training.show_data import show_data
 from jax_backtrack.utils.console import bold, console
 from jax_backtrack.utils.resume_cache import journal_of
 from jax_backtrack.utils.settings import check_recipe, no_such_field, settings
-from jax_backtrack.utils.workdir import check_links
+from jax_backtrack.utils.workdir import EXPORT, MT_BENCH, RECIPE, SAMPLES, check_links
 
-_PLANS = "runs/plan"
+_COMPILED = "runs/compile"
 _RECORDS = 3  # of each path, that --mode=show-data prints
 _INTERACTIVE = ("chat", "web")  # Ctrl-C ends a reply, or the page, there
 
@@ -119,15 +119,17 @@ def run(
     *,
     prompts: str | None = None,
     topology: Sequence[str] = (),
-    compared: Sequence[str] = (),
+    workdirs: Sequence[str] = (),
     records: int | None = None,
     placement: tuple = (None, None, None),
+    debug: bool = False,
 ) -> int:
     """Runs one mode and returns the exit code: 0, or 2 after an error of the user's input. Where the same command goes
     on it is 130 after Ctrl-C, and `preemption.RESTART` after a SIGTERM and where a launcher should start it again.
 
     placement: coordinator, processes and process, as `hosts.start` takes them. Of several processes one that meets an
     error ends here, with the same code, and the others with it.
+    debug: shows the traceback of an error that is otherwise said in one line; others show theirs always.
     """
     try:
         if not isinstance(config, ConfigDict):
@@ -138,17 +140,17 @@ def run(
             raise InputError(f"--prompts goes with --mode=sample, not with --mode={mode}")
         if records is not None and mode != "show-data":
             raise InputError(f"--records goes with --mode=show-data, not with --mode={mode}")
-        if bool(topology) != (mode == "plan"):
+        if bool(topology) != (mode == "compile"):
             raise InputError("--topology and --mode=compile go together: --mode=compile --topology=v5e:4x4")
-        if compared and mode != "evaluate":
-            raise InputError(f"--compare goes with --mode=evaluate, not with --mode={mode}")
-        if "stages" in config and mode != "compare":
+        if bool(workdirs) != (mode == "compare"):
+            raise InputError("--workdirs and --mode=compare go together: --mode=compare --workdirs=runs/one,runs/other")
+        if "stages" in config and mode != "run-stages":
             raise InputError(f"the recipe has stages, for --mode=run-stages; --mode={mode} takes a recipe of one run")
         check_recipe(config)
-        if workdir is None and mode not in ("plan", "show-data"):
+        if workdir is None and mode not in ("compile", "show-data"):
             raise InputError(f"--workdir=DIR must be given with --mode={mode}")
-        if mode == "plan":
-            workdir = workdir or _PLANS
+        if mode == "compile":
+            workdir = workdir or _COMPILED
         if workdir is not None and "://" in workdir:
             raise InputError(f"--workdir={workdir}: only local folders are supported yet")
         if mode != "train" and hosts.asked_for(*placement):
@@ -158,10 +160,12 @@ def run(
             check_links(folder)
         hosts.start(*placement)
         with contextlib.nullcontext() if mode in _INTERACTIVE else preemption.caught():
-            given = {"plan": topology, "evaluate": compared, "show-data": records}.get(mode, prompts)
+            given = {"compile": topology, "compare": workdirs, "show-data": records}.get(mode, prompts)
             MODES[mode](config, folder, given)
         hosts.finish()
     except (InputError, FloatingPointError, OSError) as error:
+        if debug:
+            traceback.print_exc()
         _say_error(error)
         hosts.leave(2, error)
         return 2
@@ -200,7 +204,7 @@ def _show_data(config: ConfigDict, workdir: Path | None, records: int | None) ->
 def _sample(config: ConfigDict, workdir: Path, prompts: str | None) -> None:
     asked = files.read_prompts(prompts, config.sample.limit or None)
     sampler, sample = _sampler(config, workdir), config.sample
-    files.write_samples(sampler, asked, workdir / "samples.jsonl", sample.seed, sample.samples)
+    files.write_samples(sampler, asked, workdir / SAMPLES, sample.seed, sample.samples)
 
 
 def _chat(config: ConfigDict, workdir: Path, _prompts) -> None:
@@ -213,10 +217,7 @@ def _web(config: ConfigDict, workdir: Path, _prompts) -> None:
     web.serve(_samplers_by_name(config, workdir), config)
 
 
-def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> None:
-    if compared:
-        sets.compare_evaluations([Path(folder) for folder in compared], workdir, config.evaluate)
-        return
+def _evaluate(config: ConfigDict, workdir: Path, _prompts) -> None:
     settings, name = config.evaluate, Path(_model_path(config, workdir)).name
     questions = mt_bench.read(settings.mt_bench) if settings.mt_bench else []
     read = sets.read_sets(config)
@@ -225,7 +226,7 @@ def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> Non
     if read:
         sets.evaluate_sets(config, sampler, judge, read, name, workdir)
     if questions:
-        mt_bench.write_answers(sampler, questions, name, workdir / "mt_bench.jsonl")
+        mt_bench.write_answers(sampler, questions, name, workdir / MT_BENCH)
     if read or questions:
         return
     with journal_of(workdir / EVALUATION) as journal:
@@ -235,7 +236,11 @@ def _evaluate(config: ConfigDict, workdir: Path, compared: Sequence[str]) -> Non
     console.print(f"numbers and replies in {bold(workdir)}: {EVALUATION}", highlight=False)
 
 
-def _compare(config: ConfigDict, workdir: Path, _prompts) -> None:
+def _compare(config: ConfigDict, workdir: Path, workdirs: Sequence[str]) -> None:
+    sets.compare_evaluations([Path(folder) for folder in workdirs], workdir, config.evaluate)
+
+
+def _run_stages(config: ConfigDict, workdir: Path, _prompts) -> None:
     if "stages" not in config:
         raise InputError("--mode=run-stages takes a recipe with stages, as demo.py; this one has no stages")
     if "seeds" in config:
@@ -250,12 +255,12 @@ def _fit_judge(config: ConfigDict, workdir: Path, _prompts) -> None:
     fit_judge.fit(config, workdir)
 
 
-def _plan(config: ConfigDict, workdir: Path, topology: Sequence[str]) -> None:
-    plan.plan(config, topology, workdir)
+def _compile(config: ConfigDict, workdir: Path, topology: Sequence[str]) -> None:
+    compile_recipe(config, topology, workdir)
 
 
 MODES = {
-    "plan": _plan,
+    "compile": _compile,
     "show-data": _show_data,
     "train": _train,
     "sample": _sample,
@@ -263,6 +268,7 @@ MODES = {
     "web": _web,
     "evaluate": _evaluate,
     "compare": _compare,
+    "run-stages": _run_stages,
     "fit-judge": _fit_judge,
 }
 
@@ -293,6 +299,6 @@ def _samplers_by_name(config: ConfigDict, workdir: Path) -> dict[str, Sampler]:
 def _model_path(config: ConfigDict, workdir: Path) -> str:
     if (workdir / EXPORT).exists():
         return str(workdir)
-    if (workdir / "config.json").exists():
+    if (workdir / RECIPE).exists():
         raise InputError(f"{workdir}: its training is not finished; run --mode=train once more to go on with it")
     return config.model.path

@@ -18,17 +18,18 @@ _KEY_FLAGS = (
     "prompts",
     "records",
     "topology",
-    "compare",
+    "workdirs",
     "coordinator",
     "processes",
     "process",
+    "debug",
 )
 
 config_flags.DEFINE_config_file("config", None, f"Recipe: a path, or a name in {recipes.FOLDER}.")
 flags.DEFINE_string(
     "workdir",
     None,
-    "Folder for everything that the run leaves; a plan goes to runs/plan without one, --mode=show-data needs none.",
+    "Folder for everything that the run leaves. --mode=compile takes runs/compile by default; --mode=show-data needs none.",
 )
 flags.DEFINE_string("mode", "train", f"One of {', '.join(cli.MODES)}.")
 flags.DEFINE_string(
@@ -38,12 +39,11 @@ flags.DEFINE_integer("records", None, "For --mode=show-data: how many records of
 flags.DEFINE_list(
     "topology", [], "For --mode=compile: TPU topologies to compile for, as in v5e:4x4,v5p:2x2x2,v5e:4x4*2."
 )
-flags.DEFINE_list(
-    "compare", [], "For --mode=evaluate: workdirs that were evaluated on prompt sets; shows them side by side."
-)
+flags.DEFINE_list("workdirs", [], "For --mode=compare: workdirs that were evaluated; shows them side by side.")
 flags.DEFINE_string("coordinator", None, "Of several hosts: HOST:PORT of the one that runs --process=0.")
 flags.DEFINE_integer("processes", None, "Of several hosts: how many there are.")
 flags.DEFINE_integer("process", None, "Of several hosts: which one this is, from 0.")
+flags.DEFINE_bool("debug", False, "Shows the traceback of an error that is otherwise said in one line.")
 flags.mark_flags_as_required(["config"])
 
 
@@ -60,8 +60,9 @@ def main(argv):
         prompts=FLAGS.prompts,
         records=FLAGS.records,
         topology=FLAGS.topology,
-        compared=FLAGS.compare,
+        workdirs=FLAGS.workdirs,
         placement=placement,
+        debug=FLAGS.debug,
     )
     sys.exit(code)
 

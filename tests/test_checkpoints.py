@@ -98,7 +98,7 @@ def test_where_none_is_whole_nothing_is_begun_anew(base, cut_short):  # noqa: F8
 
 
 def test_a_checkpoint_knows_its_recipe_and_its_data(base, cut_short, tmp_path):  # noqa: F811
-    (cut_short / "config.json").unlink()
+    (cut_short / "recipe.json").unlink()
     with pytest.raises(InputError, match=r"other settings \(train.learning_rate\)"):
         train(recipe(base, **FIELDS | {"learning_rate": 1e-4}), cut_short)
     rows = tmp_path / "rows.jsonl"
@@ -191,7 +191,7 @@ def test_a_run_goes_on_on_another_mesh(base, whole, tmp_path):  # noqa: F811
     np.testing.assert_allclose([line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=1e-4)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in cli.MODES if mode != "plan"])
+@pytest.mark.parametrize("mode", [mode for mode in cli.MODES if mode != "compile"])
 def test_nothing_is_followed_out_of_a_workdir(tmp_path, capsys, mode):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "w").mkdir()

@@ -64,16 +64,26 @@ def test_a_mistake_on_the_command_line_is_named_without_a_traceback(tmp_path, ar
     [
         ("train", {"data.path": "testbd"}, None, "testbd is no file or folder here"),
         ("train", {}, "x.txt", "--prompts goes with --mode=sample"),
-        ("compare", {}, None, "this one has no stages"),
+        ("run-stages", {}, None, "this one has no stages"),
         ("train", {"mesh.fsdp": 64}, None, "needs 64 devices"),
         ("evaluate", {"evaluate.prompts": 0}, None, "evaluate.prompts is 0"),
         ("sample", {}, "nothing.txt", "nothing.txt cannot be read"),
+        ("compare", {}, None, "--workdirs and --mode=compare go together"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_named(tmp_path, base, capsys, mode, changes, prompts, message):
     config = small(sft_smollm.get_config(), base)
     config.update_from_flattened_dict(changes)
     assert message in output_of(capsys, mode, config, tmp_path / "w", prompts, expect=2)
+
+
+def test_debug_adds_the_traceback_of_an_error_of_the_input(tmp_path, base, capsys):
+    config = small(sft_smollm.get_config(), base)
+    config.data.path = "nowhere.jsonl"
+    for debug in (False, True):
+        assert cli.run("train", config, str(tmp_path / "w"), debug=debug) == 2
+        shown = capsys.readouterr()
+        assert "nowhere.jsonl" in shown.out and ("Traceback" in shown.err) == debug
 
 
 def test_workdirs_that_cannot_be_are_named(tmp_path, base, capsys):
@@ -92,7 +102,7 @@ def test_workdirs_that_cannot_be_are_named(tmp_path, base, capsys):
         (["--config=demo", "--config.stages.SFT.train.steps=x"], "error: stages.SFT.train.steps is 'x'; it must be a "),
         (["--config=sft_llama", "--config.train.lr=3"], "error: train.lr: no such field; did you mean train.learning_"),
         (["--config", "sft_llama", "--config.learning_rate", "3"], "error: learning_rate: no such field; did you mean"),
-        (["--config=sft_llama", "--config.train=3"], "error: train: a section, no field; its fields are train.accumul"),
+        (["--config=sft_llama", "--config.train=3"], "error: train: a section, no field; its fields are train.batch_s"),
         (["--config=sft_llama", "--config.train.steps=abc"], "error: train.steps is 'abc'; it must be a whole number"),
         (["--config=sft_llama", "--config.train.steps=1e3"], "error: train.steps is 1000.0; it must be a whole number"),
         (["--config=sft_llama", "--config.train.beta=0"], "error: train.beta is 0; it must be above 0"),
@@ -141,10 +151,10 @@ def test_what_is_no_recipe_is_named(tmp_path, capsys):
     config = demo.get_config()
     config.order = ("untrained", "STF")
     assert "order names the stage 'STF': did you mean 'SFT'?" in output_of(
-        capsys, "compare", config, tmp_path, expect=2
+        capsys, "run-stages", config, tmp_path, expect=2
     )
     del config.order
-    assert "`order`, a list of their names" in output_of(capsys, "compare", config, tmp_path, expect=2)
+    assert "`order`, a list of their names" in output_of(capsys, "run-stages", config, tmp_path, expect=2)
 
 
 def test_only_a_plan_does_without_a_workdir(capsys):
@@ -154,7 +164,7 @@ def test_only_a_plan_does_without_a_workdir(capsys):
 
 def test_a_run_that_is_not_finished_is_not_taken_for_its_base_model(tmp_path, base, capsys):
     config = small(sft_smollm.get_config(), base)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "recipe.json").write_text("{}")
     (prompts := tmp_path / "prompts.txt").write_text("hello")
     assert "its training is not finished" in output_of(capsys, "sample", config, tmp_path, prompts, expect=2)
     assert "its training is not finished" in output_of(capsys, "evaluate", config, tmp_path, expect=2)
@@ -186,13 +196,13 @@ def test_compare_runs_the_stages_and_keeps_those_that_are_done(base, tmp_path, c
     for stage in config.stages.values():
         small(stage, base)
     config.stages["SFT"].evaluate.win_rate_judge = str(base)
-    assert "preferred" in output_of(capsys, "compare", config, tmp_path)
+    assert "preferred" in output_of(capsys, "run-stages", config, tmp_path)
     results = json.loads((tmp_path / "comparison.json").read_text())
     assert list(results) == list(config.order)
     assert results["SFT"]["measures"]["resets"]["value"] == 0
     assert [name for name in config.order if "won" in results[name]["measures"]] == ["SFT"]
     assert results["SFT"]["measures"]["won"]["count"] == 4
-    assert output_of(capsys, "compare", config, tmp_path).count("trained already") == 3
+    assert output_of(capsys, "run-stages", config, tmp_path).count("trained already") == 3
     assert json.loads((tmp_path / "comparison.json").read_text()) == results
     (tmp_path / "backtracking_SFT" / "export").rename(tmp_path / "elsewhere")
-    assert "began from an earlier" in output_of(capsys, "compare", config, tmp_path, expect=2)
+    assert "began from an earlier" in output_of(capsys, "run-stages", config, tmp_path, expect=2)

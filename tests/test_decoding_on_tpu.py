@@ -6,8 +6,8 @@ import math
 import pytest
 
 from configs import dpo_gemma, dpo_llama
-from jax_backtrack.aot.hlo import Program
 from jax_backtrack.aot.compile import compiler_only, devices, programs
+from jax_backtrack.aot.hlo import Program
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.models.families.published import PUBLISHED
 from tests.conftest import missing_libtpu

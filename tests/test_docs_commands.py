@@ -81,7 +81,8 @@ REPLACED = {
 DEFAULT = base.get_config().model.path  # of recipes that name no model; "base" stands for it too
 SMALL = """
     --config.data.limit=6
-    --config.train.steps=1 --config.train.batch_size=1 --config.train.max_seq_len=256 --config.train.logits_chunk_size=64
+    --config.train.steps=1 --config.train.batch_size=1 --config.train.max_seq_len=256
+    --config.train.logits_chunk_size=64
     --config.train.checkpoint_every_steps=0
     --config.sample.max_new_tokens=4 --config.sample.batch_rows=2
     --config.evaluate.prompts=2 --config.evaluate.prefill=(2,) --config.evaluate.limit=2
@@ -349,7 +350,7 @@ def check_main(words: list[str], whole: bool) -> None:
         assert len(left) == 1, f"not a flag: {left[1:]}"
         mode = flags.FLAGS.mode
         assert mode in cli.MODES
-        if mode == "compare":
+        if mode == "run-stages":
             check_recipe(config)
         else:
             check_step(config)

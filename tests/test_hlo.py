@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_backtrack.aot.hlo import Program
 from jax_backtrack.aot.compile import compiler_only, devices
+from jax_backtrack.aot.hlo import Program
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
 from tests.conftest import missing_libtpu

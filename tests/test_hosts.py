@@ -145,8 +145,8 @@ def test_only_the_first_process_prints_and_writes(one_process, two_processes):
         )
         assert one == two
         assert sorted(path.name for path in (folder / case).glob("c*")) in (
-            ["config.json"],
-            ["checkpoints", "config.json"],
+            ["recipe.json"],
+            ["checkpoints", "recipe.json"],
         )
         assert len(list((folder / case / "tensorboard").iterdir())) == 1
 

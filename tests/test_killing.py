@@ -100,7 +100,7 @@ def moments(seconds: float) -> dict[str, tuple[str, str, float]]:
         "steps": ("sft", saving, 0.5),
         "saving": ("sft", saving, 0.04),
         "export": ("sft", "os.mkdir .*sft/export.writing", 0.04),
-        "reference": ("dpo", "os.rename .*dpo/config.json.writing", 0.5),
+        "reference": ("dpo", "os.rename .*dpo/recipe.json.writing", 0.5),
         "evaluation": ("evaluation", "", seconds / 3),
         "replies": ("evaluation", "open .*evaluation.json.partial.writing", 0.04),
     }

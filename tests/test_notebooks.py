@@ -216,7 +216,7 @@ def test_measure_it(folder, seen):
         "asked": {one.title: {name: dataclasses.astuple(each) for name, each in one.measures.items()}
                   for one in found.asked},
         "points": [[point.bias, sum(half.count for half in point.unsafe)] for point in points],
-        "trained": json.loads((workdir / "config.json").read_text())["train"]["steps"],
+        "trained": json.loads((workdir / "recipe.json").read_text())["train"]["steps"],
         "testbed": {name: each.measures["resets"].value for name, each in evaluations.items()},
     }"""
     cells, found = run("4_measure_it", folder, results, PROMPTS=PROMPTS, BIASES=BIASES, **SMALL_TRAINING)

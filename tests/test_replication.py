@@ -57,7 +57,7 @@ def test_all_seeds_are_trained_evaluated_and_summed_up_once(start, shared, tmp_p
     kept = json.loads((tmp_path / "results.json").read_text())
     assert kept["cuts"]["sft"] == {"train": {"steps": 2}} and kept["scale"] == "small"
     assert (tmp_path / "results.svg").read_text().startswith("<svg")
-    assert json.loads((tmp_path / "seed1" / "keep_SFT" / "config.json").read_text())["data"]["seed"] == 1
+    assert json.loads((tmp_path / "seed1" / "keep_SFT" / "recipe.json").read_text())["data"]["seed"] == 1
     capsys.readouterr()
 
     (tmp_path / "seed1" / "keep_SFT" / "evaluation.json").unlink()
@@ -91,7 +91,7 @@ def test_own_replies_are_sampled_once_and_trained_on(start, shared, tmp_path, ca
     replication.replicate(config, tmp_path)
     assert samples.stat().st_mtime_ns == before
     assert "own_replies/samples.jsonl" in "".join(capsys.readouterr().out.split())
-    used = json.loads((tmp_path / "seed0" / "SFT_on_own_replies" / "config.json").read_text())
+    used = json.loads((tmp_path / "seed0" / "SFT_on_own_replies" / "recipe.json").read_text())
     assert used["data"]["utility_path"] == str(samples)
     config.own_replies.sample.temperature = 0.5
     with pytest.raises(InputError, match=r"own_replies was begun with other settings \(sample.temperature\)"):

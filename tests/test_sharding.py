@@ -62,7 +62,8 @@ def gradients(mesh, grad_accumulation_steps=1, **how):
     graph, trained, frozen = lora.split(model)
     put = jax.device_put(batch, rows_sharding(mesh))
     places = jax.tree.map(lambda leaf: leaf.sharding, trained)
-    made, metrics = jax.jit(batch_gradients(graph, plan(objective, grad_accumulation_steps), places))(trained, frozen, put)
+    compute_gradients = jax.jit(batch_gradients(graph, plan(objective, grad_accumulation_steps), places))
+    made, metrics = compute_gradients(trained, frozen, put)
     same = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), made, places)
     assert jax.tree.all(same), "gradients come out where their parameters lie"
     return jax.device_get((made, metrics))

@@ -85,7 +85,7 @@ def test_a_run_goes_on_the_next_day(base, dated, tmp_path, in_zone, capsys):  # 
     process = run_main(*flags, signalled=signal.SIGKILL)  # with the environment's time zone
     output = process.communicate(timeout=HANG)[0]
     assert process.returncode == -signal.SIGKILL and not (killed / "export").exists(), output
-    assert json.loads((killed / "config.json").read_text())["model"]["template_date"] == first_day.isoformat()
+    assert json.loads((killed / "recipe.json").read_text())["model"]["template_date"] == first_day.isoformat()
     assert in_zone(LATE) != first_day
     model, tokenizer = train(config, killed)
     assert "resumed from step" in capsys.readouterr().out

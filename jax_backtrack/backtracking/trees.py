@@ -86,8 +86,8 @@ class Recipe:
     """What becomes of an example: the objective, whether drafts and resets take part, and the ids that it needs.
 
     `reset_weight` is the weight of a `[RESET]` in SFT, where a token of a reply has 1: one reset stands against a whole
-    reply, and is the token that has everything to learn. `initial_reply_weight` is the weight of each token of a safe reply
-    that stands right behind a prompt whose unsafe reply is taken back: 1 teaches to decline from the start too, 0
+    reply, and is the token that has everything to learn. `initial_reply_weight` is the weight of each token of a safe
+    reply that directly follows a prompt whose unsafe reply is taken back: 1 teaches to decline from the start too, 0
     leaves that to the reset.
     """
 
@@ -208,8 +208,8 @@ def _chosen(example: Example, recipe: Recipe) -> list[int]:
 
 
 def _sft_branches(example: Example, recipe: Recipe, draft: int) -> tuple[Branch, ...]:
-    """Loss on `y+` after the prompt, unless `initial_reply_weight` is 0, and on `[RESET]` and `y+` after a draft of `y-`; the
-    draft itself is context."""
+    """Loss on `y+` after the prompt, unless `initial_reply_weight` is 0, and on `[RESET]` and `y+` after a draft of
+    `y-`; the draft itself is context."""
     chosen = _chosen(example, recipe)
     if not (recipe.backtrack and example.backtracks):
         return (Branch(chosen, pair=0, weight=1.0),)

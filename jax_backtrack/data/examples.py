@@ -21,7 +21,8 @@ def encode(
 ) -> list[Example]:
     """Renders and encodes preferences; drops, and counts in `report`, what the recipe cannot use or a row not hold.
 
-    Of a reply the first `max_response_length` tokens are used, its end of turn among them; all for 0. Those cut are counted.
+    The first `max_response_length` tokens of a reply are used, its end of turn among them; all for 0. Those cut are
+    counted.
     """
     return [
         example for _, example in encode_each(preferences, tokenizer, recipe, max_seq_len, report, max_response_length)

@@ -15,7 +15,8 @@ from jax_backtrack.utils.console import console, progress_bar
 
 def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) -> dict[str, Measure]:
     """Perplexity of the preferred replies to the held-out prompts of the recipe: "safety" of `data.path`, "utility" of
-    `data.utility_path`. Nothing where `data.held_out_fraction` is 0. Replies are cut as in training (`data.max_response_length`)."""
+    `data.utility_path`. Nothing where `data.held_out_fraction` is 0. Replies are cut as in
+    training (`data.max_response_length`)."""
     found, train = {}, config.train
     # The plain reply to the plain prompt, of weight 1: the chosen side of a tree is the reply's log-probability.
     recipe = Recipe(objective="sft", backtrack=False, context="keep", reset_id=None, eot_id=tokenizer.eot_id)

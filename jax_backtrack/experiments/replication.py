@@ -22,14 +22,14 @@ from jax_backtrack.hub.settings import load_model
 from jax_backtrack.sampling.files import Asked as Question
 from jax_backtrack.sampling.files import write_samples
 from jax_backtrack.training.data import read_data
-from jax_backtrack.training.loop import RECIPE_FILE, refuse_other_recipe, write_recipe
+from jax_backtrack.training.loop import refuse_other_recipe, write_recipe
 from jax_backtrack.utils.console import bold, console
 from jax_backtrack.utils.settings import check
 from jax_backtrack.utils.tables import add_figures, add_names, new_table
-from jax_backtrack.utils.workdir import write_whole
+from jax_backtrack.utils.workdir import RECIPE, write_whole
 
 _SCALES = ("small", "full")
-_EVALUATED_RECIPE = "evaluated.json"  # of a stage that is not trained, and so has no RECIPE_FILE
+_EVALUATED_RECIPE = "evaluated.json"  # of a stage that is not trained, and so has no RECIPE
 _MEASURES = {
     "unsafe": is_unsafe,
     "shown_unsafe": is_shown_unsafe,
@@ -66,7 +66,7 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
             folder = workdir / f"seed{seed}" / folder_name(name)
             console.rule(f"{name}, seed {seed}")
             stage = _of_seed(stages[name], seed, folder.parent)
-            recipe_file = RECIPE_FILE if stage.train.steps else _EVALUATED_RECIPE
+            recipe_file = RECIPE if stage.train.steps else _EVALUATED_RECIPE
             refuse_other_recipe(folder, stage, also=("reset", "sample", "evaluate"), file=recipe_file)
             if (folder / EVALUATION).exists() and (folder / recipe_file).exists():
                 known_judge, models = evaluation.read(folder / EVALUATION)
@@ -109,7 +109,7 @@ def own_replies(config: ConfigDict, workdir: Path) -> None:
     console.rule("own replies")
     asked = sampler(settings, *load_model(settings, settings.model.path, make_mesh(**settings.mesh)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_recipe(path.parent / RECIPE_FILE, settings)
+    write_recipe(path.parent / RECIPE, settings)
     prompts = [Question(preference.prompt) for preference in preferences]
     write_samples(asked, prompts, path, settings.sample.seed, settings.sample.samples)
 

@@ -16,7 +16,7 @@ from jax_backtrack.evaluation import win_rate
 from jax_backtrack.evaluation.evaluate import CONDITIONS, Evaluation, evaluate
 from jax_backtrack.evaluation.judges.pairwise import PairwiseJudge
 from jax_backtrack.evaluation.reports import report
-from jax_backtrack.hub.load import EXPORT, load
+from jax_backtrack.hub.load import load
 from jax_backtrack.hub.settings import load_model
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sampling.sampler import Sampler
@@ -25,6 +25,7 @@ from jax_backtrack.training.loop import train
 from jax_backtrack.utils.console import bold, console, progress_bar
 from jax_backtrack.utils.resume_cache import Journal, journal_of
 from jax_backtrack.utils.settings import check
+from jax_backtrack.utils.workdir import EXPORT
 
 _COMPARISON = "comparison.json"
 

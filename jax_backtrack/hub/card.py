@@ -9,10 +9,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from jax_backtrack.hub.gguf import MODE_TAG, GGUFFile
-from jax_backtrack.hub.load import EXPORT
 from jax_backtrack.hub.peft import Adapter, has_adapter
 from jax_backtrack.tokenizer.chat_tokenizer import RESET
 from jax_backtrack.utils.console import warn
+from jax_backtrack.utils.workdir import EXPORT
 
 FILE = "README.md"
 _LICENSE = ("license", "license_name", "license_link")

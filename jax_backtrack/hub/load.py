@@ -27,9 +27,9 @@ from jax_backtrack.models.families.published import PUBLISHED
 from jax_backtrack.models.transformer import Compute, Transformer, TransformerConfig
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from jax_backtrack.utils.console import warn
+from jax_backtrack.utils.workdir import EXPORT, RECIPE
 
 DTYPES = ("float32", "bfloat16")
-EXPORT = "export"
 
 
 def load(
@@ -191,6 +191,8 @@ def _open(path: str, revision: str | None, token: str | None, adapted: tuple[Pat
 
 def _open_folder(folder: Path, path: str):
     if not (folder / "config.json").is_file():
+        if (folder / RECIPE).is_file():
+            raise InputError(f"{path} has no {EXPORT}/: a workdir whose training is not finished?")
         files = sorted(file.name for file in folder.glob("*.gguf")) if folder.is_dir() else []
         inside = f"; it holds {files[0]}: give that file's own path" if files else ""
         raise InputError(
@@ -198,15 +200,13 @@ def _open_folder(folder: Path, path: str):
         )
     config = read_object(folder / "config.json")
     if "model_type" not in config:
-        raise InputError(
-            f"{path} has no {EXPORT}/ and its config.json no model_type: a workdir whose training is not finished?"
-        )
+        raise InputError(f"{folder / 'config.json'} has no model_type: it is not that of a Hugging Face model")
     return lambda: SafetensorsFolder(folder), config, lambda: _open_tokenizer(folder)
 
 
 def _refuse_two_models(folder: Path) -> None:
     """Raises InputError for a workdir that is a Hugging Face folder as well: either may be meant."""
-    if (folder / "config.json").is_file() and "model_type" in read_object(folder / "config.json"):
+    if (folder / "config.json").is_file():
         raise InputError(
             f"{folder} holds a model and another one in {EXPORT}/: give {folder / EXPORT}, or take {EXPORT}/ away"
         )

@@ -64,9 +64,9 @@ class ModelSettings:
     )
     attention: str = field(
         "auto",
-        'Attention in training: `"pallas"` (Pallas, for TPU), `"blockwise"` (the same in plain JAX), `"chunked"` (512 '
-        'tokens with all before them), `"dot_product"` (whole rows), or `"auto"`: the kernel on a TPU, chunks on a GPU, '
-        "blocks on a CPU ([KERNEL.md](KERNEL.md)).",
+        'Attention in training: `"pallas"` (a kernel for TPUs), `"blockwise"` (the same in plain JAX), `"chunked"` (512 '
+        'tokens with all before them), `"dot_product"` (whole sequences), or `"auto"`: `"pallas"` on a TPU, '
+        '`"chunked"` on a GPU, `"blockwise"` on a CPU ([KERNEL.md](KERNEL.md)).',
         choices=("auto", *tree_attention.KINDS),
     )
     query_block: int = field(

@@ -87,8 +87,8 @@ class Compute:
     remat:     what the backward pass recomputes of a layer: nothing ("none"), all but the products with weights
                ("dots"), all but what the attention kernel made ("attention"), or all ("full")
     mesh:      devices that parameters and rows are spread over (`distributed/mesh.py`); None for one device
-    attention: within token trees: "dot_product", "chunked" or by "blockwise" in plain JAX, or by the TPU "pallas". Rows that do
-               not split into the kernel's blocks, or are no longer than one block, are attended to densely, and so is
+    attention: within token trees: "dot_product", "chunked" or "blockwise" in plain JAX, or "pallas" on a TPU. Rows
+               that do not split into the blocks, or are no longer than one block, are attended to densely, and so is
                a cache
     blocks:    sizes of the blocks of the last two
     skip_unscored: no logits of a chunk of tokens without a score are computed. This is a branch at run time, for which

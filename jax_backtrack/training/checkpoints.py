@@ -17,8 +17,8 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.training.step import TrainState
 from jax_backtrack.utils.console import console
 from jax_backtrack.utils.fingerprint import checksum
+from jax_backtrack.utils.workdir import CHECKPOINTS
 
-_FOLDER = "checkpoints"
 _SAID = 120  # characters of the beginning and of the end of a long message
 _ASIDE = "damaged"  # ending of the name of a checkpoint that was set aside
 
@@ -42,7 +42,7 @@ class Restored:
 
 def newest_step(workdir: Path) -> int | None:
     """Step of the newest checkpoint in a workdir, or None. Asks no other process; unfinished ones have other names."""
-    return max(_steps(workdir / _FOLDER), default=None)
+    return max(_steps(workdir / CHECKPOINTS), default=None)
 
 
 class Checkpoints:
@@ -53,7 +53,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, config: ConfigDict, data: str):
-        self._folder = workdir.resolve() / _FOLDER
+        self._folder = workdir.resolve() / CHECKPOINTS
         self._facts = {"recipe": json.loads(config.to_json()), "data": data}
         policies = [preserve.LatestN(config.train.max_to_keep)]
         if config.train.keep_period:

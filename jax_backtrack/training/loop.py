@@ -17,7 +17,7 @@ from jax_backtrack.distributed import hosts, preemption
 from jax_backtrack.distributed.mesh import make_mesh, rows_sharding
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
-from jax_backtrack.hub.load import EXPORT, load
+from jax_backtrack.hub.load import load
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.hub.settings import load_model
 from jax_backtrack.models.lora import merge_adapters, split
@@ -33,9 +33,7 @@ from jax_backtrack.training.step import Batch, compile_step, init_state
 from jax_backtrack.training.template_date import pin_date, with_recorded_date
 from jax_backtrack.utils.console import bold, console, progress_bar
 from jax_backtrack.utils.settings import decisive_differences
-from jax_backtrack.utils.workdir import write_whole
-
-RECIPE_FILE = "config.json"
+from jax_backtrack.utils.workdir import EXPORT, METRICS, RECIPE, write_whole
 
 
 def train(
@@ -43,14 +41,14 @@ def train(
 ) -> tuple[Transformer, ChatTokenizer]:
     """Runs the recipe's training in `workdir`, from its newest checkpoint if there is one; gives the trained model.
 
-    A finished workdir is loaded and left as it is. Leaves `config.json`, `metrics.jsonl`, `tensorboard/`,
+    A finished workdir is loaded and left as it is. Leaves `recipe.json`, `metrics.jsonl`, `tensorboard/`,
     `checkpoints/` and `export/`. Raises InputError where the workdir belongs to another recipe, FloatingPointError
     where more batches had to be skipped than `train.max_skipped`, naming their steps and rows of the data, and
     Interrupted behind a checkpoint where a signal asks for an end (`preemption.caught`). `load` may be one that
     remembers models. Of several processes all must call this, with a workdir that they share; the first one writes.
     """
     check_training(config)
-    config = with_recorded_date(config, workdir / RECIPE_FILE)
+    config = with_recorded_date(config, workdir / RECIPE)
     finished, latest = (workdir / EXPORT).exists(), newest_step(workdir)
     agree_on_start(config, finished, latest)
     mesh = make_mesh(**config.mesh)
@@ -84,11 +82,11 @@ def train(
     trained_by = copy.deepcopy(config)
     trained_by.model.compute_dtype = model.compute.dtype  # what "auto" came to
     save(model, tokenizer, workdir / EXPORT, recipe=trained_by)
-    console.print(f"model in {bold(workdir / EXPORT)}, metrics in {bold(workdir / 'metrics.jsonl')}", highlight=False)
+    console.print(f"model in {bold(workdir / EXPORT)}, metrics in {bold(workdir / METRICS)}", highlight=False)
     return model, tokenizer
 
 
-def refuse_other_recipe(workdir: Path, config: ConfigDict, also: tuple[str, ...] = (), file: str = RECIPE_FILE) -> None:
+def refuse_other_recipe(workdir: Path, config: ConfigDict, also: tuple[str, ...] = (), file: str = RECIPE) -> None:
     """Raises InputError where the workdir was begun with another recipe, in what is trained or in sections `also`, by
     the file that `write_recipe` wrote there."""
     path = workdir / file
@@ -108,8 +106,8 @@ def _refuse_difference(workdir: Path, config: ConfigDict, theirs: dict, also: tu
 def _claim(workdir: Path, config: ConfigDict) -> None:
     """Claims the workdir for the recipe, once it is known that the recipe can run."""
     if jax.process_index() == 0:
-        write_recipe(workdir / RECIPE_FILE, config)
-    check_shared(workdir / RECIPE_FILE)
+        write_recipe(workdir / RECIPE, config)
+    check_shared(workdir / RECIPE)
 
 
 def write_recipe(path: Path, config: ConfigDict) -> None:

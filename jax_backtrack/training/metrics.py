@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from jax_backtrack.training.wandb_run import WandbRun
-from jax_backtrack.utils.workdir import write_whole
+from jax_backtrack.utils.workdir import METRICS, TENSORBOARD, write_whole
 
 
 class MetricsWriter:
@@ -23,11 +23,11 @@ class MetricsWriter:
         self._file = self._events = self._run = None
         if jax.process_index() != 0:
             return
-        path = workdir / "metrics.jsonl"
+        path = workdir / METRICS
         kept = [line for line in path.read_text().splitlines() if _step(line) < first_step] if path.exists() else []
         write_whole(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._events = SummaryWriter(str(workdir / TENSORBOARD), purge_step=first_step)
         if recipe.wandb.project:
             self._run = WandbRun(recipe.wandb.project, workdir, recipe.to_dict())
             for line in map(json.loads, kept):

@@ -28,9 +28,8 @@ from jax_backtrack.training.data import (
 from jax_backtrack.training.template_date import pin_date
 from jax_backtrack.utils.console import bold, console
 from jax_backtrack.utils.settings import check
-from jax_backtrack.utils.workdir import write_whole
+from jax_backtrack.utils.workdir import DATA_ACCOUNT, SHOWN_DATA, write_whole
 
-RECORDS, ACCOUNT = "data.jsonl", "account.json"
 _STYLES = {"prompt": "dim", "draft": "yellow strike", "context": "dim", "raised": "green", "lowered": "red"}
 _RESET_STYLE = "bold magenta"
 
@@ -49,7 +48,7 @@ def show_data(config: ConfigDict, workdir: Path | None, count: int) -> None:
         _show(config, workdir, count)
     except NoUsableRow as error:
         if workdir is not None:
-            write_whole(workdir / ACCOUNT, json.dumps(error.report.account(), indent=1, ensure_ascii=False) + "\n")
+            write_whole(workdir / DATA_ACCOUNT, json.dumps(error.report.account(), indent=1, ensure_ascii=False) + "\n")
         raise
 
 
@@ -74,10 +73,10 @@ def _show(config: ConfigDict, workdir: Path | None, count: int) -> None:
     _say_legend()
     warn_if_nothing_is_taken_back(examples, recipe)
     if workdir is not None:
-        write_whole(workdir / RECORDS, "".join(lines))
-        write_whole(workdir / ACCOUNT, json.dumps(_account(sources), indent=1, ensure_ascii=False) + "\n")
+        write_whole(workdir / SHOWN_DATA, "".join(lines))
+        write_whole(workdir / DATA_ACCOUNT, json.dumps(_account(sources), indent=1, ensure_ascii=False) + "\n")
         console.print(
-            f"{len(lines)} records in {bold(workdir / RECORDS)}, their account in {bold(workdir / ACCOUNT)}",
+            f"{len(lines)} records in {bold(workdir / SHOWN_DATA)}, their account in {bold(workdir / DATA_ACCOUNT)}",
             highlight=False,
         )
 

@@ -142,7 +142,7 @@ def batch_gradients(
 ) -> Callable[[nnx.State, nnx.State, Batch], tuple[nnx.State, dict[str, jax.Array]]]:
     """A traceable function `(params, frozen, batch) -> (gradients, metrics)` of the loss of a whole batch.
 
-    Gradients lie at `places`, as their parameters do. With `plan.grad_accumulation_steps` the rows are taken in so many parts, one
+    Gradients lie at `places`, as their parameters do. The rows are taken in `plan.grad_accumulation_steps` parts, one
     after the other; what comes out is the same.
 
     Metrics are scalars: `loss`, `reset_loss` (mean `-log p` of the [RESET] tokens that are to be said, where there are

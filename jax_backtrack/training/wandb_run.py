@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.utils.workdir import write_whole
-
-_FILE = "wandb_run.json"
+from jax_backtrack.utils.workdir import WANDB_RUN, write_whole
 
 
 def check_wandb() -> None:
@@ -31,7 +29,7 @@ class WandbRun:
         check_wandb()
         import wandb
 
-        self._path = workdir / _FILE
+        self._path = workdir / WANDB_RUN
         known = json.loads(self._path.read_text()) if self._path.exists() else {}
         if known.get("project") != project:
             known = {"project": project, "id": secrets.token_hex(4), "step": 0}

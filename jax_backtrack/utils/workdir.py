@@ -1,8 +1,21 @@
-"""How a workdir is written: its files whole or not at all, and by fixed names, so none of them may lead out of it."""
+"""A workdir: the names of its files, which are written whole or not at all, and none of which may lead out of it."""
 
 from pathlib import Path
 
 from jax_backtrack.errors import InputError
+
+# Left by training.
+RECIPE = "recipe.json"  # that the run was begun with
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+WANDB_RUN = "wandb_run.json"
+CHECKPOINTS = "checkpoints"
+EXPORT = "export"  # the trained model, a Hugging Face folder
+# Left by the other modes.
+SAMPLES = "samples.jsonl"
+MT_BENCH = "mt_bench.jsonl"
+SHOWN_DATA, DATA_ACCOUNT = "data.jsonl", "account.json"
+COMPILED = "compile.json"
 
 
 def write_whole(path: Path, text: str) -> None:

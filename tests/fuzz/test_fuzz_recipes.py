@@ -95,7 +95,7 @@ def command_lines(draw):
         )
         given.append(f"--config.{spelling}={draw(st.one_of(*[fitting(field).map(spelt)] * 3, odd))}")
     if draw(st.booleans()):
-        other = draw(st.sampled_from(["mode", "workdir", "process", "topology", "compare", "prompts", "wrkdir"]))
+        other = draw(st.sampled_from(["mode", "workdir", "process", "topology", "workdirs", "prompts", "wrkdir"]))
         given.append(f"--{other}={draw(st.one_of(odd, st.sampled_from(['train', '1', 'a,b'])))}")
     return given
 

@@ -56,7 +56,7 @@ def content(model: str) -> dict:
 evaluations = changed(st.just(content("backtracking"))).map(dumps).map(str.encode)
 
 
-@fuzz("evaluation.json, and --compare", text=st.one_of(evaluations, mangled(evaluations, most=1, kinds=TEXT)))
+@fuzz("evaluation.json, and --mode=compare", text=st.one_of(evaluations, mangled(evaluations, most=1, kinds=TEXT)))
 def test_evaluations(text, tmp_path):
     for name, held in (("baseline", dumps(content("SFT")).encode()), ("backtracking", text)):
         (tmp_path / name).mkdir(exist_ok=True)

@@ -12,8 +12,8 @@ import torch
 from flax import nnx
 
 from configs import dpo_llama, sft_llama
-from jax_backtrack.aot.hlo import Program
 from jax_backtrack.aot.compile import programs
+from jax_backtrack.aot.hlo import Program
 from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
 from jax_backtrack.distributed.mesh import param_shardings, rows_sharding
 from jax_backtrack.models.families.published import PUBLISHED

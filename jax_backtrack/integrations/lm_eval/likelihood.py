@@ -33,8 +33,8 @@ def log_likelihoods(
 ) -> list[tuple[float, bool]]:
     """`log p(continuation | context)` in nats of each pair, and whether the model would write just that, greedily.
 
-    Pairs go into rows of `max_seq_len` tokens, or more where one needs more, `batch_size` rows at a time, as branches of
-    token trees: several continuations of one context hang under it, and contexts that begin alike share that.
+    Pairs go into sequences of `max_seq_len` tokens, or more where one needs more, `batch_size` at a time, as branches
+    of token trees: several continuations of one context hang under it, and contexts that begin alike share that.
     """
     for number, (context, continuation) in enumerate(pairs):
         if not len(context) or not len(continuation):

@@ -1,4 +1,4 @@
-"""Plans: recipes compiled for TPUs that are not here. The model has the proportions of a real one, made small."""
+"""Recipes compiled for TPUs that are not here. The model has the proportions of a real one, made small."""
 
 import json
 import math
@@ -8,11 +8,11 @@ import pytest
 
 from configs import dpo_llama
 from jax_backtrack import cli
-from jax_backtrack.aot import compile
 from jax_backtrack.aot.hlo import Program
 from jax_backtrack.models.families.published import PUBLISHED
 from jax_backtrack.models.flops import forward_flops
 from jax_backtrack.models.transformer import TransformerConfig
+from jax_backtrack.utils.workdir import COMPILED
 from tests import tiny
 from tests.conftest import missing_libtpu
 
@@ -36,7 +36,7 @@ def compiler():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A configuration on disk; a plan needs neither weights nor tokenizer."""
+    """A configuration on disk; compiling needs neither weights nor tokenizer."""
     folder = tmp_path_factory.mktemp("model")
     config = PUBLISHED["meta-llama/Meta-Llama-3-8B"] | SMALL
     (folder / "config.json").write_text(json.dumps(config))
@@ -72,47 +72,47 @@ def recipe(folder, base=dpo_llama, **fields):
 
 
 def run(config, workdir, *topologies) -> int:
-    return cli.run("plan", config, str(workdir), topology=topologies)
+    return cli.run("compile", config, str(workdir), topology=topologies)
 
 
 @pytest.fixture(scope="module")
 def workdir(folder, tmp_path_factory):
     missing_libtpu()
-    workdir = tmp_path_factory.mktemp("planned")
+    workdir = tmp_path_factory.mktemp("compiled")
     assert run(recipe(folder), workdir, "v5e:2x2") == 0
     return workdir
 
 
 @pytest.fixture(scope="module")
-def planned(workdir):
-    return json.loads((workdir / plan.FILE).read_text())
+def compiled(workdir):
+    return json.loads((workdir / COMPILED).read_text())
 
 
-def test_a_plan_says_what_each_program_needs(planned):
-    assert (planned["chips"], planned["hbm_bytes"], planned["fits"]) == (4, 16 * 2**30, True)
-    assert planned["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
-    assert set(planned["programs"]) == {"training step", "reference pass", "sampler", "sampler's prompts"}
-    for each in planned["programs"].values():
-        assert 0 < each["argument_bytes"] <= each["peak_bytes"] < planned["hbm_bytes"]
+def test_a_compilation_says_what_each_program_needs(compiled):
+    assert (compiled["chips"], compiled["hbm_bytes"], compiled["fits"]) == (4, 16 * 2**30, True)
+    assert compiled["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert set(compiled["programs"]) == {"training step", "reference pass", "sampler", "sampler's prompts"}
+    for each in compiled["programs"].values():
+        assert 0 < each["argument_bytes"] <= each["peak_bytes"] < compiled["hbm_bytes"]
         assert each["collective_bytes"]["all-gather"] > 0
-    assert 0 < planned["mfu_bound"] < 1
+    assert 0 < compiled["mfu_bound"] < 1
 
 
-def test_arguments_are_the_state_that_the_recipe_keeps(planned):
+def test_arguments_are_the_state_that_the_recipe_keeps(compiled):
     """float32 parameters and second moment, bfloat16 first moment: ten bytes a parameter, over four chips."""
     width, layers = SMALL["hidden_size"], SMALL["num_hidden_layers"]
     per_layer = 2 * width * 64 * (8 + 4) + 3 * width * SMALL["intermediate_size"] + 2 * width
     params = layers * per_layer + 2 * SMALL["vocab_size"] * width + width
-    assert planned["argument_bytes"] == pytest.approx(10 * params / 4, rel=0.02)
+    assert compiled["argument_bytes"] == pytest.approx(10 * params / 4, rel=0.02)
 
 
-def test_recomputing_costs_at_most_a_third(planned):
-    assert 1 < planned["hardware_flops"] / planned["model_flops"] <= 1.35
+def test_recomputing_costs_at_most_a_third(compiled):
+    assert 1 < compiled["hardware_flops"] / compiled["model_flops"] <= 1.35
 
 
-def test_formulas_count_what_the_compiler_counts(planned):
+def test_formulas_count_what_the_compiler_counts(compiled):
     """The reference pass recomputes nothing: all that it does beyond the formula is in whole blocks of attention."""
-    each = planned["programs"]["reference pass"]
+    each = compiled["programs"]["reference pass"]
     config = TransformerConfig(
         model_type="llama", rope_theta=5e5, rms_norm_eps=1e-5, tie_word_embeddings=False,
         max_position_embeddings=8192, query_pre_attn_scalar=64, **SMALL,
@@ -123,12 +123,12 @@ def test_formulas_count_what_the_compiler_counts(planned):
     assert each["hardware_flops"] == pytest.approx(weights + 1.5 * attention, rel=0.01)
 
 
-def test_the_sampler_does_what_the_formulas_count_and_sends_no_weights(planned):
+def test_the_sampler_does_what_the_formulas_count_and_sends_no_weights(compiled):
     for name in ("sampler", "sampler's prompts"):
-        each = planned["programs"][name]
+        each = compiled["programs"][name]
         assert each["hardware_flops"] == pytest.approx(each["model_flops"], rel=0.15)
-    sent = sum(planned["programs"]["sampler"]["collective_bytes"].values()) / 16  # of one token for every row
-    assert sent < planned["programs"]["sampler"]["argument_bytes"] / 4
+    sent = sum(compiled["programs"]["sampler"]["collective_bytes"].values()) / 16  # of one token for every row
+    assert sent < compiled["programs"]["sampler"]["argument_bytes"] / 4
 
 
 def test_the_compiled_step_holds_neither_all_logits_nor_all_parameters(folder, workdir):
@@ -152,7 +152,7 @@ def test_what_does_not_fit_comes_with_what_would(folder, tmp_path, capsys):
     """Activations of four layers without recomputation are too many; each change is compiled, not guessed."""
     fields = {"objective": "sft", "train.batch_size": 128, "train.remat": "none", "sample.max_new_tokens": 2}
     assert run(recipe(folder, **fields), tmp_path, "v5e:1x1") == 0
-    made = json.loads((tmp_path / plan.FILE).read_text())
+    made = json.loads((tmp_path / COMPILED).read_text())
     assert set(made["programs"]) == {"training step", "sampler", "sampler's prompts"}
     assert not made["fits"] and made["peak_bytes"] > made["hbm_bytes"]
     assert made["would_fit"][0]["changes"] == {"train.remat": "full"}
@@ -175,13 +175,13 @@ def test_what_does_not_fit_comes_with_what_would(folder, tmp_path, capsys):
         ((), {}, "--topology and --mode=compile go together"),
     ],
 )
-def test_what_cannot_be_planned_is_said_before_anything_is_compiled(
+def test_what_cannot_be_compiled_is_said_before_anything_is_compiled(
     folder, tmp_path, capsys, topologies, fields, message
 ):
     assert run(recipe(folder, **fields), tmp_path, *topologies) == 2
     assert message in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_plan_leaves_jax_as_it_was(planned):
+def test_compiling_leaves_jax_as_it_was(compiled):
     assert jax.devices()[0].platform == "cpu"
     assert tiny.model()(jax.numpy.ones((1, 4), jax.numpy.int32)).shape == (1, 4, tiny.VOCAB)

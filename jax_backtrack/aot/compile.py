@@ -41,17 +41,16 @@ from jax_backtrack.training.settings import add_adapters, check_length, check_si
 from jax_backtrack.training.step import Batch, compile_step, new_state, sides, state_shardings
 from jax_backtrack.utils.console import console
 from jax_backtrack.utils.tables import add_figures, add_names, new_table
-from jax_backtrack.utils.workdir import write_whole
+from jax_backtrack.utils.workdir import COMPILED, write_whole
 
-FILE = "compile.json"
 _GIB = 2**30
 _read_once = functools.cache(read_config)  # of a model on the Hub, each reading is a request
 _ANY_ID = 0  # no tokenizer is needed: which id [RESET] has changes neither memory nor work
 
 
 @dataclasses.dataclass(frozen=True)
-class ProgramPlan:
-    """One compiled program on one topology; bytes are per chip.
+class CompiledProgram:
+    """One program, compiled for one topology; bytes are per chip.
 
     compile_seconds:  of the TPU compiler, on this machine
     argument_bytes:   what stands in memory before and after a run; None where it does not fit
@@ -75,8 +74,8 @@ class ProgramPlan:
     kernels: dict[str, int]
 
 
-def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[str, dict]:
-    """Plans a recipe for each topology, prints a table and writes `compile.json`, beside it the compiled programs as text.
+def compile_recipe(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[str, dict]:
+    """Compiles a recipe for each topology, prints a table and writes `compile.json`, and the programs as text.
 
     A topology is named as in "v5e:4x4", with several slices as in "v5e:4x4*2". The training step, the reference pass
     of DPO, the sampler's loop and its reading of prompts are compiled. Where the training step does not fit, recipes
@@ -90,14 +89,19 @@ def plan(config: ConfigDict, topologies: Sequence[str], workdir: Path) -> dict[s
         for mesh in meshes.values():
             _check(config, mesh)
         workdir.mkdir(parents=True, exist_ok=True)
-        plans = {
-            topology: _plan_one(config, topology, meshes[topology], chips[topology], workdir) for topology in topologies
+        compiled_by_topology = {
+            topology: _compile_one(config, topology, meshes[topology], chips[topology], workdir)
+            for topology in topologies
         }
-    written = next(iter(plans.values())) if len(plans) == 1 else {"topologies": plans}
-    write_whole(workdir / FILE, json.dumps(written, indent=2) + "\n")
-    _show(config, plans, chips)
-    console.print(f"plan in {workdir / FILE}", highlight=False)
-    return plans
+    written = (
+        next(iter(compiled_by_topology.values()))
+        if len(compiled_by_topology) == 1
+        else {"topologies": compiled_by_topology}
+    )
+    write_whole(workdir / COMPILED, json.dumps(written, indent=2) + "\n")
+    _show(config, compiled_by_topology, chips)
+    console.print(f"figures in {workdir / COMPILED}", highlight=False)
+    return compiled_by_topology
 
 
 # ------------------------------------------------------------------------------------------------ what is compiled
@@ -207,7 +211,7 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
     param_shardings(abstract_model(config, compute(config, mesh), with_adapters=False), mesh)
 
 
-def _plan_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip, workdir: Path) -> dict:
+def _compile_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip, workdir: Path) -> dict:
     compiled = {
         name: _compile(name, trace, config, topology, mesh, one_chip, workdir)
         for name, trace in programs(config, mesh).items()
@@ -234,14 +238,14 @@ def _compile(
     mesh: Mesh,
     one_chip: Chip,
     workdir: Path | None = None,
-) -> ProgramPlan:
+) -> CompiledProgram:
     started = time.perf_counter()
     with console.status(f"{topology}: compiling the {name} for {mesh.size} chips"):
         lowered = trace().lower()
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            return ProgramPlan(
+            return CompiledProgram(
                 compile_seconds=time.perf_counter() - started,
                 argument_bytes=None,
                 peak_bytes=_needed_bytes(str(error)),
@@ -261,7 +265,7 @@ def _compile(
     cost, model_flops = program.cost(), _model_flops(name, config, mesh)
     moved = cost.bytes_by_kind()
     console.print(f"{topology}: {name} compiled in {seconds:.0f} s", highlight=False)
-    return ProgramPlan(
+    return CompiledProgram(
         compile_seconds=seconds,
         argument_bytes=memory.argument_size_in_bytes,
         peak_bytes=memory.peak_memory_in_bytes,
@@ -401,15 +405,15 @@ def devices(topology: str) -> list[jax.Device]:
 # ------------------------------------------------------------------------------------------------------------ table
 
 
-def _show(config: ConfigDict, plans: dict[str, dict], chips: dict[str, Chip]) -> None:
+def _show(config: ConfigDict, compiled_by_topology: dict[str, dict], chips: dict[str, Chip]) -> None:
     train = config.train
     title = f"{config.model.path}, {config.objective}, {train.batch_size} rows of {train.max_seq_len} tokens"
     table = new_table(title)
-    add_names(table, "topology", plans)
-    add_names(table, "program", {name for made in plans.values() for name in made["programs"]})
+    add_names(table, "topology", compiled_by_topology)
+    add_names(table, "program", {name for made in compiled_by_topology.values() for name in made["programs"]})
     for heading in ("compile", "args", "peak", "of", "room", "FLOPs", "sent", "MFU"):
         add_figures(table, heading)
-    for topology, made in plans.items():
+    for topology, made in compiled_by_topology.items():
         of = chips[topology].hbm_bytes
         for name, each in made["programs"].items():
             fits = each["fits"]
@@ -432,7 +436,7 @@ def _show(config: ConfigDict, plans: dict[str, dict], chips: dict[str, Chip]) ->
         "MFU: upper bound of model FLOPs utilisation.",
         highlight=False,
     )
-    for topology, made in plans.items():
+    for topology, made in compiled_by_topology.items():
         for tried in made["would_fit"]:
             room = (chips[topology].hbm_bytes - tried["peak_bytes"]) / _GIB
             changes = " ".join(f"--config.{field}={value}" for field, value in tried["changes"].items())
