@@ -29,7 +29,7 @@ config_flags.DEFINE_config_file("config", None, f"Recipe: a path, or a name in {
 flags.DEFINE_string(
     "workdir",
     None,
-    "Folder for everything that the run leaves. --mode=compile takes runs/compile by default; --mode=show-data needs none.",
+    "Folder of all that the run leaves. --mode=compile takes runs/compile by default; --mode=show-data needs none.",
 )
 flags.DEFINE_string("mode", "train", f"One of {', '.join(cli.MODES)}.")
 flags.DEFINE_string(

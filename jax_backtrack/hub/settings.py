@@ -64,7 +64,7 @@ class ModelSettings:
     )
     attention: str = field(
         "auto",
-        'Attention in training: `"pallas"` (a kernel for TPUs), `"blockwise"` (the same in plain JAX), `"chunked"` (512 '
+        'Attention in training: `"pallas"` (kernel for TPUs), `"blockwise"` (the same in plain JAX), `"chunked"` (512 '
         'tokens with all before them), `"dot_product"` (whole sequences), or `"auto"`: `"pallas"` on a TPU, '
         '`"chunked"` on a GPU, `"blockwise"` on a CPU ([KERNEL.md](KERNEL.md)).',
         choices=("auto", *tree_attention.KINDS),
