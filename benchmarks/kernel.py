@@ -28,7 +28,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jax_backtrack.aot.compile import compiler_only, devices
 from jax_backtrack.backtracking import trees
-from jax_backtrack.models.attention.pallas.tree_attention import Blocks, tree_attention, visible_blocks
+from jax_backtrack.models.attention.pallas.tree_attention import BlockSizes, tree_attention, visible_blocks
 
 HEADS, KEY_HEADS = 32, 8  # Llama-3-8B's
 BLOCKS = (128, 256, 512)
@@ -42,7 +42,7 @@ def ours(size: int, heads: int = 1):
         heads_last = [jnp.swapaxes(array, 1, 2) for array in (query_BxNxSxD, key_BxKxSxD, value_BxKxSxD)]
         mixed_BxSxNxD = tree_attention(
             *heads_last, rows.position, rows.end,
-            scale=query_BxNxSxD.shape[3] ** -0.5, blocks=Blocks(size, size, heads),
+            scale=query_BxNxSxD.shape[3] ** -0.5, blocks=BlockSizes(size, size, heads),
         )  # fmt: skip
         return jnp.swapaxes(mixed_BxSxNxD, 1, 2)
 
@@ -90,7 +90,7 @@ def operands(batch: int, length: int, dim: int, sharding=None) -> list:
 def causal_blocks(length: int, window: int | None, size: int) -> dict:
     """Pairs of blocks that each kernel visits in a causal row."""
     rows = trees.causal(jnp.zeros((1, length), jnp.int32))
-    visited = visible_blocks(rows.position, rows.end, window, Blocks(size, size))
+    visited = visible_blocks(rows.position, rows.end, window, BlockSizes(size, size))
     info, _ = process_mask(masks.MultiHeadMask([splash_mask(length, window)]), (size, size))
     return dict(tree_attention=int(visited.sum()), splash_attention=int((np.asarray(info.block_mask) > 0).sum()))
 
@@ -162,7 +162,7 @@ def tree_rows(path: str, objective: str, max_seq_len: int, limit: int) -> list[t
 def tree_blocks(rows: list[trees.Rows], size: int) -> dict:
     """Shares of blocks left out by rows of trees, and the mean number of grid steps per row in batches of eight."""
     batch = trees.stack(rows)
-    count_B = np.asarray(visible_blocks(batch.position, batch.end, None, Blocks(size, size)).sum((1, 2)))
+    count_B = np.asarray(visible_blocks(batch.position, batch.end, None, BlockSizes(size, size)).sum((1, 2)))
     side = len(rows[0]) // size
     every, causal = side * side, side * (side + 1) // 2
     steps = np.mean([count_B[i : i + 8].max() for i in range(0, len(count_B), 8)])

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from jax_backtrack.backtracking import trees
 from jax_backtrack.backtracking.trees import causal, flatten, pack, stack
-from jax_backtrack.models.attention.blockwise import attend_by_blocks, seen_blocks
+from jax_backtrack.models.attention.blockwise import attend_by_blocks, block_mask
 from jax_backtrack.models.attention.chunked import Chunks, attend_in_chunks
 from jax_backtrack.models.attention.dense import attend
-from jax_backtrack.models.attention.pallas.block_map import Blocks
+from jax_backtrack.models.attention.pallas.block_map import BlockSizes
 from tests import tiny
 
 B, S, N, K, D = 2, 50, 4, 2, 8  # S is no multiple of any block
@@ -29,15 +29,15 @@ def operands(dtype="float32"):
 
 @functools.partial(jax.jit, static_argnames=("window", "softcap"))
 def dense(query, key, value, position_BxS, end_BxS, cotangent, window, softcap):
-    visible = trees.attention_rule(position_BxS, end_BxS, window)
+    visible = trees.tree_attention_mask(position_BxS, end_BxS, window)
     mixed, back = jax.vjp(lambda *qkv: attend(*qkv, visible, scale=SCALE, softcap=softcap), query, key, value)
     return mixed, *back(cotangent)
 
 
 @functools.partial(jax.jit, static_argnames=("window", "softcap", "blocks"))
 def by_blocks(query, key, value, position_BxS, end_BxS, cotangent, window, softcap, blocks):
-    seen = seen_blocks(position_BxS, end_BxS, window, blocks)
-    mixed, back = jax.vjp(lambda *qkv: attend_by_blocks(*qkv, seen, scale=SCALE, softcap=softcap), query, key, value)
+    mask = block_mask(position_BxS, end_BxS, window, blocks)
+    mixed, back = jax.vjp(lambda *qkv: attend_by_blocks(*qkv, mask, scale=SCALE, softcap=softcap), query, key, value)
     return mixed, *back(cotangent)
 
 
@@ -53,7 +53,7 @@ def assert_same(rows, sizes, window=None, softcap=None, dtype="float32", error=1
     """`sizes` are those of blocks, or of a chunk."""
     query, key, value, cotangent = operands(dtype)
     arguments = query, key, value, rows.position, rows.end, cotangent
-    ours = (by_blocks if isinstance(sizes, Blocks) else in_chunks)(*arguments, window, softcap, sizes)
+    ours = (by_blocks if isinstance(sizes, BlockSizes) else in_chunks)(*arguments, window, softcap, sizes)
     for name, one, other in zip("out query key value".split(), ours, dense(*arguments, window, softcap), strict=True):
         assert one.dtype == other.dtype and one.shape == other.shape
         scale = np.abs(np.asarray(other, np.float32)).max()
@@ -72,11 +72,12 @@ def rows_of(branches) -> trees.Rows:
     return stack([rows[0], rows[-1]])
 
 
-SIZES = [Blocks(8, 4), 16]
+SIZES = [BlockSizes(8, 4), 16]
 
 
 @pytest.mark.parametrize(
-    "sizes, window, softcap", [(Blocks(8, 4), None, None), (Blocks(4, 8), 3, 2.0), (16, None, None), (8, 3, 2.0)]
+    "sizes, window, softcap",
+    [(BlockSizes(8, 4), None, None), (BlockSizes(4, 8), 3, 2.0), (16, None, None), (8, 3, 2.0)],
 )
 @settings(max_examples=30, deadline=None)
 @given(branches=st.lists(tiny.rooted_trees(), min_size=1, max_size=8))
@@ -96,7 +97,7 @@ def test_bfloat16_stays_bfloat16_with_sums_in_float32(sizes):
 
 def test_a_query_block_takes_up_no_more_key_blocks_than_it_sees():
     rows = stack([pack([flatten(trees.Branch([first] * 16)) for first in (5, 6, 7)], S)] * B)
-    seen = seen_blocks(jnp.asarray(rows.position), jnp.asarray(rows.end), None, Blocks(8, 4))
+    mask = block_mask(jnp.asarray(rows.position), jnp.asarray(rows.end), None, BlockSizes(8, 4))
     # Every tree of 16 tokens makes two query blocks, which see two and four key blocks; then two tokens of padding.
-    assert seen.count.tolist() == [[2, 4] * 3 + [1]] * B
-    assert seen.order[0, 3, :4].tolist() == [4, 5, 6, 7]
+    assert mask.count.tolist() == [[2, 4] * 3 + [1]] * B
+    assert mask.order[0, 3, :4].tolist() == [4, 5, 6, 7]

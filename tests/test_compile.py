@@ -8,7 +8,7 @@ import pytest
 
 from configs import dpo_llama
 from jax_backtrack import cli
-from jax_backtrack.aot.hlo import Program
+from jax_backtrack.aot.hlo import HloProgram
 from jax_backtrack.models.families.published import PUBLISHED
 from jax_backtrack.models.flops import forward_flops
 from jax_backtrack.models.transformer import TransformerConfig
@@ -133,7 +133,7 @@ def test_the_sampler_does_what_the_formulas_count_and_sends_no_weights(compiled)
 
 def test_the_compiled_step_holds_neither_all_logits_nor_all_parameters(folder, workdir):
     config = recipe(folder)
-    program = Program((workdir / "v5e-2x2-training-step.hlo.txt").read_text())
+    program = HloProgram((workdir / "v5e-2x2-training-step.hlo.txt").read_text())
     rows, length, vocabulary = config.train.batch_size, config.train.max_seq_len, SMALL["vocab_size"]
     for _, shape in program.arrays():
         assert math.prod(shape) < rows * length * vocabulary / 4, shape

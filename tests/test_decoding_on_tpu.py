@@ -7,7 +7,7 @@ import pytest
 
 from configs import dpo_gemma, dpo_llama
 from jax_backtrack.aot.compile import compiler_only, devices, programs
-from jax_backtrack.aot.hlo import Program
+from jax_backtrack.aot.hlo import HloProgram
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.models.families.published import PUBLISHED
 from tests.conftest import missing_libtpu
@@ -32,7 +32,7 @@ def test_the_loop_neither_copies_the_cache_nor_scatters_nor_asks_the_host(name, 
     )
     with compiler_only():
         mesh = make_mesh(**config.mesh, devices=devices("v5e:2x2"))
-        program = Program(programs(config, mesh)["sampler"]().lower().compile().as_text())
+        program = HloProgram(programs(config, mesh)["sampler"]().lower().compile().as_text())
     for kind in MOVED:
         assert not list(program.instructions(kind)), kind
     layer = ROWS * (PROMPT + NEW) * SMALL["num_key_value_heads"] * SMALL["head_dim"] // mesh.size

@@ -54,7 +54,7 @@ def test_a_mask_is_the_rule_of_attention(row, reset_tokenizer):
     for window in (None, 3):
         (axes,) = figures.mask(packed, reset_tokenizer, start=2, window=window).axes
         is_white = (np.asarray(axes.images[0].get_array()) == 1).all(-1)
-        rule = np.asarray(trees.attention_rule(packed.position[None], packed.end[None], window))[0]
+        rule = np.asarray(trees.tree_attention_mask(packed.position[None], packed.end[None], window))[0]
         assert (~is_white == rule[2:used, 2:used]).all()
 
 

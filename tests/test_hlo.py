@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_backtrack.aot.compile import compiler_only, devices
-from jax_backtrack.aot.hlo import Program
+from jax_backtrack.aot.hlo import HloProgram
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
 from tests.conftest import missing_libtpu
@@ -21,10 +21,10 @@ def mesh():
         yield make_mesh(1, 4, 1, devices=devices("v5e:2x2"))
 
 
-def compiled(mesh, function, *arguments, out=PartitionSpec()) -> Program:
+def compiled(mesh, function, *arguments, out=PartitionSpec()) -> HloProgram:
     """The program of a function whose arguments are given as shape, dtype and place."""
     shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, at)) for shape, dtype, at in arguments]
-    return Program(jax.jit(function, out_shardings=NamedSharding(mesh, out)).lower(*shapes).compile().as_text())
+    return HloProgram(jax.jit(function, out_shardings=NamedSharding(mesh, out)).lower(*shapes).compile().as_text())
 
 
 WHOLE, ROWS = PartitionSpec(), PartitionSpec("fsdp")
@@ -99,4 +99,4 @@ def test_what_crosses_slices_counts_by_itself(mesh):
 
 def test_what_is_no_program_is_refused():
     with pytest.raises(InputError, match="no ENTRY"):
-        Program("HloModule nothing")
+        HloProgram("HloModule nothing")

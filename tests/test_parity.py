@@ -42,7 +42,7 @@ def block_outputs(model, inputs) -> list[jax.Array]:
     outputs = []
     for layer, x in enumerate(inputs):
         window = config.windows[layer % len(config.windows)]
-        visible = trees.attention_rule(position, end, window)
+        visible = trees.tree_attention_mask(position, end, window)
         block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[layer], stacked))  # noqa: B023
         outputs.append(block(x, angles, lambda *qkv: (attend(*qkv, visible, **model._scores()), None))[0])  # noqa: B023
     return outputs

@@ -13,7 +13,7 @@ import sys, jax, numpy as np
 from flax import nnx
 from jax_backtrack.models import lora
 from jax_backtrack.models.transformer import Compute, Transformer
-from jax_backtrack.models.attention.pallas.tree_attention import Blocks
+from jax_backtrack.models.attention.pallas.tree_attention import BlockSizes
 from jax_backtrack.distributed.mesh import make_mesh, param_shardings, rows_sharding
 from jax_backtrack.training.step import Batch, StepPlan, batch_gradients, compile_step, init_state
 from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
@@ -80,8 +80,8 @@ if family == "llama":
         check(sizes, gradients(make_mesh(*sizes)), alone)
 else:
     check("accumulated", gradients(make_mesh(1, 4, 2), grad_accumulation_steps=2), alone)
-    check("kernel", gradients(mixed, attention="pallas", blocks=Blocks(LENGTH, LENGTH)), alone)
-    check("blocks", gradients(mixed, attention="blockwise", blocks=Blocks(8, 4)), alone)
+    check("kernel", gradients(mixed, attention="pallas", blocks=BlockSizes(LENGTH, LENGTH)), alone)
+    check("blocks", gradients(mixed, attention="blockwise", blocks=BlockSizes(8, 4)), alone)
     check("adapters", gradients(mixed, with_adapters=True), gradients(one, with_adapters=True))
 """
 

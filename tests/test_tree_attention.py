@@ -16,12 +16,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 
 from jax_backtrack.aot.compile import compiler_only, devices
 from jax_backtrack.backtracking import trees
-from jax_backtrack.backtracking.trees import Branch, attention_rule, flatten, pack
+from jax_backtrack.backtracking.trees import Branch, flatten, pack, tree_attention_mask
 from jax_backtrack.errors import InputError
 from jax_backtrack.models.attention.dense import attend
 from jax_backtrack.models.attention.pallas.tree_attention import (
     RESIDUALS,
-    Blocks,
+    BlockSizes,
     block_map,
     tree_attention,
     visible_blocks,
@@ -84,14 +84,14 @@ def with_gradients(attention):
 
 
 @functools.cache
-def kernel(blocks: Blocks, **how):
+def kernel(blocks: BlockSizes, **how):
     return with_gradients(functools.partial(tree_attention, blocks=blocks, interpret=True, **how))
 
 
 @functools.cache
 def dense(window=None, **how):
     def attention(query, key, value, position, end):
-        return attend(query, key, value, attention_rule(position, end, window), **how)
+        return attend(query, key, value, tree_attention_mask(position, end, window), **how)
 
     return with_gradients(attention)
 
@@ -104,12 +104,12 @@ def errors(ours, right) -> list[float]:
 
 # heads, key heads, head dimension, blocks, and what is done to the scores
 SHAPES = [
-    (2, 2, 64, Blocks(128, 128), dict()),
-    (4, 2, 128, Blocks(128, 128), dict(softcap=2.0)),
-    (4, 1, 256, Blocks(128, 128, heads=2), dict(window=50)),
-    (8, 1, 64, Blocks(64, 128, heads=2), dict(window=9, softcap=1.0)),
-    (6, 2, 128, Blocks(128, 32, heads=4), dict(window=200)),
-    (2, 1, 256, Blocks(512, 512, heads=8), dict(softcap=30.0)),
+    (2, 2, 64, BlockSizes(128, 128), dict()),
+    (4, 2, 128, BlockSizes(128, 128), dict(softcap=2.0)),
+    (4, 1, 256, BlockSizes(128, 128, heads=2), dict(window=50)),
+    (8, 1, 64, BlockSizes(64, 128, heads=2), dict(window=9, softcap=1.0)),
+    (6, 2, 128, BlockSizes(128, 32, heads=4), dict(window=200)),
+    (2, 1, 256, BlockSizes(512, 512, heads=8), dict(softcap=30.0)),
 ]
 
 
@@ -130,7 +130,7 @@ def test_small_trees_attend_as_dense_attention_does(branches):
     rows = trees.stack([pack(flat, 64)])
     arrays = random_arrays(len(flat), rows, 2, 1, 16)
     how = dict(scale=0.5, window=4)
-    ours, right = (run(*arrays, rows.position, rows.end) for run in (kernel(Blocks(16, 8), **how), dense(**how)))
+    ours, right = (run(*arrays, rows.position, rows.end) for run in (kernel(BlockSizes(16, 8), **how), dense(**how)))
     assert max(errors(ours, right)) < 1e-4
 
 
@@ -140,7 +140,7 @@ def test_bfloat16_is_as_close_to_float32_as_dense_attention_in_bfloat16():
         rows = random_rows(seed)
         arrays = random_arrays(seed, rows, 4, 2, 64, jnp.bfloat16)
         right = dense(**how)(*(array.astype(jnp.float32) for array in arrays), rows.position, rows.end)
-        ours = kernel(Blocks(128, 128), **how)(*arrays, rows.position, rows.end)
+        ours = kernel(BlockSizes(128, 128), **how)(*arrays, rows.position, rows.end)
         assert [array.dtype for array in ours] == [jnp.bfloat16] * 4
         theirs = errors(dense(**how)(*arrays, rows.position, rows.end), right)
         for error, dense_error in zip(errors(ours, right), theirs, strict=True):
@@ -152,7 +152,7 @@ def test_nothing_is_read_before_it_is_written():
     rows = random_rows(3, count=2, length=96)
     arrays = random_arrays(3, rows, 2, 1, 64)
     memories = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
-    attention = functools.partial(tree_attention, scale=0.1, blocks=Blocks(32, 32), interpret=memories)
+    attention = functools.partial(tree_attention, scale=0.1, blocks=BlockSizes(32, 32), interpret=memories)
     ours = with_gradients(attention)(*arrays, rows.position, rows.end)
     right = dense(scale=0.1)(*arrays, rows.position, rows.end)
     assert max(errors(ours, right)) < 1e-4
@@ -184,10 +184,10 @@ def test_blocks_that_nobody_may_see_are_never_read(row, hidden, others, window):
     rows = trees.stack([row])
     clean = random_arrays(0, rows, 4, 2, 64)
     broken = tuple(array.at[:, hidden].set(np.nan) for array in clean)
-    run = kernel(Blocks(64, 64), scale=0.1, window=window)
+    run = kernel(BlockSizes(64, 64), scale=0.1, window=window)
     right, ours = (run(*arrays, rows.position, rows.end) for arrays in (clean, broken))
     # The broken tokens are queries as well, so the keys and values that they see get broken gradients.
-    seen = np.asarray(attention_rule(rows.position, rows.end, window))[0, hidden].any(axis=0)
+    seen = np.asarray(tree_attention_mask(rows.position, rows.end, window))[0, hidden].any(axis=0)
     for other in others:
         unseen = np.arange(S)[other][~seen[other]]
         for a, b in zip(ours[:2], right[:2], strict=True):
@@ -199,7 +199,7 @@ def test_blocks_that_nobody_may_see_are_never_read(row, hidden, others, window):
 def test_a_row_of_padding_gives_each_token_its_own_value():
     rows = trees.stack([pack([], S)])
     query, key, value, dmixed = random_arrays(0, rows, 4, 2, 64)
-    run = kernel(Blocks(64, 64), scale=0.1, window=None)
+    run = kernel(BlockSizes(64, 64), scale=0.1, window=None)
     mixed, dquery, dkey, dvalue = run(query, key, value, dmixed, rows.position, rows.end)
     np.testing.assert_allclose(mixed, np.repeat(value, 2, axis=2), rtol=1e-6)
     np.testing.assert_allclose(dvalue, dmixed.reshape(1, S, 2, 2, 64).sum(axis=3), rtol=1e-5, atol=1e-5)
@@ -207,13 +207,13 @@ def test_a_row_of_padding_gives_each_token_its_own_value():
     np.testing.assert_allclose(dkey, 0, atol=1e-4)
 
 
-@pytest.mark.parametrize("blocks", [Blocks(32, 32), Blocks(16, 64), Blocks(64, 16), Blocks(512, 512)])
+@pytest.mark.parametrize("blocks", [BlockSizes(32, 32), BlockSizes(16, 64), BlockSizes(64, 16), BlockSizes(512, 512)])
 @pytest.mark.parametrize("window", [None, 1, 7, 150])
 def test_visible_blocks_are_those_with_a_visible_pair(blocks, window):
     for seed in range(6):
         rows = random_rows(seed)
         fitted = blocks.fit(S)
-        rule = np.asarray(attention_rule(rows.position, rows.end, window))
+        rule = np.asarray(tree_attention_mask(rows.position, rows.end, window))
         tiles = rule.reshape(2, S // fitted.query, fitted.query, S // fitted.key, fitted.key)
         visible = np.asarray(visible_blocks(rows.position, rows.end, window, blocks))
         np.testing.assert_array_equal(visible, tiles.any(axis=(2, 4)))
@@ -232,7 +232,7 @@ def test_visible_blocks_are_those_with_a_visible_pair(blocks, window):
 def test_causal_rows_take_no_more_blocks_than_splash_attention(size, window):
     length = 2048
     rows = causal_rows(length)
-    map = block_map(rows.position, rows.end, window, Blocks(size, size))
+    map = block_map(rows.position, rows.end, window, BlockSizes(size, size))
     shape = (length, length)
     mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
     for visits, process in ((map.by_query, process_mask), (map.by_key, process_mask_dkv)):
@@ -244,7 +244,7 @@ def test_causal_rows_take_no_more_blocks_than_splash_attention(size, window):
 
 
 def test_it_runs_in_a_scan_of_recomputed_layers_under_shard_map_with_a_map_made_once():
-    how = dict(scale=0.1, window=50, blocks=Blocks(64, 64))
+    how = dict(scale=0.1, window=50, blocks=BlockSizes(64, 64))
     rows = random_rows(0)
     query, key, value, _ = random_arrays(0, rows, 4, 2, 64)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
@@ -264,7 +264,9 @@ def test_it_runs_in_a_scan_of_recomputed_layers_under_shard_map_with_a_map_made_
         return attention(query, key, value, rows.position, rows.end, map)
 
     def plain(query, key, value):
-        return attend(query, key, value, attention_rule(rows.position, rows.end, how["window"]), scale=how["scale"])
+        return attend(
+            query, key, value, tree_attention_mask(rows.position, rows.end, how["window"]), scale=how["scale"]
+        )
 
     ours, right = (
         jax.jit(jax.grad(functools.partial(loss, attention), (0, 1, 2)))(query, key, value)
@@ -276,17 +278,17 @@ def test_it_runs_in_a_scan_of_recomputed_layers_under_shard_map_with_a_map_made_
 @pytest.mark.parametrize(
     "changed,message",
     [
-        (dict(blocks=Blocks(96, 128)), "256 tokens do not split into query blocks of 96"),
-        (dict(blocks=Blocks(128, 100)), "256 tokens do not split into key blocks of 100"),
-        (dict(blocks=Blocks(64, 128), interpret=False), "query blocks of 64 tokens: a TPU needs a multiple of 128"),
+        (dict(blocks=BlockSizes(96, 128)), "256 tokens do not split into query blocks of 96"),
+        (dict(blocks=BlockSizes(128, 100)), "256 tokens do not split into key blocks of 100"),
+        (dict(blocks=BlockSizes(64, 128), interpret=False), "query blocks of 64 tokens: a TPU needs a multiple of 128"),
         (dict(window=0), "window of 0"),
         (dict(key_heads=3), "4 query heads cannot share 3 key heads"),
-        (dict(map=(7, Blocks(128, 128))), "made for window 7"),
-        (dict(map=(None, Blocks(64, 128))), "attention runs with window None"),
+        (dict(map=(7, BlockSizes(128, 128))), "made for window 7"),
+        (dict(map=(None, BlockSizes(64, 128))), "attention runs with window None"),
     ],
 )
 def test_what_does_not_fit_is_refused(changed, message):
-    how = dict(scale=0.1, blocks=Blocks(128, 128), interpret=True) | changed
+    how = dict(scale=0.1, blocks=BlockSizes(128, 128), interpret=True) | changed
     rows = random_rows(0)
     query, key, value, _ = random_arrays(0, rows, 4, how.pop("key_heads", 2), 64)
     if "map" in how:
@@ -355,10 +357,10 @@ def test_a_recomputed_layer_can_keep_what_the_forward_kernel_gave(policy, again)
 @pytest.mark.parametrize(
     "changed,how",
     [
-        (dict(dtype=jnp.float32), dict(window=300, blocks=Blocks(256, 256))),
-        (dict(), dict(softcap=50.0, blocks=Blocks(256, 256, heads=2))),
+        (dict(dtype=jnp.float32), dict(window=300, blocks=BlockSizes(256, 256))),
+        (dict(), dict(softcap=50.0, blocks=BlockSizes(256, 256, heads=2))),
         (dict(length=192), dict()),  # one block that is no multiple of 128
-        (dict(heads=9, key_heads=3, dim=64), dict(blocks=Blocks(128, 256, heads=3))),  # SmolLM2
+        (dict(heads=9, key_heads=3, dim=64), dict(blocks=BlockSizes(128, 256, heads=3))),  # SmolLM2
     ],
 )
 def test_other_shapes_compile_too(changed, how):

@@ -356,7 +356,7 @@ def test_a_prompt_that_begins_two_others_carries_both():
 @functools.cache
 def window_rule(window):
     position, end = jnp.asarray([[0, 1, 2, 2, 3]]), jnp.asarray([[5, 5, 3, 5, 5]])
-    return np.asarray(trees.attention_rule(position, end, window))[0].astype(int).tolist()
+    return np.asarray(trees.tree_attention_mask(position, end, window))[0].astype(int).tolist()
 
 
 def test_the_rule_by_hand():

@@ -25,7 +25,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from jax_backtrack.aot.hlo import BETWEEN_SLICES, Program
+from jax_backtrack.aot.hlo import BETWEEN_SLICES, HloProgram
 from jax_backtrack.aot.tpu_specs import Chip, chip
 from jax_backtrack.backtracking.trees import Rows
 from jax_backtrack.distributed.mesh import check_rows, make_mesh, param_shardings, row_parts, rows_sharding
@@ -258,7 +258,7 @@ def _compile(
             )
         seconds = time.perf_counter() - started
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    program = Program(text)
+    program = HloProgram(text)
     if workdir:
         file = f"{topology} {name}.hlo.txt"
         (workdir / re.sub(r"[^\w.]+", "-", file)).write_text(text)

@@ -65,7 +65,7 @@ class Cost:
         return total
 
 
-class Program:
+class HloProgram:
     """A compiled program, from `compiled.as_text()`."""
 
     def __init__(self, text: str):

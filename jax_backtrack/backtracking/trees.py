@@ -328,7 +328,9 @@ def causal(tokens_BxS: jax.Array) -> Rows:
 # ----------------------------------------------------------------------------------- the rule, and its checks
 
 
-def attention_rule(position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, first: int = 0) -> jax.Array:
+def tree_attention_mask(
+    position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, first: int = 0
+) -> jax.Array:
     """bool `[B, T, S]`: may query `q` (second axis) attend to key `k` (third axis)? Queries begin at `first`.
 
     `k <= q and q < end[k] and position[q] - position[k] < window`: an ancestor of `q` or `q` itself, in the window.

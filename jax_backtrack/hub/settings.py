@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import DTYPES, load, packaged_gguf
 from jax_backtrack.models.attention import blockwise, tree_attention
-from jax_backtrack.models.attention.pallas.tree_attention import Blocks
+from jax_backtrack.models.attention.pallas.tree_attention import BlockSizes
 from jax_backtrack.models.transformer import Compute, Transformer
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from jax_backtrack.utils.console import share_bar
@@ -99,7 +99,7 @@ def compute(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> Comp
         )
     blocks = blockwise.BLOCKS
     if kind == "pallas":
-        blocks = Blocks(config.model.query_block, config.model.key_block, config.model.head_block)
+        blocks = BlockSizes(config.model.query_block, config.model.key_block, config.model.head_block)
     form = dict(dtype=dtype, remat=config.train.remat, mesh=mesh, attention=kind, blocks=blocks)
     return Compute.suited_to(platform, **form)
 

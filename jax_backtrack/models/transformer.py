@@ -18,8 +18,8 @@ from jax_backtrack.backtracking import trees
 from jax_backtrack.distributed.mesh import place
 from jax_backtrack.models.attention.blockwise import BLOCKS
 from jax_backtrack.models.attention.dense import attend_behind, attend_to_cache, soft_cap
-from jax_backtrack.models.attention.pallas.tree_attention import RESIDUALS, Blocks
-from jax_backtrack.models.attention.tree_attention import attend_within_trees, best_kind, view
+from jax_backtrack.models.attention.pallas.tree_attention import RESIDUALS, BlockSizes
+from jax_backtrack.models.attention.tree_attention import attend_within_trees, best_kind, make_mask
 from jax_backtrack.models.kv_cache import Cache
 from jax_backtrack.models.linear import (
     linear,
@@ -99,7 +99,7 @@ class Compute:
     remat: str = "none"
     mesh: Mesh | None = None
     attention: str = "dot_product"
-    blocks: Blocks = BLOCKS
+    blocks: BlockSizes = BLOCKS
     skip_unscored: bool = True
 
     @classmethod
@@ -214,10 +214,10 @@ class Transformer(nnx.Module):
         `added`, `[B, S, M]`, is added to the tokens' rows of the embedding table: for gradients by tokens.
         """
         compute, windows = self.compute, self._windows(tokens_BxS.shape[1])
-        views = {w: view(compute.attention, compute.blocks, position_BxS, end_BxS, w) for w in windows}
+        masks = {w: make_mask(compute.attention, compute.blocks, position_BxS, end_BxS, w) for w in windows}
 
         def attention(_index, window, query, key, value, _cache):
-            mixed = attend_within_trees(query, key, value, views[window], mesh=compute.mesh, **self._scores())
+            mixed = attend_within_trees(query, key, value, masks[window], mesh=compute.mesh, **self._scores())
             return mixed, None
 
         x_BxSxM, _ = self._through_layers(tokens_BxS, position_BxS, windows, attention, None, added=added)

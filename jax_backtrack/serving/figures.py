@@ -59,12 +59,12 @@ def tree(row: trees.Rows, tokenizer: ChatTokenizer, start: int = 0) -> Figure:
 
 
 def mask(row: trees.Rows, tokenizer: ChatTokenizer, start: int = 0, window: int | None = None) -> Figure:
-    """Who attends to whom in a row of token trees, `[S]`, by `trees.attention_rule`: queries down, keys across.
+    """Who attends to whom in a row of token trees, `[S]`, by `trees.tree_attention_mask`: queries down, keys across.
 
     Tokens before `start` are left out, and padding at the end.
     """
     kept = _kept(row, start)
-    sees_SxS = np.asarray(trees.attention_rule(row.position[None], row.end[None], window))[0][np.ix_(kept, kept)]
+    sees_SxS = np.asarray(trees.tree_attention_mask(row.position[None], row.end[None], window))[0][np.ix_(kept, kept)]
     side = 0.165 * len(kept) + 1
     figure, axes = _empty(side, side)
     axes.imshow(_colours(np.where(np.eye(len(kept), dtype=bool), 2, sees_SxS), [_EMPTY, _SEEN, _OWN]))

@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs import dpo_llama, sft_llama
 from jax_backtrack.aot.compile import programs
-from jax_backtrack.aot.hlo import Program
+from jax_backtrack.aot.hlo import HloProgram
 from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
 from jax_backtrack.distributed.mesh import param_shardings, rows_sharding
 from jax_backtrack.models.families.published import PUBLISHED
@@ -121,7 +121,7 @@ def test_no_program_waits_for_the_host_but_at_the_samplers_loop(recipe, mesh, tm
     (tmp_path / "config.json").write_text(json.dumps(shape))
     for name, trace in programs(config_of(recipe, tmp_path), mesh, platform="gpu").items():
         compiled = trace().lower().compile()
-        assert not list(Program(compiled.as_text()).instructions("conditional")), name
+        assert not list(HloProgram(compiled.as_text()).instructions("conditional")), name
         assert (compiled.memory_analysis().alias_size_in_bytes > 0) == (name in ("training step", "sampler")), name
 
 

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from jax_backtrack.models.attention.dense import attend
-from jax_backtrack.models.attention.pallas.block_map import Blocks, visible_blocks
+from jax_backtrack.models.attention.pallas.block_map import BlockSizes, visible_blocks
 
-BLOCKS = Blocks(query=128, key=64)  # the fastest of 64 to 256 on CPU
+BLOCKS = BlockSizes(query=128, key=64)  # the fastest of 64 to 256 on CPU
 _GROWTH = 4 / 3  # of the numbers of key blocks that attention is compiled for: at most a third more than are seen
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class BlockMask:
     """The key blocks that every query block sees; Q and C count blocks of a row that is padded to whole ones.
 
     order:    int32 `[B, Q, C]`, numbers of key blocks, those that are seen first, ascending
@@ -33,79 +33,79 @@ class Seen:
     position: jax.Array
     end: jax.Array
     window: int | None = dataclasses.field(metadata=dict(static=True))
-    blocks: Blocks = dataclasses.field(metadata=dict(static=True))
+    blocks: BlockSizes = dataclasses.field(metadata=dict(static=True))
 
 
-def seen_blocks(
-    position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: Blocks = BLOCKS
-) -> Seen:
+def block_mask(
+    position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: BlockSizes = BLOCKS
+) -> BlockMask:
     """What `attend_by_blocks` follows. Traceable; one for all layers of one window."""
     # Padding ends before it begins, so that no token sees it.
     position_BxS, end_BxS = (_padded(array, blocks) for array in (position_BxS, end_BxS))
     visible_BxQxC = visible_blocks(position_BxS, end_BxS, window, blocks)
     order_BxQxC = jnp.argsort(~visible_BxQxC, axis=-1, stable=True).astype(jnp.int32)
-    return Seen(order_BxQxC, jnp.sum(visible_BxQxC, -1, dtype=jnp.int32), position_BxS, end_BxS, window, blocks)
+    return BlockMask(order_BxQxC, jnp.sum(visible_BxQxC, -1, dtype=jnp.int32), position_BxS, end_BxS, window, blocks)
 
 
 def attend_by_blocks(
     query_BxSxNxD: jax.Array,
     key_BxSxKxD: jax.Array,
     value_BxSxKxD: jax.Array,
-    seen: Seen,
+    mask: BlockMask,
     *,
     scale: float,
     softcap: float | None = None,
 ) -> jax.Array:
-    """`attend` under `trees.attention_rule`, `[B, S, N, D]`. Differentiable once in query, key and value.
+    """`attend` under `trees.tree_attention_mask`, `[B, S, N, D]`. Differentiable once in query, key and value.
 
     The backward pass computes the scores of a block anew instead of keeping them.
     """
     length = query_BxSxNxD.shape[1]
-    padded = [_padded(array, seen.blocks) for array in (query_BxSxNxD, key_BxSxKxD, value_BxSxKxD)]
-    return _attend(scale, softcap, *padded, seen)[:, :length]
+    padded = [_padded(array, mask.blocks) for array in (query_BxSxNxD, key_BxSxKxD, value_BxSxKxD)]
+    return _attend(scale, softcap, *padded, mask)[:, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(scale, softcap, query_BxSxNxD, key_BxSxKxD, value_BxSxKxD, seen: Seen):
+def _attend(scale, softcap, query_BxSxNxD, key_BxSxKxD, value_BxSxKxD, mask: BlockMask):
     batch, length, heads, dim = query_BxSxNxD.shape
 
     def of_block(place):
         row, first = place
-        query_TxNxD = _query_block(query_BxSxNxD, row, first, seen.blocks)
+        query_TxNxD = _query_block(query_BxSxNxD, row, first, mask.blocks)
 
         def with_keys(count: int):
-            chosen = _Chosen(seen, row, first, count)
+            chosen = _Chosen(mask, row, first, count)
             return chosen.mix(scale, softcap)(query_TxNxD, chosen.gather(key_BxSxKxD), chosen.gather(value_BxSxKxD))
 
-        return _for_as_many_as_seen(seen, row, first, with_keys)
+        return _for_as_many_as_seen(mask, row, first, with_keys)
 
-    return jax.lax.map(of_block, _places(seen)).reshape(batch, length, heads, dim)
+    return jax.lax.map(of_block, _places(mask)).reshape(batch, length, heads, dim)
 
 
-def _forward(scale, softcap, query_BxSxNxD, key_BxSxKxD, value_BxSxKxD, seen):
-    operands = query_BxSxNxD, key_BxSxKxD, value_BxSxKxD, seen
+def _forward(scale, softcap, query_BxSxNxD, key_BxSxKxD, value_BxSxKxD, mask):
+    operands = query_BxSxNxD, key_BxSxKxD, value_BxSxKxD, mask
     return _attend(scale, softcap, *operands), operands
 
 
 def _backward(scale, softcap, operands, dmixed_BxSxNxD):
-    query_BxSxNxD, key_BxSxKxD, value_BxSxKxD, seen = operands
+    query_BxSxNxD, key_BxSxKxD, value_BxSxKxD, mask = operands
 
     def of_block(sums, place):
         row, first = place
-        query_TxNxD = _query_block(query_BxSxNxD, row, first, seen.blocks)
-        dmixed_TxNxD = _query_block(dmixed_BxSxNxD, row, first, seen.blocks)
+        query_TxNxD = _query_block(query_BxSxNxD, row, first, mask.blocks)
+        dmixed_TxNxD = _query_block(dmixed_BxSxNxD, row, first, mask.blocks)
 
         def with_keys(count: int, dkey_BxSxKxD, dvalue_BxSxKxD):
-            chosen = _Chosen(seen, row, first, count)
+            chosen = _Chosen(mask, row, first, count)
             operands = query_TxNxD, chosen.gather(key_BxSxKxD), chosen.gather(value_BxSxKxD)
             dquery_TxNxD, dkey, dvalue = jax.vjp(chosen.mix(scale, softcap), *operands)[1](dmixed_TxNxD)
             return chosen.add(dkey_BxSxKxD, dkey), chosen.add(dvalue_BxSxKxD, dvalue), dquery_TxNxD
 
-        *sums, dquery_TxNxD = _for_as_many_as_seen(seen, row, first, with_keys, *sums)
+        *sums, dquery_TxNxD = _for_as_many_as_seen(mask, row, first, with_keys, *sums)
         return tuple(sums), dquery_TxNxD
 
     none_BxSxKxD = jnp.zeros(key_BxSxKxD.shape, jnp.float32)
-    sums, dquery = jax.lax.scan(of_block, (none_BxSxKxD, none_BxSxKxD), _places(seen))
+    sums, dquery = jax.lax.scan(of_block, (none_BxSxKxD, none_BxSxKxD), _places(mask))
     dkey_BxSxKxD, dvalue_BxSxKxD = (array.astype(key_BxSxKxD.dtype) for array in sums)
     return dquery.reshape(query_BxSxNxD.shape), dkey_BxSxKxD, dvalue_BxSxKxD, None
 
@@ -116,17 +116,17 @@ _attend.defvjp(_forward, _backward)
 class _Chosen:
     """The first `count` key blocks in the order of one query block, side by side."""
 
-    def __init__(self, seen: Seen, row: jax.Array, first: jax.Array, count: int):
-        self._size, self._row = seen.blocks.key, row
-        order_C, seen_count = (array[row, first // seen.blocks.query] for array in (seen.order, seen.count))
+    def __init__(self, mask: BlockMask, row: jax.Array, first: jax.Array, count: int):
+        self._size, self._row = mask.blocks.key, row
+        order_C, seen_count = (array[row, first // mask.blocks.query] for array in (mask.order, mask.count))
         self._blocks = order_C[:count]
-        query_T = first + jnp.arange(seen.blocks.query)
+        query_T = first + jnp.arange(mask.blocks.query)
         key_S = (self._blocks[:, None] * self._size + jnp.arange(self._size)).reshape(-1)
-        visible_TxS = (key_S <= query_T[:, None]) & (query_T[:, None] < self.gather(seen.end))
+        visible_TxS = (key_S <= query_T[:, None]) & (query_T[:, None] < self.gather(mask.end))
         visible_TxS &= jnp.repeat(jnp.arange(count) < seen_count, self._size)
-        if seen.window is not None:
-            position_T = seen.position[row, query_T]
-            visible_TxS &= position_T[:, None] - self.gather(seen.position) < seen.window
+        if mask.window is not None:
+            position_T = mask.position[row, query_T]
+            visible_TxS &= position_T[:, None] - self.gather(mask.position) < mask.window
         self._visible_TxS = visible_TxS
 
     def gather(self, array_BxS: jax.Array) -> jax.Array:
@@ -151,28 +151,28 @@ class _Chosen:
         return of_one
 
 
-def _places(seen: Seen) -> tuple[jax.Array, jax.Array]:
+def _places(mask: BlockMask) -> tuple[jax.Array, jax.Array]:
     """Row and first token of every query block of the batch."""
-    batch, queries, _ = seen.order.shape
+    batch, queries, _ = mask.order.shape
     row, block = jnp.divmod(jnp.arange(batch * queries), queries)
-    return row, block * seen.blocks.query
+    return row, block * mask.blocks.query
 
 
-def _query_block(array_BxSxNxD: jax.Array, row, first, blocks: Blocks) -> jax.Array:
+def _query_block(array_BxSxNxD: jax.Array, row, first, blocks: BlockSizes) -> jax.Array:
     _, _, heads, dim = array_BxSxNxD.shape
     return jax.lax.dynamic_slice(array_BxSxNxD, (row, first, 0, 0), (1, blocks.query, heads, dim))[0]
 
 
-def _for_as_many_as_seen(seen: Seen, row, first, function, *operands):
+def _for_as_many_as_seen(mask: BlockMask, row, first, function, *operands):
     """`function(count, *operands)` for the smallest of some static counts that covers all that is seen."""
-    most = seen.order.shape[2]
+    most = mask.order.shape[2]
     steps = range(1 + math.ceil(math.log(most, _GROWTH)))
     counts = sorted({min(most, math.ceil(_GROWTH**step)) for step in steps})
     branches = [functools.partial(function, count) for count in counts]
-    needed = seen.count[row, first // seen.blocks.query]
+    needed = mask.count[row, first // mask.blocks.query]
     return jax.lax.switch(jnp.searchsorted(jnp.asarray(counts), needed), branches, *operands)
 
 
-def _padded(array_BxS: jax.Array, blocks: Blocks) -> jax.Array:
+def _padded(array_BxS: jax.Array, blocks: BlockSizes) -> jax.Array:
     missing = -array_BxS.shape[1] % math.lcm(blocks.query, blocks.key)
     return jnp.pad(array_BxS, [(0, 0), (0, missing)] + [(0, 0)] * (array_BxS.ndim - 2))

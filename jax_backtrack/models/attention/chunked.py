@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jax_backtrack.backtracking.trees import attention_rule
+from jax_backtrack.backtracking.trees import tree_attention_mask
 from jax_backtrack.models.attention.dense import attend
 
 CHUNK = 512  # queries
@@ -36,7 +36,7 @@ def attend_in_chunks(
     softcap: float | None = None,
     size: int = CHUNK,
 ) -> jax.Array:
-    """`attend` under `trees.attention_rule`, `[B, S, N, D]`; a row of up to `size` tokens is one chunk.
+    """`attend` under `trees.tree_attention_mask`, `[B, S, N, D]`; a row of up to `size` tokens is one chunk.
 
     The backward pass computes the scores of a chunk anew instead of keeping them.
     """
@@ -44,7 +44,7 @@ def attend_in_chunks(
 
     @functools.partial(jax.checkpoint, static_argnums=(0, 1))
     def of_chunk(first, last, query_BxSxNxD, key_BxSxKxD, value_BxSxKxD, position_BxS, end_BxS):
-        visible_BxTxS = attention_rule(position_BxS[:, :last], end_BxS[:, :last], chunks.window, first)
+        visible_BxTxS = tree_attention_mask(position_BxS[:, :last], end_BxS[:, :last], chunks.window, first)
         keys_and_values = key_BxSxKxD[:, :last], value_BxSxKxD[:, :last]
         return attend(query_BxSxNxD[:, first:last], *keys_and_values, visible_BxTxS, scale=scale, softcap=softcap)
 

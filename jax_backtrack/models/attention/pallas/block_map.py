@@ -15,7 +15,7 @@ from jax_backtrack.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class BlockSizes:
     """Sizes of the blocks that a kernel holds at once, in tokens.
 
     A row shorter than a block makes one block. Otherwise a row's length is a multiple of both sizes, and both are
@@ -30,14 +30,14 @@ class Blocks:
     key: int = 512
     heads: int = 1
 
-    def fit(self, length: int) -> "Blocks":
+    def fit(self, length: int) -> "BlockSizes":
         """The sizes for rows of `length` tokens; InputError where they do not divide it."""
-        fitted = Blocks(min(self.query, length), min(self.key, length), self.heads)
+        fitted = BlockSizes(min(self.query, length), min(self.key, length), self.heads)
         for name, size in (("query", fitted.query), ("key", fitted.key)):
             if size < 1 or length % size:
                 raise InputError(
                     f"rows of {length} tokens do not split into {name} blocks of {size}: make the row length a multiple"
-                    f" of {size}, or choose another Blocks({name}=...)"
+                    f" of {size}, or choose another BlockSizes({name}=...)"
                 )
         return fitted
 
@@ -56,11 +56,11 @@ class Blocks:
             if size != length and size % 128:
                 raise InputError(
                     f"{name} blocks of {size} tokens: a TPU needs a multiple of 128, or one block for the whole row of"
-                    f" {length}; choose another Blocks({name}=...)"
+                    f" {length}; choose another BlockSizes({name}=...)"
                 )
 
 
-class Visits(NamedTuple):
+class BlockSchedule(NamedTuple):
     """Visible pairs of blocks, one after the other. Behind the last one it is repeated, so that nothing new is fetched.
 
     query, key: int32 `[B, V]`, block numbers; V is the number of pairs in a causal row, the most there can be
@@ -82,13 +82,13 @@ class BlockMap:
     window, blocks: what it was made for (blocks as they fit the row)
     """
 
-    by_query: Visits
-    by_key: Visits
+    by_query: BlockSchedule
+    by_key: BlockSchedule
     window: int | None = dataclasses.field(metadata=dict(static=True))
-    blocks: Blocks = dataclasses.field(metadata=dict(static=True))
+    blocks: BlockSizes = dataclasses.field(metadata=dict(static=True))
 
 
-def causal_pairs(length: int, blocks: Blocks) -> np.ndarray:
+def causal_pairs(length: int, blocks: BlockSizes) -> np.ndarray:
     """bool `[nq, nk]`: blocks of a plain sequence in which some key does not stand behind every query."""
     last_query = np.arange(blocks.query, length + 1, blocks.query) - 1
     first_key = np.arange(0, length, blocks.key)
@@ -96,9 +96,9 @@ def causal_pairs(length: int, blocks: Blocks) -> np.ndarray:
 
 
 def visible_blocks(
-    position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: Blocks = Blocks()
+    position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: BlockSizes = BlockSizes()
 ) -> jax.Array:
-    """bool `[B, nq, nk]`: does any query of a block attend to any key of a block, by `trees.attention_rule`?
+    """bool `[B, nq, nk]`: does any query of a block attend to any key of a block, by `trees.tree_attention_mask`?
 
     Exact, for rows in which every token sees itself (`end > index`, `window >= 1`). Without a window no query needs to
     be looked at: if a key block stands before a query block, and the subtree of one of its keys reaches the block's
@@ -127,7 +127,7 @@ def visible_blocks(
 
 
 def block_map(
-    position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: Blocks = Blocks()
+    position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: BlockSizes = BlockSizes()
 ) -> BlockMap:
     """The visits of a batch of rows, for `tree_attention(map=...)`. Traceable; one for all layers of one window."""
     blocks = blocks.fit(end_BxS.shape[1])
@@ -135,7 +135,7 @@ def block_map(
     most = int(causal_pairs(end_BxS.shape[1], blocks).sum())
     query, key, count = _listed(visible_BxQxC, most)
     by_key_key, by_key_query, _ = _listed(visible_BxQxC.swapaxes(1, 2), most)
-    return BlockMap(Visits(query, key, count), Visits(by_key_query, by_key_key, count), window, blocks)
+    return BlockMap(BlockSchedule(query, key, count), BlockSchedule(by_key_query, by_key_key, count), window, blocks)
 
 
 def _listed(visible_BxMxN: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -68,7 +68,7 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
 
 
 def visibility(place_query_2x1xQ, place_key_2x1xC, at: Visit, rule: Rule, down: str) -> jax.Array:
-    """`trees.attention_rule` for one pair of blocks: bool `[C, Q]` with `down` "key", `[Q, C]` with "query"."""
+    """`trees.tree_attention_mask` for one pair of blocks: bool `[C, Q]` with `down` "key", `[Q, C]` with "query"."""
     queries, keys = place_query_2x1xQ.shape[2], place_key_2x1xC.shape[2]
     shape = (keys, queries) if down == "key" else (queries, keys)
     key_axis, query_axis = (0, 1) if down == "key" else (1, 0)

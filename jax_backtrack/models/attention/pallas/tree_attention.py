@@ -3,7 +3,7 @@
     attend(q, k)  =  k <= q  and  q < end[k]  and  position[q] - position[k] < window
 
 Blocks in which no query may attend to any key are neither computed nor fetched: causal ones, other trees of the row,
-and other branches of the tree. What is computed is exactly `models.attention.attend` under `trees.attention_rule`.
+and other branches of the tree. What is computed is exactly `models.attention.attend` under `trees.tree_attention_mask`.
 """
 
 import functools
@@ -15,11 +15,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.models.attention.pallas.backward import backward_key_value, backward_query
-from jax_backtrack.models.attention.pallas.block_map import BlockMap, Blocks, block_map, visible_blocks
+from jax_backtrack.models.attention.pallas.block_map import BlockMap, BlockSizes, block_map, visible_blocks
 from jax_backtrack.models.attention.pallas.forward import forward
 from jax_backtrack.models.attention.pallas.scores import Rule
 
-__all__ = ["RESIDUALS", "BlockMap", "Blocks", "block_map", "tree_attention", "visible_blocks"]
+__all__ = ["RESIDUALS", "BlockMap", "BlockSizes", "block_map", "tree_attention", "visible_blocks"]
 
 RESIDUALS = "tree_attention"  # checkpoint name of what the backward pass needs of the forward pass
 
@@ -34,7 +34,7 @@ def tree_attention(
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
-    blocks: Blocks = Blocks(),
+    blocks: BlockSizes = BlockSizes(),
     map: BlockMap | None = None,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> jax.Array:
