@@ -112,3 +112,13 @@ def rewrite_config(folder, **fields) -> None:
     config = json.loads((folder / "config.json").read_text()) | fields
     config = {name: value for name, value in config.items() if value is not ...}
     (folder / "config.json").write_text(json.dumps(config))
+
+
+SHAPE = "Llama-3.1-8B"
+
+
+def tiny_llama(**changes):
+    sizes = dict(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+    )
+    return random_model(SHAPE, **(sizes | dict(head_dim=64, vocab_size=320, max_position_embeddings=256) | changes))

@@ -1,11 +1,13 @@
 """Real inputs that several tests share. On a developer's machine they may be missing; in CI they must be there."""
 
 import copy
+import datetime
 import importlib.util
 import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+from jax_backtrack.hub.export import save
 from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.load import packaged_gguf
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, with_reset
@@ -145,3 +148,26 @@ def written(tmp_path_factory):
     for shape in ("Llama-3.1-8B", "Llama-3.2-1B", "Gemma-2-2B"):
         random_model(shape).save_pretrained(folder / shape)
     return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, short_tokenizer):
+    """A tiny random model on disk, with a shortened tokenizer."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    model = tiny.model(vocab_size=tiny.SHORT, max_position_embeddings=512, num_key_value_heads=2)
+    save(model, short_tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def in_zone(monkeypatch):
+    """Sets the local clock, and with it the day."""
+
+    def at(zone: str) -> datetime.date:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        return datetime.date.today()
+
+    yield at
+    monkeypatch.undo()
+    time.tzset()

@@ -8,7 +8,7 @@ from tokenizers import pre_tokenizers
 
 from jax_backtrack.hub.gguf import _HF_NAMES
 from jax_backtrack.tokenizer.chat_tokenizer import RESET
-from tests.test_tokenizer import CHATML
+from tests.chat_tokenizers import CHATML
 
 CONTROL, NORMAL, UNUSED = 3, 1, 5
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

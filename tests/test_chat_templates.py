@@ -20,7 +20,7 @@ from jax_backtrack.sampling.streams import _certain
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from jax_backtrack.tokenizer.untrusted import kind_for
 from tests import tiny
-from tests.test_tokenizer import CHATML, MARKS, conversation, small_tokenizer
+from tests.chat_tokenizers import CHATML, MARKS, conversation, small_tokenizer
 
 LEFT_OUT, SPLIT = "leaves out a message", "splits the end of the generation prompt otherwise"
 CONTRADICTS = "contradicts itself"

@@ -15,16 +15,14 @@ from jax_backtrack.distributed import preemption
 from jax_backtrack.errors import InputError
 from jax_backtrack.training.checkpoints import newest_step
 from jax_backtrack.training.loop import train
-from tests.processes import HANG
-from tests.test_export import full_after
-from tests.test_hosts import assert_same_run, both_started, end_of, flags_of, itself_or_after
-from tests.test_training import base, recipe, run_main  # noqa: F401
+from tests.processes import HANG, full_after
+from tests.runs import assert_same_run, both_started, end_of, flags_of, itself_or_after, recipe, run_main
 
 FIELDS = dict(steps=8, max_seq_len=128, checkpoint_every_steps=2, max_to_keep=3)
 
 
 @pytest.fixture(scope="module")
-def whole(base, tmp_path_factory):  # noqa: F811
+def whole(base, tmp_path_factory):
     """The workdir of an undisturbed run."""
     workdir = tmp_path_factory.mktemp("whole")
     train(recipe(base, **FIELDS), workdir)
@@ -77,7 +75,7 @@ def change_a_number(workdir, step: int) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_off, flip_a_bit, take_facts, change_a_number])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(base, whole, cut_short, capsys, damage):  # noqa: F811
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(base, whole, cut_short, capsys, damage):
     damage(cut_short, 8)
     capsys.readouterr()
     train(recipe(base, **FIELDS), cut_short)
@@ -88,7 +86,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(base, whole, 
     assert (cut_short / "checkpoints" / "8.damaged").is_dir() and steps(cut_short) == [4, 6, 8]
 
 
-def test_where_none_is_whole_nothing_is_begun_anew(base, cut_short):  # noqa: F811
+def test_where_none_is_whole_nothing_is_begun_anew(base, cut_short):
     for step in steps(cut_short):
         cut_off(cut_short, step)
     for _ in range(2):
@@ -97,7 +95,7 @@ def test_where_none_is_whole_nothing_is_begun_anew(base, cut_short):  # noqa: F8
     assert steps(cut_short) == [4, 6, 8]
 
 
-def test_a_checkpoint_knows_its_recipe_and_its_data(base, cut_short, tmp_path):  # noqa: F811
+def test_a_checkpoint_knows_its_recipe_and_its_data(base, cut_short, tmp_path):
     (cut_short / "recipe.json").unlink()
     with pytest.raises(InputError, match=r"other settings \(train.learning_rate\)"):
         train(recipe(base, **FIELDS | {"learning_rate": 1e-4}), cut_short)
@@ -114,12 +112,12 @@ def test_a_checkpoint_knows_its_recipe_and_its_data(base, cut_short, tmp_path): 
         train(config, tmp_path / "other")
 
 
-def test_multiples_are_kept_for_good(base, tmp_path):  # noqa: F811
+def test_multiples_are_kept_for_good(base, tmp_path):
     train(recipe(base, **FIELDS | dict(max_to_keep=1, keep_period=4, checkpoint_every_steps=1)), tmp_path)
     assert steps(tmp_path) == [4, 8]
 
 
-def test_a_full_disk_ends_the_run_and_nothing_is_lost(base, whole, cut_short, capsys):  # noqa: F811
+def test_a_full_disk_ends_the_run_and_nothing_is_lost(base, whole, cut_short, capsys):
     """No file may grow beyond four fifths of the embedding. That is made of random numbers, so hardly compressed, and
     Orbax keeps it in one piece: however many files it spreads a checkpoint over, one of them finds no room, and all
     else that is written does."""
@@ -141,7 +139,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(base, whole, cut_short, ca
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, preemption.RESTART), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_ends_with_a_code_to_start_again(base, tmp_path, number, code):  # noqa: F811
+def test_a_signal_saves_and_ends_with_a_code_to_start_again(base, tmp_path, number, code):
     """No checkpoint is due: the one that is there was made for the signal."""
     fields = FIELDS | dict(checkpoint_every_steps=1000)
     process = run_main(*flags_of(base, tmp_path / "w", **fields), signalled=number, step=3)
@@ -152,7 +150,7 @@ def test_a_signal_saves_and_ends_with_a_code_to_start_again(base, tmp_path, numb
     assert not (tmp_path / "w" / "export").exists()
 
 
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(base, whole, tmp_path):  # noqa: F811
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(base, whole, tmp_path):
     """Stopped again and again, until it is done."""
     workdir, command = tmp_path / "w", flags_of(base, tmp_path / "w", **FIELDS)
     for step in (1, 4):
@@ -164,7 +162,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(base, whole, tmp_path):  # n
     assert_same_run(whole, workdir)
 
 
-def test_the_preemption_of_one_host_stops_all_behind_the_same_step(base, tmp_path):  # noqa: F811
+def test_the_preemption_of_one_host_stops_all_behind_the_same_step(base, tmp_path):
     arguments = flags_of(base, tmp_path / "w", **FIELDS | dict(steps=400, checkpoint_every_steps=1000))
     with both_started(*arguments, victim=1, signalled=signal.SIGTERM, step=3) as both:
         said = [end_of(process, code=preemption.RESTART)[1] for process in both]
@@ -174,7 +172,7 @@ def test_the_preemption_of_one_host_stops_all_behind_the_same_step(base, tmp_pat
     assert any("stopped: process" in err for err in said)
 
 
-def test_a_run_goes_on_on_another_mesh(base, whole, tmp_path):  # noqa: F811
+def test_a_run_goes_on_on_another_mesh(base, whole, tmp_path):
     """Rounding differs between meshes, so the end is that of one device to float32's precision, not bit for bit."""
     fields = FIELDS | dict(learning_rate=1e-6, checkpoint_every_steps=4, steps=8)
     one = tmp_path / "one"

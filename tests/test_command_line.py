@@ -15,7 +15,7 @@ from configs import demo, dpo_smollm, sft_smollm
 from jax_backtrack import cli
 from jax_backtrack.hub.export import save
 from tests import tiny
-from tests.test_training import run_main
+from tests.runs import run_main
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from tests import tiny
+from tests.chat_tokenizers import small_tokenizer
 from tests.processes import HANG, reserved_port
-from tests.test_tokenizer import small_tokenizer
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 PROGRAM = """

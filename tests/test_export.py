@@ -1,8 +1,6 @@
 """What lies in an export: the model card, generation settings, the tokenizer; and it is there whole or not at all."""
 
 import json
-import resource
-from contextlib import contextmanager
 
 import pytest
 import transformers
@@ -15,7 +13,8 @@ from jax_backtrack.hub.load import load
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.tokenizer.chat_tokenizer import RESET
 from tests import tiny
-from tests.test_tokenizer import CHATML, small_tokenizer
+from tests.chat_tokenizers import CHATML, small_tokenizer
+from tests.processes import full_after
 
 
 def small(context=None, special=("<|im_start|>", "<|im_end|>", "<|endoftext|>")):
@@ -158,17 +157,6 @@ def test_special_tokens_and_chat_template_survive(tmp_path):
     for token in (RESET, "<|im_start|>", "<|im_end|>", "<|endoftext|>"):
         ids = again(token, add_special_tokens=False)["input_ids"]
         assert ids == [tokenizer.hf.convert_tokens_to_ids(token)] and again.decode(ids, skip_special_tokens=True) == ""
-
-
-@contextmanager
-def full_after(size: int):
-    """Files cannot grow beyond `size` bytes, as on a disk that is full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def files(folder) -> dict[str, bytes]:

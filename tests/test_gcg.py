@@ -12,7 +12,7 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.evaluation.attacks.gcg import Attack, Objective, Settings
 from jax_backtrack.hub.reset import add_reset
 from tests import processes, tiny
-from tests.test_tokenizer import small_tokenizer
+from tests.chat_tokenizers import small_tokenizer
 
 QUESTION = [{"role": "user", "content": "hello there"}]
 SETTINGS = Settings(suffix="a b c d e f", steps=4, width=24, top_k=8, rows=6)
@@ -125,7 +125,7 @@ from jax_backtrack.models.transformer import Compute
 from jax_backtrack.evaluation.attacks import gcg
 from jax_backtrack.distributed.mesh import make_mesh, param_shardings
 from tests import test_gcg, tiny
-from tests.test_tokenizer import small_tokenizer
+from tests.chat_tokenizers import small_tokenizer
 
 WIDTHS = dict(num_attention_heads=8, num_key_value_heads=4, hidden_size=32, intermediate_size=64)
 

@@ -20,17 +20,16 @@ from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.load import load
 from jax_backtrack.models.rope import rope_frequencies
 from tests import gguf_files
-from tests.checkpoints import LLAMA3_ROPE, TOLERANCE, random_model, random_tokens, relative_error, torch_logits
+from tests.checkpoints import (
+    LLAMA3_ROPE,
+    TOLERANCE,
+    random_tokens,
+    relative_error,
+    tiny_llama,
+    torch_logits,
+)
 
 TOKENS = random_tokens((2, 40), vocabulary=250)
-SHAPE = "Llama-3.1-8B"
-
-
-def tiny_llama(**changes):
-    sizes = dict(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
-    )
-    return random_model(SHAPE, **(sizes | dict(head_dim=64, vocab_size=320, max_position_embeddings=256) | changes))
 
 
 def factors(model) -> np.ndarray:

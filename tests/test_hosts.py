@@ -1,17 +1,14 @@
 """Several hosts, as processes on this machine: they train what one trains, agree first, and end together."""
 
-import contextlib
 import json
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from configs import sft_smollm
 from jax_backtrack import cli
@@ -20,16 +17,10 @@ from jax_backtrack.distributed import hosts
 from jax_backtrack.errors import InputError
 from jax_backtrack.training.checkpoints import newest_step
 from tests import processes
+from tests.chat_tokenizers import DATED, EARLY, LATE
 from tests.processes import HANG, ROOT
-from tests.test_template_date import DATED, EARLY, LATE
-from tests.test_training import base, flags_of, metrics  # noqa: F401
+from tests.runs import CASES, assert_same_run, both_started, end_of, flags_of, itself_or_after, metrics, start_main
 
-# Of each case objective, mesh axis over two devices, and what else differs from the recipe.
-CASES = {
-    "sft": ("data", dict(steps=16, max_seq_len=128, checkpoint_every_steps=2)),
-    "dpo": ("fsdp", dict(steps=3, max_seq_len=128)),
-    "sft tensor": ("tensor", dict(steps=3, max_seq_len=128)),
-}
 # Trains all cases in one go, which costs one start of Python for them all.
 PROGRAM = """
 import sys
@@ -39,8 +30,7 @@ processes, process, port, base, folder = *map(int, sys.argv[1:4]), *sys.argv[4:]
 if processes > 1:
     hosts.start(f"localhost:{port}", processes, process)
 from jax_backtrack.training.loop import train
-from tests.test_hosts import CASES
-from tests.test_training import recipe
+from tests.runs import CASES, recipe
 for name, (axis, fields) in CASES.items():
     config = recipe(base, name.split()[0], **fields)
     config.mesh.data = 1
@@ -56,53 +46,12 @@ def start(*arguments, devices=1, **settings) -> subprocess.Popen:
     return processes.start(*arguments, devices=devices, JAX_PLATFORMS="cpu", **settings)
 
 
-def start_main(arguments, process: int, port: int, **settings) -> subprocess.Popen:
-    placement = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={process}"]
-    return processes.start_main(*arguments, *placement, JAX_PLATFORMS="cpu", **settings)
-
-
-@contextlib.contextmanager
-def both_started(*arguments, victim: int, **signalled) -> Iterator[list[subprocess.Popen]]:
-    """Two processes of one run, of which the `victim` sends itself a signal."""
-    with processes.reserved_port() as port:
-        yield [start_main(arguments, each, port, **(signalled if each == victim else {})) for each in (0, 1)]
-
-
-def end_of(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
-    """What the process printed, and what it said of errors."""
-    out, err = process.communicate(timeout=HANG)
-    assert process.returncode == code, out + err
-    return out, err
-
-
-def itself_or_after(process: int, word: str = "error") -> str:
-    """A pattern of how one of two processes says why it ends: where it comes to know it seconds after the other one has
-    ended, by what that one said."""
-    return rf"({word}: process {process}: |error: process {process}: process {1 - process} ended: )"
-
-
 def said(err: str) -> list[str]:
     return [line for line in err.splitlines() if line.startswith("error: ")]
 
 
-def weights(workdir: Path) -> dict:
-    return load_file(workdir / "export" / "model.safetensors")
-
-
-def numbers(workdir: Path) -> list[dict]:
-    return [line | {"seconds": 0} for line in metrics(workdir)]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Bit for bit: what was computed is the same, wherever its parts were."""
-    assert numbers(one) == numbers(other)
-    one, other = weights(one), weights(other)
-    assert one.keys() == other.keys()
-    assert all((one[name] == other[name]).all() for name in one)
-
-
 @pytest.fixture(scope="module")
-def one_process(base, tmp_path_factory) -> Path:  # noqa: F811
+def one_process(base, tmp_path_factory) -> Path:
     """All cases, trained by one process with two devices."""
     folder = tmp_path_factory.mktemp("one")
     (folder / "dated.jinja").write_text(DATED)
@@ -111,7 +60,7 @@ def one_process(base, tmp_path_factory) -> Path:  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def two_processes(base, tmp_path_factory) -> tuple[Path, list[str]]:  # noqa: F811
+def two_processes(base, tmp_path_factory) -> tuple[Path, list[str]]:
     """All cases, trained by two processes with one device each; and what they printed. To the second it is another day,
     which a chat template prints in one case."""
     folder = tmp_path_factory.mktemp("two")
@@ -151,7 +100,7 @@ def test_only_the_first_process_prints_and_writes(one_process, two_processes):
         assert len(list((folder / case / "tensorboard").iterdir())) == 1
 
 
-def test_when_one_is_killed_the_other_ends_and_both_go_on_where_they_were(base, one_process, tmp_path):  # noqa: F811
+def test_when_one_is_killed_the_other_ends_and_both_go_on_where_they_were(base, one_process, tmp_path):
     """First the second process is killed, when the other is about to save a checkpoint with it, then, in the run that
     resumes, the first one, where all meet. What is left is trained by one process, and the whole is bit for bit what
     one process makes without a disturbance."""
@@ -174,7 +123,7 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on_where_they_were(base, 
     assert_same_run(one_process / "sft", tmp_path / "w")
 
 
-def test_hosts_that_do_not_agree_on_recipe_or_step_stop_and_name_it(base, tmp_path):  # noqa: F811
+def test_hosts_that_do_not_agree_on_recipe_or_step_stop_and_name_it(base, tmp_path):
     """They find each other by the environment of two TPU slices, and have a workdir each, one of them with a step."""
     (tmp_path / "1" / "checkpoints" / "6").mkdir(parents=True)
     slices = dict(JAX_FORCE_TPU_INIT="1", MEGASCALE_COORDINATOR_ADDRESS="localhost", MEGASCALE_NUM_SLICES="2")
@@ -203,7 +152,7 @@ def test_hosts_that_do_not_agree_on_recipe_or_step_stop_and_name_it(base, tmp_pa
 
 
 @pytest.mark.parametrize("second", ["other data", "no data"])
-def test_hosts_with_other_data_stop_and_name_it(base, tmp_path, second):  # noqa: F811
+def test_hosts_with_other_data_stop_and_name_it(base, tmp_path, second):
     """The same relative path, each process in a folder of its own."""
     folders = [tmp_path / "0", tmp_path / "1"]
     for process, folder in enumerate(folders):

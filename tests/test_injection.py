@@ -26,8 +26,7 @@ from jax_backtrack.sampling.files import read_prompts
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.tokenizer.chat_tokenizer import RESET, ChatTokenizer, with_reset
 from tests import tiny
-from tests.test_real_tokenizers import GEMMA2_TEXT
-from tests.test_tokenizer import conversation
+from tests.chat_tokenizers import GEMMA2_TEXT, conversation
 
 BENIGN = "a question"
 SPARE = {"SmolLM2": "<reponame>", "Llama-3": "<|reserved_special_token_0|>", "Gemma-2": "<unused0>"}

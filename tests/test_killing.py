@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from tests import processes
-from tests.test_hosts import assert_same_run
-from tests.test_training import base, flags_of  # noqa: F401
+from tests.runs import assert_same_run, flags_of
 
 KILLS = {"start": 6, "steps": 6, "saving": 6, "export": 4, "reference": 4, "evaluation": 3, "replies": 2}
 SEED = 0
@@ -82,7 +81,7 @@ def starter(tmp_path):
     process.wait()
 
 
-def commands(base, folder: Path) -> dict[str, list]:  # noqa: F811
+def commands(base, folder: Path) -> dict[str, list]:
     evaluation = ["--mode=evaluate", "--config.evaluate.prompts=6", "--config.sample.max_new_tokens=12"]
     sft, dpo = flags_of(base, folder / "sft", **SFT), flags_of(folder / "sft", folder / "dpo", "dpo", **DPO)
     return {"sft": sft, "dpo": dpo, "evaluation": [*dpo, *evaluation]}
@@ -106,7 +105,7 @@ def moments(seconds: float) -> dict[str, tuple[str, str, float]]:
     }
 
 
-def test_whatever_is_killed_goes_on_as_if_it_had_not_been(base, tmp_path, starter, record_property):  # noqa: F811
+def test_whatever_is_killed_goes_on_as_if_it_had_not_been(base, tmp_path, starter, record_property):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     for command in commands(base, undisturbed).values():
         starter.run(command)

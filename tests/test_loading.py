@@ -20,8 +20,8 @@ from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.hub.safetensors_folder import INDEX_FILE, SINGLE_FILE
 from jax_backtrack.models import families
 from tests import tiny
+from tests.chat_tokenizers import small_tokenizer
 from tests.checkpoints import TOLERANCE, port, random_model, random_tokens, relative_error, rewrite_config, torch_logits
-from tests.test_tokenizer import small_tokenizer
 
 TOKENS = random_tokens((2, 40))
 LAYER = "model.layers.1.mlp.up_proj.weight"

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from tests import processes
-from tests.test_training import base, flags_of  # noqa: F401
+from tests.runs import flags_of
 
 ASKED = 77
 # main.py, which ends where anything looks up a name or connects.
@@ -29,7 +29,7 @@ def run(*arguments) -> tuple[int, str]:
     return process.returncode, output
 
 
-def test_training_and_evaluation_of_what_is_local_ask_nothing(base, tmp_path):  # noqa: F811
+def test_training_and_evaluation_of_what_is_local_ask_nothing(base, tmp_path):
     flags = flags_of(base, tmp_path, steps=2, max_seq_len=128)
     evaluation = ["--mode=evaluate", "--config.evaluate.prompts=4", "--config.sample.max_new_tokens=8"]
     for more in ([], evaluation):
@@ -38,6 +38,6 @@ def test_training_and_evaluation_of_what_is_local_ask_nothing(base, tmp_path):  
 
 
 @pytest.mark.parametrize("field", ["model.path", "data.path"])
-def test_a_hub_id_is_asked_for(base, tmp_path, field):  # noqa: F811
+def test_a_hub_id_is_asked_for(base, tmp_path, field):
     code, output = run(*flags_of(base, tmp_path, steps=2), f"--config.{field}=owner/name")
     assert code == ASKED and "asked the network" in output

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
+from tests.chat_tokenizers import small_tokenizer
 from tests.checkpoints import TOLERANCE, port, random_model, random_tokens, relative_error, rewrite_config, torch_logits
-from tests.test_tokenizer import small_tokenizer
 
 TOKENS = random_tokens((2, 24))
 LLAMA, TIED, GEMMA = "Llama-3.1-8B", "Llama-3.2-1B", "Gemma-2-2B"

@@ -12,13 +12,10 @@ from tokenizers import Tokenizer
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import _open_tokenizer
 from jax_backtrack.tokenizer.chat_tokenizer import RESET, ChatTokenizer, with_reset
-from tests.test_template_date import EARLY, in_zone  # noqa: F401
-from tests.test_tokenizer import by_transformers, conversation
+from tests.chat_tokenizers import EARLY, GEMMA2_TEXT, by_transformers, conversation
 
 # Name: ids of the spare token, the end of turn and the start of text; entries of the vocabulary.
 FACTS = {"llama3": (128002, 128009, 128000, 128256), "gemma2": (7, 107, 2, 256000)}
-# Gemma-2's added tokens that text may give: runs of newlines and of spaces, HTML tags, runs of tabs.
-GEMMA2_TEXT = {*range(108, 217), *range(255969, 255999)}
 
 SPACES = ["a" + " " * count + "b" for count in range(1, 40)] + ["a" + "\t" * count + "b" for count in range(1, 40)]
 TEXTS = [
@@ -292,7 +289,7 @@ def test_our_template_equals_the_one_of_llama3(llama3, llama3_folder, messages):
     assert llama3.hf.backend_tokenizer.decode(ids[-4:], skip_special_tokens=False) == RENDERED["llama3"][-47:]
 
 
-def test_a_template_that_writes_the_date(llama3_folder, tmp_path, in_zone):  # noqa: F811
+def test_a_template_that_writes_the_date(llama3_folder, tmp_path, in_zone):
     """As that of Llama-3.1."""
     today = in_zone(EARLY)
     template = tmp_path / "dated.jinja"

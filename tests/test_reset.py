@@ -8,7 +8,7 @@ from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import check_agreement, load
 from jax_backtrack.hub.reset import UNDOING_WORDS, add_reset, row_beyond
 from tests import tiny
-from tests.test_tokenizer import small_tokenizer
+from tests.chat_tokenizers import small_tokenizer
 
 
 def started(tokenizer, tied: bool):

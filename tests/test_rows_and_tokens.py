@@ -14,8 +14,8 @@ from jax_backtrack.evaluation.attacks.gcg import Attack, Objective, Settings
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from jax_backtrack.hub.reset import add_reset
+from tests.chat_tokenizers import CHATML, small_tokenizer
 from tests.checkpoints import TOLERANCE, relative_error, torch_logits
-from tests.test_tokenizer import CHATML, small_tokenizer
 
 ORDINARY = ("Ġthe", "Ġcat")
 WITH_MORE = CHATML + "{% if messages[0].role == 'system' %}<image>{% endif %}"

@@ -19,8 +19,8 @@ from jax_backtrack.sampling.loop import Plan
 from jax_backtrack.sampling.replies import Writing
 from jax_backtrack.sampling.streams import _certain, _whole
 from tests import tiny
+from tests.chat_tokenizers import small_tokenizer
 from tests.sampling import engine, knobs, naive, sample
-from tests.test_tokenizer import small_tokenizer
 
 R, E = tiny.RESET_ID, tiny.EOT_ID
 NEW, PROMPT = 9, 8

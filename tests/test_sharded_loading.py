@@ -24,7 +24,7 @@ if processes > 1:
 import json
 from pathlib import Path
 import jax_backtrack
-from tests.test_tokenizer import small_tokenizer
+from tests.chat_tokenizers import small_tokenizer
 from jax_backtrack.hub.safetensors_folder import SafetensorsFolder
 from jax_backtrack.distributed.mesh import make_mesh
 from tests.checkpoints import port

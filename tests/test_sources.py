@@ -15,6 +15,7 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.sampling.files import Asked, write_samples
 from jax_backtrack.sampling.sampler import Sampler
 from tests import tiny
+from tests.records import HH, OASST, PREFERENCE, QUESTION, SAMPLE, message, oasst
 
 
 def write(path: Path, rows) -> str:
@@ -23,33 +24,6 @@ def write(path: Path, rows) -> str:
     data = "".join(line + "\n" for line in lines).encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return str(path)
-
-
-def message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-QUESTION = message("user", "Where is Paris?")
-SAMPLE = {"prompt": "Where is Oslo?", "prefix": "", "reply": "In Norway.", "drafts": [], "resets": 0, "finish": "stop"}
-PREFERENCE = {"prompt": "Where is Paris?", "chosen": "In France.", "rejected": "No idea."}
-HH = {
-    "chosen": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Where is Paris?\n\nAssistant: In France.",
-    "rejected": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Where is Paris?\n\nAssistant: No idea.",
-}
-
-
-def oasst(message_id: str, parent_id: str | None, text: str, rank: int | None = None, **changes) -> dict:
-    role = "assistant" if parent_id else "prompter"
-    row = {"message_id": message_id, "parent_id": parent_id, "role": role, "text": text, "lang": "en", "rank": rank}
-    return row | changes
-
-
-OASST = [
-    oasst("q", None, "Where is Paris?"),
-    oasst("a", "q", "No idea.", rank=2),
-    oasst("b", "q", "In France.", rank=0),
-    oasst("c", "q", "In Europe.", rank=1),
-]
 
 
 # -------------------------------------------------------------------------------------------------- formats

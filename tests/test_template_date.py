@@ -4,7 +4,6 @@ import copy
 import datetime
 import json
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -15,18 +14,9 @@ from jax_backtrack.hub.load import load
 from jax_backtrack.hub.settings import load_model
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, with_reset
 from jax_backtrack.training.loop import train
+from tests.chat_tokenizers import DATED, EARLY, LATE, conversation
 from tests.processes import HANG
-from tests.test_tokenizer import CHATML, conversation
-from tests.test_training import base, flags_of, leaves, metrics, recipe, run_main  # noqa: F401
-
-# As the template of Llama-3.2: the date is today's where the renderer can tell.
-DATED = (
-    "{% set day = strftime_now('%d %b %Y') if strftime_now is defined else '26 Jul 2024' %}"
-    "<|im_start|>system\nToday Date: {{ day }}<|im_end|>\n" + CHATML
-)
-# Time zones in which it is past noon, a day apart: midnight does not come while a test runs.
-_WEST = (datetime.datetime.now(datetime.UTC).hour - 12) % 24
-EARLY, LATE = f"EARLY+{_WEST}", f"LATE-{24 - _WEST}"
+from tests.runs import flags_of, leaves, metrics, recipe, run_main
 
 
 @pytest.fixture
@@ -34,20 +24,6 @@ def dated(tmp_path) -> str:
     path = tmp_path / "dated.jinja"
     path.write_text(DATED)
     return str(path)
-
-
-@pytest.fixture
-def in_zone(monkeypatch):
-    """Sets the local clock, and with it the day."""
-
-    def at(zone: str) -> datetime.date:
-        monkeypatch.setenv("TZ", zone)
-        time.tzset()
-        return datetime.date.today()
-
-    yield at
-    monkeypatch.undo()
-    time.tzset()
 
 
 def test_a_tokenizer_prints_the_date_that_it_is_given(tokenizer, dated, in_zone):
@@ -65,7 +41,7 @@ def test_a_tokenizer_prints_the_date_that_it_is_given(tokenizer, dated, in_zone)
         assert turn.prompt.tolist() == each.render(messages).tolist()
 
 
-def test_the_date_of_a_recipe_is_a_date(base, tmp_path):  # noqa: F811
+def test_the_date_of_a_recipe_is_a_date(base, tmp_path):
     config = recipe(base)
     config.model.template_date = "27 Nov 2026"
     with pytest.raises(
@@ -74,7 +50,7 @@ def test_the_date_of_a_recipe_is_a_date(base, tmp_path):  # noqa: F811
         train(config, tmp_path / "w")
 
 
-def test_a_run_goes_on_the_next_day(base, dated, tmp_path, in_zone, capsys):  # noqa: F811
+def test_a_run_goes_on_the_next_day(base, dated, tmp_path, in_zone, capsys):
     """Bit for bit as one that was run on its first day, by its recipe's own date."""
     fields = dict(steps=8, checkpoint_every_steps=2)
     first_day = in_zone(EARLY)
@@ -104,7 +80,7 @@ def test_a_run_goes_on_the_next_day(base, dated, tmp_path, in_zone, capsys):  # 
         train(pinned, killed)
 
 
-def test_sampling_prints_today_unless_the_recipe_says_another_day(base, dated, in_zone):  # noqa: F811
+def test_sampling_prints_today_unless_the_recipe_says_another_day(base, dated, in_zone):
     config = recipe(base)
     config.model.chat_template = dated
     mesh = make_mesh(1, 1, 1)
@@ -117,7 +93,7 @@ def test_sampling_prints_today_unless_the_recipe_says_another_day(base, dated, i
     assert "Today Date: 31 Jan 2026" in tokenizer.decode(tokenizer.render(conversation(("user", "Hi"))))
 
 
-def test_a_date_that_no_template_prints_is_said(base, tmp_path, capsys):  # noqa: F811
+def test_a_date_that_no_template_prints_is_said(base, tmp_path, capsys):
     config = recipe(base, steps=1)
     config.model.template_date = "2026-01-31"
     train(config, tmp_path / "w")

@@ -8,37 +8,14 @@ import pytest
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import _open_tokenizer, load
 from jax_backtrack.tokenizer.chat_tokenizer import RESET, ChatTokenizer, with_reset
 from tests import tiny
-
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-MARKS = ("<|im_start|>", "<|im_end|>")
-
-
-def small_tokenizer(template: str | None = CHATML, special=MARKS, ordinary=(), merges=()) -> ChatTokenizer:
-    """A tokenizer of single bytes and of `ordinary` tokens, some of which `merges` may join."""
-    vocabulary = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *ordinary]
-    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(vocabulary)}, list(merges)))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return chat_tokenizer(backend, template, special)
-
-
-def chat_tokenizer(backend: Tokenizer, template: str | None, special) -> ChatTokenizer:
-    backend.add_special_tokens(list(special))
-    return ChatTokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template))
-
-
-def conversation(*turns: tuple[str, str]) -> list[dict[str, str]]:
-    return [{"role": role, "content": content} for role, content in turns]
+from tests.chat_tokenizers import CHATML, MARKS, by_transformers, chat_tokenizer, conversation, small_tokenizer
 
 
 def special_tokens(tokenizer: ChatTokenizer) -> dict[str, int]:
@@ -47,10 +24,6 @@ def special_tokens(tokenizer: ChatTokenizer) -> dict[str, int]:
 
 def special_ids_in(tokenizer: ChatTokenizer, ids) -> list[int]:
     return [index for index in ids if index in special_tokens(tokenizer).values()]
-
-
-def by_transformers(tokenizer: ChatTokenizer, messages) -> list[int]:
-    return tokenizer.hf.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
 # ------------------------------------------------------------------------------------------------ rendering

@@ -1,61 +1,25 @@
 """Training on a tiny model with real tokens: what it leaves, what it refuses, and how a killed run goes on."""
 
-import json
 import math
 import re
 import shutil
 import signal
-import subprocess
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 
-from configs import dpo_smollm, sft_smollm
 from jax_backtrack.backtracking.trees import Recipe
 from jax_backtrack.data import examples, sources
 from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.errors import InputError
-from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from jax_backtrack.models.assign import assign
 from jax_backtrack.training import reference
 from jax_backtrack.training.loop import train
 from jax_backtrack.training.reference import reference_sides
-from tests import processes, tiny
+from tests import tiny
 from tests.processes import HANG
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, short_tokenizer):
-    """A tiny random model on disk, with a shortened tokenizer."""
-    folder = tmp_path_factory.mktemp("base") / "model"
-    model = tiny.model(vocab_size=tiny.SHORT, max_position_embeddings=512, num_key_value_heads=2)
-    save(model, short_tokenizer, folder)
-    return folder
-
-
-SHORT = dict(steps=6, batch_size=2, max_seq_len=256, learning_rate=3e-3, warmup_steps=2, checkpoint_every_steps=0)
-
-
-def recipe(base, objective="sft", **train_fields):
-    """A short run. The schedule is part of the compiled step: runs of as many steps share what is compiled."""
-    config = (sft_smollm if objective == "sft" else dpo_smollm).get_config()
-    config.model.path = str(base)
-    config.data.path = "testbed"
-    config.data.limit = 40
-    config.train.update(SHORT)
-    config.train.update(train_fields)
-    return config
-
-
-def metrics(workdir) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def leaves(model):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+from tests.runs import flags_of, leaves, metrics, recipe, run_main
 
 
 @pytest.fixture(scope="module")
@@ -232,19 +196,6 @@ def test_a_reference_pass_that_is_stopped_keeps_its_portions(sft_workdir, tmp_pa
     again, count = reference_sides(model, source, range(9), folder=tmp_path / "stopped", **settings)
     assert count == 5
     np.testing.assert_array_equal(again, whole)
-
-
-def run_main(*arguments, **settings) -> subprocess.Popen:
-    return processes.start_main(*arguments, stderr=subprocess.STDOUT, **settings)
-
-
-def flags_of(base, workdir, objective="sft", **fields) -> list[str]:
-    config = recipe(base, objective, **fields)
-    changed = {f"train.{name}": config.train[name] for name in SHORT | fields}
-    changed |= {"model.path": base, "data.path": "testbed", "data.limit": 40}
-    return [f"--config={objective}_smollm.py", f"--workdir={workdir}"] + [
-        f"--config.{name}={value}" for name, value in changed.items()
-    ]
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(base, tmp_path, capsys):

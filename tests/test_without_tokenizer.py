@@ -11,9 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import load
 from tests import gguf_files
-from tests.checkpoints import TOLERANCE, random_tokens, relative_error, torch_logits
-from tests.test_gguf_models import tiny_llama
-from tests.test_tokenizer import CHATML, small_tokenizer
+from tests.chat_tokenizers import CHATML, small_tokenizer
+from tests.checkpoints import TOLERANCE, random_tokens, relative_error, tiny_llama, torch_logits
 
 TOKENS = random_tokens((2, 24), vocabulary=300)
 

@@ -11,10 +11,10 @@ from jax_backtrack.data import prompt_sets, sources
 from jax_backtrack.data.examples import encode
 from jax_backtrack.sampling.files import read_prompts
 from jax_backtrack.tokenizer.chat_tokenizer import check_messages
+from tests.format_rows import PAIRS, RANKED, REPLIES
 from tests.fuzz.odd import TEXT, changed, dumps, mangled
 from tests.fuzz.trials import Refused, fuzz
-from tests.test_formats import PAIRS, RANKED, REPLIES
-from tests.test_sources import HH, OASST, PREFERENCE, QUESTION, message
+from tests.records import HH, OASST, PREFERENCE, QUESTION, message
 
 REPLY = message("assistant", "In France.")
 PREFERENCES = [
