@@ -45,7 +45,7 @@ fuzz: $(VENV)/.dev
 
 # Texts that spell special tokens, in all places where text goes in, and a table of what they became.
 injection: $(VENV)/.dev tokenizers
-	$(BIN)/python -m pytest tests/test_injection.py --injection-table
+	$(BIN)/python -m pytest tests/tokenizer/test_injection.py --injection-table
 
 # What must hold on the oldest stack, Python 3.11 with the lowest versions that the requirements allow, in minutes:
 # imports, parity with transformers, the sampler, one training with its export. All tests there:
@@ -54,8 +54,8 @@ OLDEST ?= .venv-oldest
 OLDEST_PYTHON ?= python3.11
 # Of the requirements for tests: a pattern.
 OLDEST_TOOLS ?= ^(hypothesis|pytest|pytest-xdist|torch)[=<>]
-OLDEST_TESTS ?= tests/test_imports.py tests/test_parity.py tests/test_sampler.py tests/test_export.py \
-    tests/test_training.py::test_sft_learns_and_leaves_a_model_that_can_reset
+OLDEST_TESTS ?= tests/test_imports.py tests/models/test_parity.py tests/sampling/test_sampler.py tests/hub/test_export.py \
+    tests/training/test_training.py::test_sft_learns_and_leaves_a_model_that_can_reset
 oldest: $(OLDEST)/.dev-oldest
 	$(OLDEST)/bin/python -m pytest --numprocesses=auto --dist=loadfile $(OLDEST_TESTS)
 

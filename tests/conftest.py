@@ -44,10 +44,10 @@ settings.load_profile("busy machine")
 
 # Run last, the longest of them first, so that two processes end together. The others finish in seconds.
 SLOW = """
-    test_killing test_notebooks test_colab test_training test_hosts test_plan test_docs_commands test_bfloat16
+    test_killing test_notebooks test_colab test_training test_hosts test_compile test_docs_commands test_bfloat16
     test_sampler test_replication test_command_line test_tree_attention test_sharding test_trees test_loading
     test_parity test_sharded_loading test_smollm test_custom_generate test_sharded_sampling test_real_tokenizers
-    test_download test_checksum test_decoding_on_tpu test_hlo test_adapters test_web test_chat test_export test_trl
+    test_download test_fingerprint test_decoding_on_tpu test_hlo test_lora test_web test_chat test_export test_trl
     test_template_date
 """.split()
 

@@ -54,14 +54,14 @@ NOT_RUN = {
     "hf auth login": "asks for a password",
     "python -m benchmarks.": "takes minutes to hours",
     "python benchmarks/loading.py": "takes minutes",
-    "python -m jax_backtrack.integrations.lm_eval ": "lm-eval is optional; tests/test_lm_eval.py runs this",
-    "jax-backtrack ... --config.wandb.project=": "wandb is optional; tests/test_wandb.py runs it where it is installed",
-    "python main.py --config=... ": "is for several hosts; tests/test_hosts.py runs two processes",
-    "python main.py --config=dpo_llama.py ": "8 billion parameters, planned or trained; tests/test_plan.py plans less",
+    "python -m jax_backtrack.integrations.lm_eval ": "optional; tests/integrations/test_lm_eval.py runs this",
+    "jax-backtrack ... --config.wandb.project=": "optional; tests/training/test_wandb.py runs it where it is installed",
+    "python main.py --config=... ": "is for several hosts; tests/distributed/test_hosts.py runs two processes",
+    "python main.py --config=dpo_llama.py ": "8 billion parameters; tests/aot/test_compile.py compiles less",
     "python main.py --config=sft_gemma.py ": "its tokenizer alone takes long; the README's command with it is run",
     "python main.py --config=dpo_gemma.py ": "likewise, and plans compile 2 billion parameters for minutes",
     "python main.py --config=dpo_gemma_lora.py ": "compiles 2 billion parameters for minutes",
-    "python main.py --config=replication/table.py ": "trains up to 21 models; tests/test_replication.py trains fewer",
+    "python main.py --config=replication/table.py ": "21 models; tests/experiments/test_replication.py trains fewer",
 }
 
 # What stands for what, in commands and in Python: models and data that are fetched, and sizes.

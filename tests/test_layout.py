@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import re
 from pathlib import Path
 
 from tests.processes import ROOT
@@ -53,6 +54,14 @@ def test_imports_go_one_way():
         if ROOMS.index(imported) > ROOMS.index(room(path))
     ]
     assert not wrong
+
+
+def test_tests_lie_as_what_they_test_does():
+    """Those of the whole program lie in `tests` itself; what several share, fixtures or not, is in no test module."""
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders <= {*ROOMS, "fuzz", "gpu"}
+    found = re.compile(r"^ *(?:from tests\.(?:\w+\.)?test_|from tests\.?\w* import test_)", re.MULTILINE)
+    assert not [str(path) for path in (ROOT / "tests").rglob("*.py") if found.search(path.read_text())]
 
 
 def test_a_folder_can_be_taken_in_at_a_glance():

@@ -29,7 +29,7 @@ class ChatTemplate:
     """The chat template of a tokenizer, compiled.
 
     It is rendered by itself and not by `apply_chat_template`, which makes plain texts of all that a template is given.
-    `tests/test_chat_templates.py` compares the two.
+    `tests/tokenizer/test_chat_templates.py` compares the two.
     """
 
     def __init__(self, hf: transformers.PreTrainedTokenizerFast):

@@ -24,9 +24,9 @@ from jax_backtrack.sampling.batching import Request
 from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
 from tests import tiny
 from tests.checkpoints import TOLERANCE, port, random_model, random_tokens, relative_error, torch_logits
-from tests.sampling import engine, knobs
-from tests.test_gpu_lowering import config_of
-from tests.test_sampler import GREEDY, SAMPLED, both, forced_at, requests
+from tests.decoding import engine, knobs
+from tests.published_models import config_of
+from tests.sampling.test_sampler import GREEDY, SAMPLED, both, forced_at, requests
 
 pytestmark = pytest.mark.gpu
 CHOSEN = Compute.suited_to("gpu")

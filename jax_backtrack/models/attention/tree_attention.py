@@ -56,7 +56,7 @@ def attend_within_trees(
     softcap: float | None,
     mesh: Mesh | None,
 ) -> jax.Array:
-    """`attend` under `trees.tree_attention_mask`, each device for its own rows and heads; `mask` is what `make_mask` gives.
+    """Attends under `trees.tree_attention_mask`, each device for its own rows and heads; `mask` is from `make_mask`.
 
     On a CPU the kernel is interpreted, which is slow.
     """

@@ -10,6 +10,7 @@ from jax_backtrack.data import sources
 from jax_backtrack.data.formats import FORMATS, NAMES
 from jax_backtrack.errors import InputError
 from tests.format_rows import BAD, GOOD, HELLO, PAIRS, RANKED, REPLIES, SAFE, SYSTEM, TRANSCRIPT, UNSAFE, USER, Q, said
+from tests.processes import ROOT
 
 
 def read(tmp_path: Path, *rows: dict, **settings):
@@ -265,7 +266,7 @@ def test_white_space_of_a_reply(tmp_path):
 
 
 def test_the_documents_have_every_format():
-    text = (Path(__file__).parents[1] / "docs/DATA.md").read_text()
+    text = (ROOT / "docs/DATA.md").read_text()
     for name in NAMES:
         assert f"| `{name}` |" in text, name
     for format in FORMATS:

@@ -124,7 +124,8 @@ from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.models.transformer import Compute
 from jax_backtrack.evaluation.attacks import gcg
 from jax_backtrack.distributed.mesh import make_mesh, param_shardings
-from tests import test_gcg, tiny
+from tests import tiny
+from tests.evaluation import test_gcg
 from tests.chat_tokenizers import small_tokenizer
 
 WIDTHS = dict(num_attention_heads=8, num_key_value_heads=4, hidden_size=32, intermediate_size=64)

@@ -10,7 +10,7 @@ from jax_backtrack.sampling.batching import Batch, Request
 from jax_backtrack.sampling.cache_trace import NOTHING, Look, looks
 from jax_backtrack.sampling.loop import Plan
 from tests import tiny
-from tests.sampling import engine, knobs
+from tests.decoding import engine, knobs
 
 RING, PROMPT, DRAFT = 7, 8, 4
 PLAN = Plan(context="rewind", reset_id=tiny.RESET_ID, stop_ids=(tiny.EOT_ID,), greedy=False, steps=RING)

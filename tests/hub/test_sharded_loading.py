@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.checkpoints import TOLERANCE, port, random_model, random_tokens, relative_error
-from tests.processes import HANG, reserved_port
+from tests.processes import HANG, ROOT, reserved_port
 
 PROGRAM = """
 import sys
@@ -58,7 +58,7 @@ def run(folder, out, processes: int, devices: int, mesh: tuple[int, int, int]) -
         started = [
             subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, *map(str, (folder, out, processes, index, port_number, *mesh))],
-                cwd=Path(__file__).parent.parent,
+                cwd=ROOT,
                 env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -17,7 +17,7 @@ from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from tests import tiny
 from tests.chat_tokenizers import small_tokenizer
-from tests.processes import HANG, reserved_port
+from tests.processes import HANG, ROOT, reserved_port
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 PROGRAM = """
@@ -118,7 +118,7 @@ def run(home: Path, endpoint: str, *asked: str, **environment: str) -> list[str]
         "HF_HUB_DOWNLOAD_TIMEOUT": str(HANG),
         "PYTHONPATH": ".",
     } | environment
-    root = Path(__file__).parent.parent
+    root = ROOT
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *asked], cwd=root, env=os.environ | environment, capture_output=True, text=True
     )

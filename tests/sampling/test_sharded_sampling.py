@@ -13,7 +13,7 @@ from jax_backtrack.sampling.batching import Request
 from jax_backtrack.sampling.loop import Plan
 from jax_backtrack.distributed.mesh import make_mesh, param_shardings
 from tests import tiny
-from tests.sampling import engine, knobs, sample
+from tests.decoding import engine, knobs, sample
 
 family = sys.argv[1]
 # Widths that divide by 8 along every axis of the mesh.

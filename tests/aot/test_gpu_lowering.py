@@ -14,22 +14,11 @@ from jax_backtrack.hub.settings import best_dtype, compute
 from jax_backtrack.models.attention.tree_attention import KINDS
 from jax_backtrack.models.families.published import PUBLISHED
 from tests.conftest import missing_libtpu
+from tests.published_models import SMALL, config_of
 
-SMALL = dict(
-    vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=16,
-)  # fmt: skip
 LLAMA, GEMMA = "meta-llama/Meta-Llama-3-8B", "google/gemma-2-2b"
 RECIPES = [(LLAMA, sft_llama), (LLAMA, dpo_llama), (GEMMA, dpo_gemma)]
 mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-
-
-def config_of(recipe, folder, **fields):
-    config = recipe.get_config()
-    small = {"model.path": str(folder), "train.batch_size": 2, "train.max_seq_len": 1024, "sample.batch_rows": 2}
-    sampled = {"sample.max_new_tokens": 16, "sample.temperature": 0.7, "sample.top_p": 0.9, "sample.top_k": 8}
-    config.update_from_flattened_dict(small | sampled | {"model.compute_dtype": "auto"} | fields)
-    return config
 
 
 @pytest.fixture(scope="module", params=RECIPES, ids=lambda pair: pair[1].__name__)

@@ -14,7 +14,7 @@ from jax_backtrack.evaluation.reports import report
 from jax_backtrack.experiments import replication
 from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.utils.console import console
-from tests.test_report import measures
+from tests.evaluation.test_report import measures
 
 MODELS = ("untrained", "SFT", "backtracking SFT", "backtracking SFT + DPO")
 

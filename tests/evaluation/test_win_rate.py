@@ -15,8 +15,8 @@ from jax_backtrack.evaluation.win_rate import WinRate
 from jax_backtrack.hub.export import save
 from jax_backtrack.sampling.replies import Reply
 from tests import tiny
-from tests.test_asked import user
-from tests.test_tradeoff import SETS
+from tests.evaluation.test_asked import user
+from tests.evaluation.test_tradeoff import SETS
 
 
 def test_a_reply_wins_where_it_is_preferred_in_both_orders():

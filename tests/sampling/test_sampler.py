@@ -20,7 +20,7 @@ from jax_backtrack.sampling.replies import Writing
 from jax_backtrack.sampling.streams import _certain, _whole
 from tests import tiny
 from tests.chat_tokenizers import small_tokenizer
-from tests.sampling import engine, knobs, naive, sample
+from tests.decoding import engine, knobs, naive, sample
 
 R, E = tiny.RESET_ID, tiny.EOT_ID
 NEW, PROMPT = 9, 8

@@ -21,7 +21,7 @@ from jax_backtrack.sampling.batching import Request
 from jax_backtrack.sampling.loop import Plan
 from tests import tiny
 from tests.chat_tokenizers import small_tokenizer
-from tests.sampling import engine, knobs, sample
+from tests.decoding import engine, knobs, sample
 
 CONTEXTS = ("keep", "rewind", "resample")
 DETERMINISTIC = {"keep": {}, "rewind": {}, "resample": {"do_sample": True, "top_k": 1}}
