@@ -274,7 +274,7 @@ MODES = {
 
 
 def _sampler(config: ConfigDict, workdir: Path) -> Sampler:
-    """A sampler of the workdir's model, or of the recipe's where nothing was trained in the workdir."""
+    """Returns a sampler of the workdir's model, or of the recipe's where nothing was trained in the workdir."""
     path = _model_path(config, workdir)
     console.print(f"model: {path}", highlight=False)
     model, tokenizer = load_model(config, path, make_mesh(**config.mesh))

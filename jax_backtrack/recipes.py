@@ -11,7 +11,7 @@ from jax_backtrack.errors import InputError, nearest
 
 
 def _folder(package: Path) -> Path:
-    """Where the recipes are: within the installed package, and beside it in the repository (`setup.py`)."""
+    """Returns where the recipes are: within the installed package, and beside it in the repository (`setup.py`)."""
     installed = package / "shipped" / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
@@ -35,7 +35,7 @@ def make_importable() -> None:
 
 
 def read_recipe(name: str) -> ConfigDict:
-    """A recipe as `--config` finds it, to change and to train by.
+    """Returns a recipe as `--config` finds it, to change and to train by.
 
     name: of one that comes with the project, with or without ".py" ("sft_smollm", "replication/table.py"), or the path
           of a file of your own

@@ -1,8 +1,5 @@
 """Published models, made small: recipes that compile what theirs would."""
 
-
-
-
 SMALL = dict(
     vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=2, head_dim=16,

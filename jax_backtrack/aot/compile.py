@@ -108,7 +108,7 @@ def compile_recipe(config: ConfigDict, topologies: Sequence[str], workdir: Path)
 
 
 def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dict[str, Callable[[], jax.stages.Traced]]:
-    """The recipe's programs by name, each to be traced by calling it: for the mesh, or to be lowered for one of another
+    """Returns the recipe's programs by name, each traced by calling it: for the mesh, or to be lowered for another
     `platform`, as `hub.settings.compute` takes it."""
     how = compute(config, mesh, platform)
     model, without_adapters = (abstract_model(config, how, adapted) for adapted in (True, False))
@@ -150,7 +150,7 @@ def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dic
 
 
 def abstract_model(config: ConfigDict, compute: Compute, with_adapters: bool = True) -> Transformer:
-    """The recipe's model without values, with its adapters if it has any."""
+    """Returns the recipe's model without values, with its adapters if it has any."""
     shape = _read_once(config.model.path, config.model.revision or None)
     check_length(config, shape)
 
@@ -165,7 +165,7 @@ def abstract_model(config: ConfigDict, compute: Compute, with_adapters: bool = T
 
 
 def _sampler_arguments(config: ConfigDict, compute: Compute) -> tuple[State, Knobs, Plan]:
-    """A batch whose prompts are as long as a row of training, and the recipe's settings."""
+    """Returns a batch whose prompts are as long as a row of training, and the recipe's settings."""
     sample, mesh = config.sample, compute.mesh
     plan = Plan(
         context=config.reset.context,
@@ -188,7 +188,7 @@ def _sampler_arguments(config: ConfigDict, compute: Compute) -> tuple[State, Kno
 
 
 def _in_places(state: nnx.State, model: Transformer, mesh: Mesh) -> nnx.State:
-    """The state's leaves as shapes where they are to lie."""
+    """Returns the state's leaves as shapes where they are to lie."""
     places = {
         path: place
         for kind in (nnx.Param, lora.Adapter)
@@ -279,8 +279,8 @@ def _compile(
 
 
 def _model_flops(name: str, config: ConfigDict, mesh: Mesh) -> float:
-    """Of the sampler: one call of its loop, behind prompts of a row's length; of its prompts: one for each part of the
-    rows, unprojected."""
+    """Returns the FLOPs of one run. The sampler's is one call of its loop after prompts of a row's length, its prompts'
+    one for each part of the rows, unprojected."""
     model, length = abstract_model(config, compute(config, mesh)), config.train.max_seq_len
     if name.startswith("training step"):
         trained = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, lora.Adapter)))
@@ -296,7 +296,7 @@ def _model_flops(name: str, config: ConfigDict, mesh: Mesh) -> float:
 
 
 def _mfu_bound(model_flops: float, flops: float, moved: dict, one_chip: Chip) -> float:
-    """Model FLOPs over what the chip could do in the time that its products, or its links, need at their peaks.
+    """Returns model FLOPs over what the chip could do in the time that its products, or its links, need at their peaks.
 
     Both are taken to overlap wholly. Of several slices the links between them are not looked at.
     """
@@ -308,7 +308,7 @@ def _mfu_bound(model_flops: float, flops: float, moved: dict, one_chip: Chip) ->
 
 
 def _needed_bytes(message: str) -> int:
-    """What the compiler says a program needs where it does not fit; raises InputError where it says something else.
+    """Returns the bytes that the compiler asks for where a program does not fit; raises InputError where it says else.
 
     Where temporary arrays alone are too large, it says no more than that.
     """
@@ -381,7 +381,7 @@ def compiler_only():
 
 
 def devices(topology: str) -> list[jax.Device]:
-    """The devices of a topology, described; within `compiler_only`."""
+    """Returns the devices of a topology, described; within `compiler_only`."""
     name, _, slices = topology.partition("*")
     sizes = name.partition(":")[2]
     if not re.fullmatch(r"\d+(x\d+)*", sizes) or (slices and not slices.isdecimal()):

@@ -33,7 +33,7 @@ class Instruction:
     is_root: bool
 
     def called(self, attribute: str) -> str | None:
-        """The computation that an attribute such as `body=` names."""
+        """Returns the computation that an attribute such as `body=` names."""
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
         return found and found[1]
 
@@ -53,7 +53,7 @@ class Cost:
         return Cost(self.flops + other.flops, self.collectives | other.collectives)
 
     def times(self, count: int) -> "Cost":
-        """The cost of so many runs."""
+        """Returns the cost of `count` runs."""
         moved = {channel: (kind, count * size) for channel, (kind, size) in self.collectives.items()}
         return Cost(count * self.flops, moved)
 
@@ -83,18 +83,18 @@ class HloProgram:
         self._entry = entry
 
     def cost(self) -> Cost:
-        """What a run costs one device. Of a condition's branches the costliest counts; a loop that may end early counts
+        """Returns what a run costs one device. A condition's costliest branch counts; a loop that may end early counts
         as often as it can run."""
         return self._cost(self._entry)
 
     def arrays(self) -> Iterable[tuple[str, tuple[int, ...]]]:
-        """Dtype and shape of every array that an instruction makes, those inside fusions too."""
+        """Yields the dtype and shape of every array that an instruction makes, those inside fusions too."""
         for instructions in self._computations.values():
             for instruction in instructions:
                 yield from _arrays(instruction.type)
 
     def kernels(self) -> dict[str, int]:
-        """Name of every Pallas kernel -> bytes of VMEM that it needs."""
+        """Returns, by the name of every Pallas kernel, the bytes of VMEM that it needs."""
         return {
             each.name: sum(int(part["size"]) for part in _config(each, "used_scoped_memory_configs") or [])
             for each in self.instructions("custom-call")
@@ -102,12 +102,12 @@ class HloProgram:
         }
 
     def instructions(self, opcode: str) -> Iterable[Instruction]:
-        """All instructions of one kind."""
+        """Returns all instructions of one kind."""
         return (each for lines in self._computations.values() for each in lines if each.opcode == opcode)
 
     @staticmethod
     def shapes(each: Instruction) -> list[tuple[str, tuple[int, ...]]]:
-        """Dtype and shape of what one instruction makes; of several arrays if it is a tuple."""
+        """Returns the dtype and shape of what one instruction makes; of several arrays if it is a tuple."""
         return _arrays(each.type)
 
     def _cost(self, name: str) -> Cost:
@@ -149,7 +149,7 @@ class HloProgram:
         return Cost()
 
     def _trips(self, loop: Instruction) -> int:
-        """How often a loop runs, at most: the bound that its counter is compared with, over the counter's step."""
+        """Returns how often a loop runs at most: the bound that its counter is compared with, over its step."""
         bounds = list(self._integers(loop.called("condition"), "constant"))
         if not bounds:
             raise InputError(f"loop {loop.name} of the compiled program has no bound that can be read")
@@ -157,7 +157,7 @@ class HloProgram:
         return math.ceil(max(bounds) / self._step(loop.called("body"), counter))
 
     def _step(self, body: str, counter: int | None) -> int:
-        """What a loop's body adds to its counter, entry `counter` of what it carries. XLA unrolls some by 2."""
+        """Returns what a loop's body adds to its counter, entry `counter` of what it carries. XLA unrolls some by 2."""
         made = {each.name: each for each in self._computations[body]}
         carried = next((each for each in made.values() if each.opcode == "tuple" and each.is_root), None)
         if counter is None or carried is None:
@@ -169,7 +169,7 @@ class HloProgram:
         return steps[0] if steps else 1
 
     def _integers(self, name: str, opcode: str) -> Iterable[int]:
-        """Of a condition: values of its integer constants, or indices of the integers that it takes from the carry."""
+        """Returns a condition's integer constants, or the indices of the integers that it takes from the carry."""
         for each in self._computations[name]:
             if each.opcode == "fusion":
                 yield from self._integers(each.called("calls"), opcode)
@@ -207,7 +207,7 @@ def _bytes(dtype: str, shape: tuple[int, ...]) -> float:
 
 
 def _config(each: Instruction, key: str):
-    """A part of the instruction's backend configuration."""
+    """Returns a part of the instruction's backend configuration."""
     start = each.attributes.find("backend_config=")
     if start < 0:
         return None
@@ -247,7 +247,7 @@ def _dot_flops(each: Instruction, left: tuple[int, ...], _right, out: tuple[int,
 
 
 def _convolution_flops(each: Instruction, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]) -> float:
-    """A TPU program writes matrix products as convolutions; only products with real entries count, not with padding."""
+    """Counts a matrix product, which a TPU program writes as a convolution; padding does not count."""
     left_labels, right_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes).groups()
     groups = int((re.search(r"batch_group_count=(\d+)", each.attributes) or [0, "1"])[1])
     settings = dict(re.findall(r"(\w+)=([\d_x\-]+)", (re.search(r"window=\{([^}]*)\}", each.attributes) or [0, ""])[1]))

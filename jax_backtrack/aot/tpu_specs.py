@@ -33,7 +33,7 @@ CHIPS = {
 
 
 def chip(topology: str) -> Chip:
-    """The chip of a topology's name, which begins with it. Raises InputError for one that is not in the table."""
+    """Returns the chip that a topology's name begins with. Raises InputError for one that is not in the table."""
     name = topology.partition(":")[0]
     if name not in CHIPS:
         raise InputError(f"topology {topology!r}: no chip {name!r} here; there are {', '.join(CHIPS)}, as in v5e:4x4")

@@ -83,7 +83,7 @@ stopped a request, send the same prompt again, at a temperature above 0.
 
 
 def text(hf_config: Mapping, parameters: int, recipe: Mapping | None = None) -> str:
-    """The card as Markdown with YAML in front.
+    """Returns the card as Markdown with YAML in front.
 
     hf_config:  what the export's config.json holds
     parameters: how many the model has
@@ -111,7 +111,7 @@ def text(hf_config: Mapping, parameters: int, recipe: Mapping | None = None) -> 
 
 
 def hub_id(path: str) -> str | None:
-    """`owner/name` where `path` names a model or data set on the Hub, None where it names something local."""
+    """Returns `owner/name` where `path` names a model or data set on the Hub, None where it names something local."""
     name = path.partition(":")[0]
     if name.count("/") != 1 or Path(path).expanduser().exists():
         return None
@@ -225,7 +225,7 @@ def _has_a_say(name: str, fields: Mapping) -> bool:
 
 
 def _shown(path: str) -> str:
-    """A Hub id whole, of anything else the last part only."""
+    """Returns a Hub id whole, of anything else the last part only."""
     return path if hub_id(path) else Path(path).name
 
 
@@ -238,7 +238,7 @@ def _tags(backtracking: Mapping | None) -> list[str]:
 
 
 def _origin(path: str | None) -> dict[str, str]:
-    """`base_model` and `license` of what the model was made from, as far as they are known.
+    """Returns `base_model` and `license` of what the model was made from, as far as they are known.
 
     A Hub id is the base. Workdirs of earlier runs and folders have them in their cards, .gguf files in their metadata.
     """

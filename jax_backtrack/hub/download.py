@@ -15,7 +15,7 @@ _NOT = ["original/*"]
 
 
 def download(path: str, revision: str | None = None, token: str | None = None, *, weights: bool = True) -> Path:
-    """The local folder of a Hub id (owner/name), at a branch, tag or commit; without weights where they are not wanted.
+    """Downloads a Hub id (owner/name) at a branch, tag or commit, without weights if they are not wanted.
 
     `token` is that of a user who may read it; by default the one of `hf auth login` or of the variable HF_TOKEN. With
     the variable HF_HUB_OFFLINE=1, or where the Hub cannot be reached, the cache is taken as it is.
@@ -32,7 +32,7 @@ def download(path: str, revision: str | None = None, token: str | None = None, *
 
 
 def download_file(path: str, file: str, revision: str | None = None, token: str | None = None) -> Path:
-    """One file of a Hub id, as `download` finds the folder."""
+    """Downloads one file of a Hub id, as `download` does the folder."""
     with _said_clearly(path, revision):
         return Path(huggingface_hub.hf_hub_download(path, file, revision=revision, token=token))
 

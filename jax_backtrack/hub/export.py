@@ -92,7 +92,7 @@ def _write(model: Transformer, tokenizer: ChatTokenizer, folder: Path, recipe: C
 
 
 def _write_tokenizer(tokenizer: ChatTokenizer, folder: Path) -> None:
-    """The tokenizer's files, such that transformers 4 opens them too: it does not know the class that 5 writes."""
+    """Writes the tokenizer's files; transformers 4, which does not know the class that 5 writes, opens them too."""
     tokenizer.hf.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text())
@@ -113,7 +113,7 @@ def _token_ids(tokenizer: ChatTokenizer) -> dict:
 
 
 def _ends(tokenizer: ChatTokenizer) -> int | list[int]:
-    """What ends a reply in a plain `generate`: the end of the turn, and the end of a text where that is another."""
+    """Returns what ends a reply in a plain `generate`: the end of turn, and the end of a text where that is another."""
     eos_id = tokenizer.hf.eos_token_id
     same = eos_id in (None, tokenizer.eot_id) or eos_id in tokenizer.without_row
     return tokenizer.eot_id if same else [tokenizer.eot_id, eos_id]

@@ -87,7 +87,7 @@ class GGUFFile:
         self._dequantised = functools.lru_cache(maxsize=1)(self._dequantise)
 
     def hf_config(self) -> dict:
-        """The file's metadata in the field names of a Hugging Face `config.json`."""
+        """Returns the file's metadata in the field names of a Hugging Face `config.json`."""
         self._refuse_what_a_llama_has_not()
         config = {
             "model_type": "llama",
@@ -133,7 +133,7 @@ class GGUFFile:
         return key
 
     def _rope_scaling(self, head_dim: int, theta: float) -> dict | None:
-        """The settings of Llama-3.1's rope; .gguf files have its factors only, one for each frequency."""
+        """Returns the settings of Llama-3.1's rope; .gguf files have its factors only, one for each frequency."""
         factor_D = np.array(gguf.quants.dequantize(self._rope_factors.data, self._rope_factors.tensor_type), np.float32)
         if factor_D.shape != (head_dim // 2,) or theta <= 0:
             raise InputError(f"{self.path}: rope_freqs.weight has shape {factor_D.shape}, not ({head_dim // 2},)")
@@ -148,7 +148,7 @@ class GGUFFile:
         return {"rope_type": "llama3", **vars(scaling)}
 
     def _reset_mode(self) -> str | None:
-        """The reset mode that the model was trained with, from the tags of an export's model card, which converters
+        """Returns the reset mode of the training, from the tags of an export's model card, which converters
         copy; None where the file does not say."""
         field = self._reader.fields.get("general.tags")
         tags = field.contents() if field is not None else []
@@ -161,7 +161,7 @@ class GGUFFile:
         return modes[0] if modes else None
 
     def origin(self) -> dict[str, str]:
-        """`base_model`, a Hub id, and `license`, as far as the file's metadata knows them."""
+        """Returns `base_model`, a Hub id, and `license`, as far as the file's metadata knows them."""
         names = "source.huggingface.repository source.repo_url source.url repo_url url base_model.0.repo_url".split()
         given = (self._text(f"general.{name}") for name in names)
         found = {
@@ -175,11 +175,11 @@ class GGUFFile:
         return {name: text for name, text in found.items() if text}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, by its Hugging Face name."""
+        """Returns the shape of every tensor, by its Hugging Face name."""
         return self._shapes
 
     def read(self, hf_name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of one tensor, dequantised to float32, in the Hugging Face layout."""
+        """Returns a part of one tensor, dequantised to float32, in the Hugging Face layout."""
         # A copy: what is not quantised is a view of the mapped file, and the parameter must not change when that does.
         return np.array(self._dequantised(hf_name)[index])
 
@@ -196,7 +196,7 @@ class GGUFFile:
             raise InputError(f"{self.path}: {tensor.name} cannot be read: {error}") from error
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerFast:
-        """The byte-level BPE tokenizer and the chat template inside the file."""
+        """Returns the byte-level BPE tokenizer and the chat template inside the file."""
         kind = self._field("tokenizer.ggml.model", str), self._field("tokenizer.ggml.pre", str, "default")
         if kind != ("gpt2", "smollm"):
             raise InputError(
@@ -254,7 +254,7 @@ class GGUFFile:
         return self._field("llama.attention.head_count_kv", int, self._heads)
 
     def _field(self, name: str, kind: type, *default):
-        """A field of the metadata, which must be of this kind; the default where it is missing."""
+        """Returns a field of the metadata, which must be of this kind; the default where it is missing."""
         field = self._reader.fields.get(name)
         if field is None:
             if default:
@@ -269,7 +269,7 @@ class GGUFFile:
         return value
 
     def _text(self, name: str) -> str:
-        """A text of the metadata; nothing where it is missing or something else, as what only describes may be."""
+        """Returns a text of the metadata, which only describes: "" where it is missing or something else."""
         field = self._reader.fields.get(name)
         try:
             value = "" if field is None else field.contents()
@@ -278,12 +278,12 @@ class GGUFFile:
         return value if isinstance(value, str) else ""
 
     def _number(self, name: str) -> int | float | bool | None:
-        """A number of the metadata, or None."""
+        """Returns a number of the metadata, or None."""
         field = self._reader.fields.get(name)
         return None if field is None else self._field(name, type(field.contents()))
 
     def _list(self, name: str, kind: type) -> list:
-        """A field of the metadata that is a list of this kind."""
+        """Returns a field of the metadata that is a list of this kind."""
         values = self._field(name, list)
         if wrong := [value for value in values if type(value) is not kind]:
             raise InputError(

@@ -91,7 +91,7 @@ def load_tokenizer(
 
 
 def read_config(path: str, revision: str | None = None, token: str | None = None) -> TransformerConfig:
-    """The configuration of a model whose weights need not be here: a local one's, a published one's, or the Hub's."""
+    """Returns a model's configuration without its weights: a local one's, a published one's, or the Hub's."""
     if path in PUBLISHED and not Path(path).exists():
         return families.from_hf_config(PUBLISHED[path])
     local = Path(path).expanduser()
@@ -101,7 +101,7 @@ def read_config(path: str, revision: str | None = None, token: str | None = None
 
 
 def packaged_gguf(package: str) -> str | None:
-    """Path of the `.gguf` file that an installed Python package carries, or None. The package is not imported."""
+    """Returns the path of the `.gguf` file that an installed package carries, or None. The package is not imported."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -143,7 +143,7 @@ def _note_rows(tokenizer: ChatTokenizer, rows: int) -> None:
 
 
 def _dtype_name(dtype) -> str:
-    """One of `DTYPES`, of a dtype or of its name."""
+    """Returns one of `DTYPES`, of a dtype or of its name."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", getattr(dtype, "__name__", str(dtype)))
     if name not in DTYPES:
         raise InputError(f"dtype {dtype!r}: {nearest(name, DTYPES)}")
@@ -151,7 +151,7 @@ def _dtype_name(dtype) -> str:
 
 
 def _backtracking(hf_config: dict) -> dict:
-    """What an export's configuration says of [RESET]; nothing in other models."""
+    """Returns what an export's configuration says of [RESET]; nothing in other models."""
     said = hf_config.get("backtracking", {})
     if not isinstance(said, dict):
         raise InputError(f"config.json: backtracking = {reprlib.repr(said)} is not an object")
@@ -162,7 +162,7 @@ def _backtracking(hf_config: dict) -> dict:
 
 
 def _open(path: str, revision: str | None, token: str | None, adapted: tuple[Path, ...] = (), *, weights: bool = True):
-    """Of whatever `path` names: a function that opens its weights, its configuration as a dict, and one that opens its
+    """Returns of whatever `path` names a function that opens its weights, its configuration, and one that opens its
     tokenizer.
 
     adapted: folders of adapters whose base this is
@@ -213,7 +213,7 @@ def _refuse_two_models(folder: Path) -> None:
 
 
 def _open_adapted(folder: Path, token: str | None, adapted: tuple[Path, ...]):
-    """An adapter's base with the adapter merged in; the tokenizer is the adapter's, where it has one."""
+    """Returns an adapter's base with the adapter merged in; the tokenizer is the adapter's, where it has one."""
     if folder.resolve() in adapted:
         raise InputError(f"{folder} is an adapter of itself, by way of its base")
     has_model = any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
@@ -245,7 +245,7 @@ def _open_adapted(folder: Path, token: str | None, adapted: tuple[Path, ...]):
 
 
 def _open_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:
-    """The tokenizer as its `tokenizer.json` has it.
+    """Returns the tokenizer as its `tokenizer.json` has it.
 
     AutoTokenizer would build it anew by the class that a configuration names (Gemma's makes "<mask>" special), and it
     imports torch where that is installed, which takes two seconds.

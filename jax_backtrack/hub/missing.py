@@ -33,7 +33,7 @@ _HEAD = "lm_head.weight"
 
 
 def missing_tensors(missing: Sequence[str], extra: Sequence[str]) -> str:
-    """A message for an InputError: names that are missing, those that are there without a place, and the remedy."""
+    """Returns a message: names that are missing, those that are there without a place, and the remedy."""
     message = f"{len(missing)} tensors are missing from the weights: {some(missing)}"
     if missing == [_HEAD] and not extra:
         return message + (
@@ -53,12 +53,12 @@ def missing_tensors(missing: Sequence[str], extra: Sequence[str]) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first ones of many names."""
+    """Returns the first ones of many names."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _prefix(missing: Sequence[str], extra: Sequence[str]) -> list[tuple[str, str]]:
-    """The prefixes, one behind the other, that stand before the names of weights that are missing."""
+    """Returns the prefixes, one behind the other, that stand before the names of weights that are missing."""
     wanted = set(missing)
     for name in extra:
         bare, found = name, []

@@ -59,7 +59,7 @@ class Adapter:
         self._refuse_settings()
 
     def merged(self, base, hf_config: Mapping) -> tuple["Merged", dict]:
-        """The weights of `base` with the adapter in them, and the configuration that they have then."""
+        """Returns the weights of `base` with the adapter in them, and the configuration that they have then."""
         file = SafetensorsFile(self._weights_file())
         merged = Merged(self, file, base)
         rows = merged.shapes().get(_EMBEDDING, (hf_config.get("vocab_size"),))[0]
@@ -139,11 +139,11 @@ class Merged:
         self._check()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor."""
+        """Returns the shape of every tensor."""
         return self._shapes
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of one tensor: in the dtype of its file, or in float32 where the adapter has a say."""
+        """Returns a part of one tensor: in the dtype of its file, or in float32 where the adapter has a say."""
         if name in self._low_rank:
             return self._with_low_rank(name, index)
         part = self._read_base(name, index)
@@ -260,8 +260,8 @@ class Merged:
 
 
 def open_merged(adapter: Adapter, open_base: Callable[[str], tuple], folder: Path) -> tuple:
-    """What `open_base` gives for the adapter's base: a function that opens the weights, the configuration, and one that
-    opens the tokenizer; with the adapter merged in."""
+    """Returns what `open_base` gives for the adapter's base: a function that opens weights, the configuration, and one
+    that     opens the tokenizer; with the adapter merged in."""
     try:
         open_source, config, open_tokenizer = open_base(_base_path(adapter, folder))
         families.from_hf_config(config)  # of quantised weights it says more than their file does
@@ -274,7 +274,7 @@ def open_merged(adapter: Adapter, open_base: Callable[[str], tuple], folder: Pat
 
 
 def _base_path(adapter: Adapter, folder: Path) -> str:
-    """The base as it can be opened: a path from here, or from the adapter's folder, or a Hub id."""
+    """Returns the base as it can be opened: a path from here, or from the adapter's folder, or a Hub id."""
     if not adapter.base:
         raise InputError("base_model_name_or_path is not set")
     if adapter.base in (".", "./"):
@@ -308,7 +308,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _pattern(patterns: Mapping[str, Any], module: str) -> str:
-    """The pattern that a module's name ends in, or the name; as PEFT finds it."""
+    """Returns the pattern that a module's name ends in, or the name; as PEFT finds it."""
     try:
         return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
     except re.error as error:

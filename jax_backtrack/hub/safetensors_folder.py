@@ -43,11 +43,11 @@ class SafetensorsFile:
         self._tensors = _read_header(path)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor; buffers are left out."""
+        """Returns the shape of every tensor; buffers are left out."""
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of one tensor in the dtype of its file; `index` holds a start and a stop per axis."""
+        """Returns a part of one tensor in the dtype of its file; `index` holds a start and a stop per axis."""
         return _read(name, self._tensors[name], index)
 
 
@@ -86,7 +86,7 @@ def _nothing_to_read(folder: Path) -> str:
 
 
 def _read_both(single: Path, index: Path) -> dict[str, _Tensor]:
-    """The single file's tensors, where the shards of the index beside it hold the same or are no longer there."""
+    """Reads the single file's tensors, where the shards of the index beside it hold the same or are no longer there."""
     files = _indexed_files(index)
     try:
         shards = _read_shards(index, files)
@@ -180,7 +180,7 @@ def _read(name: str, tensor: _Tensor, index: tuple[slice, ...]) -> np.ndarray:
 
 
 def _indexed_files(index: Path) -> dict[str, set[str]]:
-    """File name -> tensors that the index places there."""
+    """Returns, by file name, the tensors that the index places there."""
     try:
         places = json.loads(index.read_text())["weight_map"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -31,10 +31,10 @@ class WeightSource(Protocol):
     """Where weights come from: tensors by their Hugging Face names."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor."""
+        """Returns the shape of every tensor."""
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of one tensor, in a floating dtype of the file's."""
+        """Returns a part of one tensor, in a floating dtype of the file's."""
 
 
 def fill(
@@ -100,7 +100,7 @@ def save(model: Transformer, folder: Path, max_shard_bytes: int = 5 * 10**9) -> 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames=("transposed", "place"))
 def _insert(array: jax.Array, tensor: jax.Array, layer: jax.Array, *, transposed: bool, place: NamedSharding):
-    """A stacked parameter, which lies at `place`, with one layer's tensor in it.
+    """Returns a stacked parameter, which lies at `place`, with one layer's tensor in it.
 
     Two-byte floats move as integers: XLA on CPU would widen the whole stack and narrow it again for every layer.
     """
@@ -114,7 +114,7 @@ def _as_bits(x: jax.Array) -> jax.Array:
 
 
 def _read(source: WeightSource, name: str, place: NamedSharding, dtype) -> jax.Array:
-    """One tensor of the source in the dtype of the file, each device's part of it read once.
+    """Returns one tensor of the source in the dtype of the file, each device's part of it read once.
 
     Raises InputError where a value is NaN, or infinite in the parameter's dtype.
     """
@@ -134,7 +134,7 @@ def _read(source: WeightSource, name: str, place: NamedSharding, dtype) -> jax.A
 
 
 def _largest_magnitude(x: np.ndarray) -> np.ndarray:
-    """The largest absolute value as an array without axes; NaN where there is one.
+    """Returns the largest absolute value as an array without axes; NaN where there is one.
 
     Without its sign, a float is larger than another where its bits are the larger integer; infinity and NaN come last.
     """
@@ -187,14 +187,14 @@ def _close(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _rounding(x: np.ndarray) -> np.ndarray:
-    """The most by which numbers may have been rounded to become these."""
+    """Returns the most by which numbers may have been rounded to become these."""
     info = jnp.finfo(x.dtype)
     magnitude = np.abs(x.astype(np.float64))
     return np.maximum(magnitude * float(info.eps), float(info.smallest_subnormal)) / 2
 
 
 def _table(model: Transformer) -> dict[str, tuple[str, int]]:
-    """The family's rows for the parameters that this model has; a tied model has no head."""
+    """Returns the family's rows for the parameters that this model has; a tied model has no head."""
     names = weight_names(model.config)
     return {path: names[path] for path in _params(model)}
 
@@ -204,7 +204,7 @@ def _params(model: Transformer) -> dict[str, nnx.Param]:
 
 
 def _hf_names(model: Transformer, path: str) -> list[str]:
-    """One name per layer where the parameter is stacked."""
+    """Returns one name per layer where the parameter is stacked."""
     name = weight_names(model.config)[path][0]
     layers = range(model.config.num_hidden_layers if "{layer}" in name else 1)
     return [name.format(layer=layer) for layer in layers]
@@ -217,7 +217,7 @@ def _hf_shape(shape: tuple[int, ...], input_axes: int) -> tuple[int, ...]:
 
 
 def _hf_place(place: NamedSharding, input_axes: int) -> NamedSharding:
-    """Where one layer's tensor lies in the file's layout, so that its devices hold what they need of the parameter.
+    """Returns where one layer's tensor lies in the file's layout: its devices hold what they need of the parameter.
 
     Of axes that are one axis in the file only the first is ever spread over the mesh: heads, not what is in them.
     """
@@ -230,5 +230,5 @@ def _is_stacked(path: str) -> bool:
 
 
 def _layer_shape(path: str, param: nnx.Param) -> tuple[int, ...]:
-    """Shape of one layer's part of a stacked parameter, or of a parameter that is not stacked."""
+    """Returns the shape of one layer's part of a stacked parameter, or of a parameter that is not stacked."""
     return param.shape[1:] if _is_stacked(path) else param.shape

@@ -154,7 +154,7 @@ class ChatTokenizer:
         return self.encode_parts(self.render_parts(messages))
 
     def render_parts(self, messages: Sequence[Message], begun: str = "") -> list[int | str]:
-        """What `render` encodes: ids of the template's control tokens, and the texts that stand between them.
+        """Returns what `render` encodes: ids of the template's control tokens, and the texts that stand between them.
 
         begun: first words of the reply, which follow what the template writes before a reply
         """
@@ -209,7 +209,7 @@ class ChatTokenizer:
         return Turn(prompt, ids[shared:], begun[shared:], changed=reply.strip() not in written, joined=joined)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out."""
+        """Returns the text of ids, special tokens left out."""
         # Llama-3's tokenizer_config.json asks for a clean-up that would make "." of " .".
         return self.hf.decode(list(map(int, ids)), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
@@ -264,7 +264,7 @@ class ChatTokenizer:
         return np.asarray(ids, np.int32)
 
     def _refuse_leaks(self) -> None:
-        """Some kinds of vocabulary find a control token in plain text even where it is not known as an added token."""
+        """Refuses vocabularies that find a control token in plain text even where it is not known as an added token."""
         for token, index in self._controls.ids.items():
             if index != self.hf.unk_token_id and index in self._controls.encode_text(token):
                 raise InputError(
@@ -273,7 +273,7 @@ class ChatTokenizer:
                 )
 
     def _frame(self) -> tuple[int, list[int | str], str]:
-        """The id that ends the assistant's turn, and what the template writes before and after a reply."""
+        """Returns the id that ends the assistant's turn, and what the template writes before and after a reply."""
         question, answer = {"role": "user", "content": "question"}, {"role": "assistant", "content": "\ue000a\ue001"}
         at = self._now()
         whole = self._render([question, answer], False, at)
@@ -293,7 +293,7 @@ class ChatTokenizer:
         return after[2], opening, whole.text[end : after[0]]
 
     def _end_of(self, whole: Rendered, start: int) -> tuple[int, str]:
-        """Where the turn that begins at `start` ends, and the text of what follows its end of turn."""
+        """Returns where the turn that begins at `start` ends, and the text of what follows its end of turn."""
         for begin, end, index in whole.controls:
             if begin >= start and index == self.eot_id:
                 return begin, "".join(part for part in whole.parts(end) if isinstance(part, str))
@@ -335,7 +335,7 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def with_reset(tokenizer: ChatTokenizer) -> ChatTokenizer:
-    """A tokenizer with the special token `[RESET]`: a renamed spare token where there is one, else a new last entry.
+    """Returns a tokenizer with the special token `[RESET]`: a spare token renamed, or else a new last entry.
 
     Returns the tokenizer itself where it has `[RESET]` already. Raises InputError where `[RESET]` is an ordinary
     token of the vocabulary.

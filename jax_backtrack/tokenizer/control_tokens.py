@@ -82,7 +82,7 @@ def _renamed(token: AddedToken, name: str) -> AddedToken:
 
 
 def _copy(backend: Tokenizer, added_tokens: list[AddedToken]) -> Tokenizer:
-    """A tokenizer with the same vocabulary, which it shares, and with these added tokens only."""
+    """Returns a tokenizer with the same vocabulary, which it shares, and with these added tokens only."""
     copy = Tokenizer(backend.model)
     copy.normalizer = backend.normalizer
     copy.pre_tokenizer = backend.pre_tokenizer

@@ -40,14 +40,14 @@ class Untrusted(str):
         return self.show(self)
 
     def _like(self, text: str) -> "Untrusted":
-        """The result of an operation on the true text. A character comes from where the one in its place came from."""
+        """Returns what an operation made of the true text. Each character comes from where the one in its place did."""
         if len(text) != len(self):
             return self.hide(text)
         hidden, stored = self.hide(text), str.__str__(self)
         return type(self)("".join(hidden[i] if ord(stored[i]) in self._shown else text[i] for i in range(len(text))))
 
     def _slices(self, pieces: Iterable[str]) -> list["Untrusted"]:
-        """The pieces of the true text, which stand in it one after the other, as pieces of this one."""
+        """Returns the pieces of the true text, which stand in it one after the other, as pieces of this one."""
         found, start, true = [], 0, self._true
         for piece in pieces:
             start = true.index(piece, start)
@@ -160,7 +160,7 @@ for _name in """
 
 @functools.lru_cache(maxsize=16)
 def _kind(alphabet: str, first: int) -> type[Untrusted]:
-    """Untrusted texts whose stand-ins begin at the code point `first`."""
+    """Returns untrusted texts whose stand-ins begin at the code point `first`."""
     hidden = {ord(character): first + place for place, character in enumerate(alphabet)}
     return type("Untrusted", (Untrusted,), {"_hidden": hidden, "_shown": {to: back for back, to in hidden.items()}})
 

@@ -12,12 +12,12 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def struck(draft: str) -> Text:
-    """A draft struck through, `~~so~~` where nothing can be, and [RESET] behind it."""
+    """Returns a draft struck through, `~~so~~` where nothing can be, and [RESET] behind it."""
     draft = readable(draft)
     marked = f"~~{draft}~~" if console.color_system is None else draft
     return Text(marked, style="strike red") + RESET_MARK
 
 
 def readable(text: str) -> str:
-    """The text with the characters that a terminal obeys shown by their numbers."""
+    """Returns the text with the characters that a terminal obeys shown by their numbers."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

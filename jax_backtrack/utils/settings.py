@@ -97,7 +97,7 @@ _EXAMPLES = {str: "('one', 'two')", int: "(5, 10)", float: "(-2.0, 0.0)"}
 
 
 def field(default, meaning: str, **facts) -> typing.Any:
-    """A field of a section's class, by what `Setting` says of it."""
+    """Declares a field of a section's class, by what `Setting` says of it."""
     return dataclasses.field(default=default, metadata={"meaning": meaning, **facts})
 
 
@@ -123,12 +123,12 @@ def section(name: str, *, decisive: bool = False) -> Callable[[type], type]:
 
 
 def settings() -> dict[str, Setting]:
-    """All fields of all sections, by their full names."""
+    """Returns all fields of all sections, by their full names."""
     return {setting.name: setting for cls in SECTIONS.values() for setting in cls.settings}
 
 
 def default_recipe() -> ConfigDict:
-    """A recipe with every field at its default."""
+    """Returns a recipe with every field at its default."""
     config = ConfigDict()
     for name, setting in settings().items():
         *sections, last = name.split(".")
@@ -169,7 +169,7 @@ def check_recipe(config: ConfigDict) -> None:
 
 
 def no_such_field(name: str, known: typing.Iterable[str] | None = None) -> InputError:
-    """The error for a field of this name, which no recipe has, with the nearest one that there is."""
+    """Returns the error for a field of this name, which no recipe has, with the nearest one that there is."""
     known = list(settings() if known is None else known)
     if inside := sorted(other for other in known if other.startswith(f"{name}.")):
         return InputError(f"{name}: a section, no field; its fields are {', '.join(inside)}")
@@ -186,7 +186,7 @@ def no_such_field(name: str, known: typing.Iterable[str] | None = None) -> Input
 
 
 def _nearest_field(wrong: str, fields: list[str]) -> str | None:
-    """The field whose last name is the most alike, or has these initials, as "lr" of "learning_rate"."""
+    """Returns the field whose last name is the most alike, or has these initials, as "lr" of "learning_rate"."""
     names = {field.rpartition(".")[2]: field for field in fields}
     initials = {"".join(part[:1] for part in name.split("_")): name for name in names}
     close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
@@ -205,7 +205,7 @@ def decisive_differences(ours: Mapping, theirs: Mapping, also: tuple[str, ...] =
 
 
 def table(names: Iterator[str]) -> str:
-    """A table of sections in Markdown, a line for each field."""
+    """Returns a table of sections in Markdown, a line for each field."""
     lines = ["| field | type | unit | default | meaning |", "|---|---|---|---|---|"]
     for name in names:
         for each in SECTIONS[name].settings:

@@ -93,7 +93,7 @@ def _not_recognised(there: set[str], name: str | None, path: str) -> str:
 
 
 def _missed(rows: Sequence[dict], unread: set[str], format: Format) -> list[str]:
-    """Unread columns, by the rows that are given, that seem to hold part of the conversation, a reply or a label.
+    """Returns unread columns that, by these rows, seem to hold part of the conversation, a reply or a label.
 
     A column that says what is read as well is none of them.
     """

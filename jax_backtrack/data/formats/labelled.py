@@ -32,7 +32,7 @@ def _hh_safety(row: dict, at: Place) -> Preference:
 
 
 def _pku(row: dict, at: Place) -> Preference:
-    """The safe reply is chosen; of two safe ones, in utility data, the better one."""
+    """Chooses the safe reply; of two safe ones, in utility data, the better one."""
     safe = flag(row, "is_response_0_safe"), flag(row, "is_response_1_safe")
     _check_labels(safe, at)
     first = safe.index(True) if at.backtracks else _better(row)
@@ -64,7 +64,7 @@ def _reply_of(row: dict, origin: str) -> Preference:
 
 
 def _gather(label, alone: bool):
-    """A reader that pairs the safe replies of a prompt with its unsafe ones, in their order, each of them once.
+    """Returns a reader that pairs the safe replies of a prompt with its unsafe ones, in their order, each of them once.
 
     alone: a safe reply that has no unsafe one beside it is used as a reply; else it is dropped
     """
@@ -97,7 +97,7 @@ def _wildguard_label(row: dict) -> bool:
 
 
 def _wildjailbreak(row: dict, at: Place) -> Preference:
-    """A prompt, as it is or in an adversarial wording, with a reply that is safe: there is none that is worse."""
+    """Reads a prompt, as it is or in an adversarial wording, with a safe reply; there is none that is worse."""
     kind = text(row, "data_type")
     question = text(row, "adversarial" if kind.startswith("adversarial") else "vanilla")
     return reply(join(as_prompt(question, "vanilla"), as_reply(text(row, "completion"), "completion")), at)

@@ -33,7 +33,7 @@ def _preference(row: dict, at: Place) -> Preference:
 
 
 def _without_prompt(row: dict, at: Place) -> Preference:
-    """The replies begin with their prompt."""
+    """Reads replies that begin with their prompt."""
     chosen, rejected = field(row, "chosen"), field(row, "rejected")
     plain = all(
         isinstance(text, str) and not is_transcript(text) and not is_written(text) for text in (chosen, rejected)
@@ -46,7 +46,7 @@ def _with_system(row: dict, prompt: list[Message]) -> list[Message]:
 
 
 def _common_prompt(row: dict, chosen: str, rejected: str, at: Place) -> Preference:
-    """Two texts that begin with their prompt: it ends where TRL's `extract_prompt` ends it, before the first letter
+    """Reads two texts that begin with the prompt: it ends where TRL's `extract_prompt` ends it, before the first letter
     that differs and the space before that."""
     alike = itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
     prompt = "".join(letter for letter, _ in alike).removesuffix(" ")
@@ -127,7 +127,7 @@ def _axolotl(row: dict, at: Place) -> Preference:
 
 
 def _swift(row: dict, at: Place) -> Preference:
-    """The conversation with the chosen reply, and the rejected reply or the conversation with it."""
+    """Reads the conversation with the chosen reply, and the rejected reply or the conversation with it."""
     chosen = _with_system(row, as_messages(field(row, "messages"), "messages"))
     if row.get("rejected_messages") is not None and row.get("rejected_response"):
         raise BadRow("the row has both rejected_messages and rejected_response")

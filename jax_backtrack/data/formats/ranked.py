@@ -13,7 +13,7 @@ from jax_backtrack.tokenizer.chat_tokenizer import Message
 
 
 def _best_and_worst(prompt: list[Message], rated: Sequence[tuple[float, object]], at: Place) -> Preference:
-    """The preference of the reply with the highest rating and that with the lowest; of equal ones the first counts."""
+    """Prefers the reply with the highest rating to that with the lowest; of equal ones the first counts."""
     if not rated:
         raise BadRow("a prompt without replies")
     (best, chosen), (worst, rejected) = (pick(rated, key=lambda one: one[0]) for pick in (max, min))
@@ -50,7 +50,7 @@ def _distilabel(row: dict, at: Place) -> Preference:
 
 
 def _helpsteer3(row: dict, at: Place) -> Preference:
-    """Below 0 the first response is preferred, above it the second one."""
+    """Prefers the first response below 0, the second one above it."""
     preference = number(row, "overall_preference")
     if not preference:
         raise BadRow("all replies are rated alike")
@@ -72,7 +72,7 @@ def _helpsteer2_prompt(prompt: str) -> list[Message]:
 
 
 def _helpsteer2_pair(row: dict, at: Place) -> Preference:
-    """Below 0 the first response is preferred, above it the second one."""
+    """Prefers the first response below 0, the second one above it."""
     strength = number(row, "preference_strength")
     if not strength:
         raise BadRow("all replies are rated alike")
@@ -99,7 +99,7 @@ def _helpsteer2(rows, report: Report, _backtracks: bool) -> Iterator[Made]:
 
 
 def _oasst(rows: Iterable[tuple[str, dict]], report: Report, _backtracks: bool) -> Iterator[Made]:
-    """First questions in English with their replies by rank: the best is chosen, the worst of several is rejected."""
+    """Reads first questions in English with their replies by rank: the best is chosen, the worst rejected."""
     questions, replies = [], collections.defaultdict(list)
     for origin, row in rows:
         if not all(isinstance(row.get(name), str) for name in ("message_id", "role", "text")):

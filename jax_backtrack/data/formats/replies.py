@@ -7,7 +7,7 @@ from jax_backtrack.data.preferences import BadRow, Preference, tidy
 
 
 def _check_label(row: dict) -> None:
-    """Unpaired preferences, TRL's and LLaMA-Factory's, have replies of both kinds."""
+    """Refuses unwanted replies of unpaired preferences, TRL's and LLaMA-Factory's."""
     for name in LABELS:
         if row.get(name) is not None and not flag(row, name):
             raise BadRow("labelled as a reply that is not wanted, without one that is")
@@ -36,7 +36,7 @@ def _alpaca(row: dict, at: Place) -> Preference:
 
 
 def _samples(row: dict, at: Place) -> Preference:
-    """A reply that ran out of room is used without an end of turn."""
+    """Reads a sample; a reply that ran out of room is used without an end of turn."""
     prompt = as_prompt(field(row, "prompt"), "prompt")
     last = {"role": "assistant", "content": tidy(text(row, "reply"))}
     return reply([*prompt, last], at, whole=field(row, "finish") != "length")

@@ -18,7 +18,7 @@ _NO_DATA = ("README.md", "LICENSE", "dataset_infos.json", "dataset_info.json")
 
 
 def split_paths(path: str) -> list[str]:
-    """The paths that `path` names: several are parted by commas, unless there is a file of the whole name."""
+    """Returns the paths that `path` names: several are parted by commas, unless there is a file of the whole name."""
     parts, paths = path.split(","), []
     while parts:
         # The most parts that are one path of this machine; a name may have a comma.

@@ -34,7 +34,7 @@ _UNREADABLE = (OSError, EOFError, ValueError, RecursionError, zlib.error, lzma.L
 
 
 def suffix(file: Path) -> str:
-    """The suffix that says what a file holds, in lower case: ".jsonl" of "A.JSONL.gz"."""
+    """Returns the suffix that says what a file holds, in lower case: ".jsonl" of "A.JSONL.gz"."""
     suffixes = [part.lower() for part in file.suffixes]
     while suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
@@ -123,7 +123,7 @@ def json_values(file: Path, split: str, report: Report) -> Iterator[tuple[str, o
 
 
 def _documents(whole: bytes, file: Path, split: str, report: Report) -> list | None:
-    """The rows of a JSON document, or of several that follow one another; None where these are JSON lines."""
+    """Returns the rows of a JSON document, or of several that follow one another; None where these are JSON lines."""
     text = whole.decode(errors="surrogateescape").strip()
     decoder, values, at = json.JSONDecoder(), [], 0
     try:
@@ -149,7 +149,7 @@ def _documents(whole: bytes, file: Path, split: str, report: Report) -> list | N
 
 
 def _rows_of(document: dict, file: Path, split: str, report: Report) -> list:
-    """The rows of a document that is one object: its own rows, or itself."""
+    """Returns the rows of a document that is one object: its own rows, or itself."""
     if not document:
         return [document]
     if all(isinstance(value, dict) and value and all(key.isdigit() for key in value) for value in document.values()):
@@ -270,7 +270,7 @@ def _names(fields: list[str]) -> list[str]:
 
 
 def _delimiter(first: list[str]) -> str:
-    """The sign that parts most of the first rows into as many fields as there are names, and into the most fields."""
+    """Returns the sign that parts most of the first rows into as many fields as there are names, and into most."""
 
     def fitness(delimiter: str) -> tuple[int, int]:
         try:

@@ -185,7 +185,7 @@ class ResetLogits(LogitsProcessor):
 
 
 def _prefix_lengths(prefix_length, rows):
-    """One whole number for each row."""
+    """Returns one whole number for each row."""
     if isinstance(prefix_length, torch.Tensor):
         prefix_length = prefix_length.tolist()
     many = isinstance(prefix_length, (list, tuple))

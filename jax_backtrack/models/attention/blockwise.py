@@ -39,7 +39,7 @@ class BlockMask:
 def block_mask(
     position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: BlockSizes = BLOCKS
 ) -> BlockMask:
-    """What `attend_by_blocks` follows. Traceable; one for all layers of one window."""
+    """Returns what `attend_by_blocks` follows. Traceable; one for all layers of one window."""
     # Padding ends before it begins, so that no token sees it.
     position_BxS, end_BxS = (_padded(array, blocks) for array in (position_BxS, end_BxS))
     visible_BxQxC = visible_blocks(position_BxS, end_BxS, window, blocks)
@@ -56,7 +56,7 @@ def attend_by_blocks(
     scale: float,
     softcap: float | None = None,
 ) -> jax.Array:
-    """`attend` under `trees.tree_attention_mask`, `[B, S, N, D]`. Differentiable once in query, key and value.
+    """Attends under `trees.tree_attention_mask`, `[B, S, N, D]`. Differentiable once in query, key and value.
 
     The backward pass computes the scores of a block anew instead of keeping them.
     """
@@ -130,7 +130,7 @@ class _Chosen:
         self._visible_TxS = visible_TxS
 
     def gather(self, array_BxS: jax.Array) -> jax.Array:
-        """These blocks of the row of an array `[B, S, ...]`."""
+        """Returns these blocks of the row of an array `[B, S, ...]`."""
         in_blocks = array_BxS[self._row].reshape(-1, self._size, *array_BxS.shape[2:])
         return in_blocks[self._blocks].reshape(-1, *array_BxS.shape[2:])
 
@@ -142,7 +142,7 @@ class _Chosen:
         return in_blocks.at[self._row, self._blocks].add(part).reshape(batch, length, *rest)
 
     def mix(self, scale: float, softcap: float | None):
-        """Attention of the query block to these keys and values, without a batch."""
+        """Attends from the query block to these keys and values, without a batch."""
 
         def of_one(query_TxNxD, key_SxKxD, value_SxKxD):
             operands = query_TxNxD, key_SxKxD, value_SxKxD, self._visible_TxS
@@ -152,7 +152,7 @@ class _Chosen:
 
 
 def _places(mask: BlockMask) -> tuple[jax.Array, jax.Array]:
-    """Row and first token of every query block of the batch."""
+    """Returns row and first token of every query block of the batch."""
     batch, queries, _ = mask.order.shape
     row, block = jnp.divmod(jnp.arange(batch * queries), queries)
     return row, block * mask.blocks.query
@@ -164,7 +164,7 @@ def _query_block(array_BxSxNxD: jax.Array, row, first, blocks: BlockSizes) -> ja
 
 
 def _for_as_many_as_seen(mask: BlockMask, row, first, function, *operands):
-    """`function(count, *operands)` for the smallest of some static counts that covers all that is seen."""
+    """Calls `function(count, *operands)` for the smallest of some static counts that covers all that is seen."""
     most = mask.order.shape[2]
     steps = range(1 + math.ceil(math.log(most, _GROWTH)))
     counts = sorted({min(most, math.ceil(_GROWTH**step)) for step in steps})

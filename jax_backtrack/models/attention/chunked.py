@@ -36,7 +36,7 @@ def attend_in_chunks(
     softcap: float | None = None,
     size: int = CHUNK,
 ) -> jax.Array:
-    """`attend` under `trees.tree_attention_mask`, `[B, S, N, D]`; a row of up to `size` tokens is one chunk.
+    """Attends under `trees.tree_attention_mask`, `[B, S, N, D]`; a row of up to `size` tokens is one chunk.
 
     The backward pass computes the scores of a chunk anew instead of keeping them.
     """

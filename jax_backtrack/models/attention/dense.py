@@ -15,7 +15,7 @@ def attend(
     scale: float,
     softcap: float | None = None,
 ) -> jax.Array:
-    """Softmax attention, `[B, T, N, D]`; `N` is a multiple of `K` and keys are never repeated.
+    """Attends by softmax, `[B, T, N, D]`; `N` is a multiple of `K` and keys are never repeated.
 
     Scores and softmax are float32. Scores are multiplied by `scale` and then, with `softcap`, bent into
     `-softcap..softcap` (Gemma 2, arXiv 2408.00118, section 2). `visible` is False where a query must not look; a query
@@ -44,7 +44,7 @@ def attend_to_cache(
     scale: float,
     softcap: float | None = None,
 ) -> jax.Array:
-    """`attend` to keys and values as a cache has them, `[B, T, N, D]`: read as they lie, never transposed.
+    """Attends to keys and values as a cache has them, `[B, T, N, D]`: read as they lie, never transposed.
 
     `key` and `value` are `[B, K, S, D]`, where layers are apart `[B * K, D, S]` and `[B * K, S, D]`.
     """
@@ -77,7 +77,7 @@ def attend_behind(
     scale: float,
     softcap: float | None = None,
 ) -> jax.Array:
-    """`attend` of rows that go on behind the same tokens, of which `read_key` and `read_value` are, `[B, T, N, D]`.
+    """Attends in rows that go on after the same tokens, of which `read_key` and `read_value` are, `[B, T, N, D]`.
 
     There are `C` copies, one for `B / C` rows each. All queries of these rows meet a copy in one product; it is never
     repeated for a row. `visible`, the same for all rows, is first of the `S` read tokens, then of the row's own `T`.
@@ -99,7 +99,7 @@ def attend_behind(
 
 
 def _weights(score, visible, scale, softcap) -> jax.Array:
-    """Softmax along the last axis of scores; `visible` has their shape, or length one where it is the same for all."""
+    """Returns the softmax of scores along the last axis; `visible` has their shape, or length one if all are alike."""
     score *= scale
     if softcap is not None:
         score = soft_cap(score, softcap)

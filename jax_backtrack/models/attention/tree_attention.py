@@ -20,7 +20,7 @@ _BEST = {"tpu": "pallas", "gpu": "chunked"}
 
 
 def best_kind(platform: str) -> str:
-    """The kind of attention for this kind of device, "cpu", "gpu" or "tpu"."""
+    """Returns the kind of attention for this kind of device, "cpu", "gpu" or "tpu"."""
     return _BEST.get(platform, "blockwise")
 
 
@@ -35,7 +35,7 @@ def check_kind(kind: str, platform: str) -> None:
 def make_mask(
     kind: str, blocks: BlockSizes, position_BxS: jax.Array, end_BxS: jax.Array, window: int | None
 ) -> jax.Array | Chunks | BlockMask | tuple[jax.Array, jax.Array, BlockMap]:
-    """Who sees whom in a batch of rows, in the form that this kind of attention follows; one for all layers."""
+    """Returns who sees whom in a batch of rows, in the form that this kind of attention follows; one for all layers."""
     length = end_BxS.shape[1]
     if kind == "pallas" and blocks.splits(length):
         return position_BxS, end_BxS, block_map(position_BxS, end_BxS, window, blocks)

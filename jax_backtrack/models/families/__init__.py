@@ -49,10 +49,10 @@ def from_hf_config(config: dict) -> TransformerConfig:
 
 
 def to_hf_config(config: TransformerConfig) -> dict:
-    """The fields of a `config.json` that `from_hf_config` reads back to the same configuration."""
+    """Returns the fields of a `config.json` that `from_hf_config` reads back to the same configuration."""
     return FAMILIES[config.model_type].to_hf_config(config)
 
 
 def weight_names(config: TransformerConfig) -> dict[str, tuple[str, int]]:
-    """Our path -> (Hugging Face name, how many leading axes of ours are inputs)."""
+    """Returns, by our path, the Hugging Face name and how many leading axes of ours are inputs."""
     return FAMILIES[config.model_type].WEIGHT_NAMES

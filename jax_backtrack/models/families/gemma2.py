@@ -53,7 +53,7 @@ def from_hf_config(config: dict) -> TransformerConfig:
 
 
 def to_hf_config(config: TransformerConfig) -> dict:
-    """The fields of a Gemma-2 `config.json` that `from_hf_config` reads back to the same configuration."""
+    """Returns the fields of a Gemma-2 `config.json` that `from_hf_config` reads back to the same configuration."""
     windows = config.windows * (config.num_hidden_layers // len(config.windows))
     return {
         "architectures": ["Gemma2ForCausalLM"],
@@ -70,14 +70,14 @@ def to_hf_config(config: TransformerConfig) -> dict:
 
 
 def _nullable(config: dict, field: str):
-    """A field that may be null but must be there: no value and no field are not the same."""
+    """Returns a field that may be null but must be there: no value and no field are not the same."""
     if field not in config:
         raise InputError(f"config.json: the field {field!r} is missing; write null for none")
     return None if config[field] is None else read_number(config, field)
 
 
 def _windows(config: dict) -> tuple[int | None, ...]:
-    """The windows of the shortest run of layers that the model repeats: local and global in turn, as published."""
+    """Returns the windows of the shortest run of layers that the model repeats: local and global in turn."""
     layers = read_size(config, "num_hidden_layers")
     types = config.get("layer_types") or [(_LOCAL, _GLOBAL)[layer % 2] for layer in range(layers)]
     if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):

@@ -34,7 +34,7 @@ _DEQUANTISE = {
 
 
 def read_common(config: Mapping) -> dict:
-    """The fields of `TransformerConfig` that every family reads alike."""
+    """Returns the fields of `TransformerConfig` that every family reads alike."""
     refuse_what_no_family_has(config)
     theta, scaling = read_rope(config)
     return dict(
@@ -51,7 +51,7 @@ def read_common(config: Mapping) -> dict:
 
 
 def write_common(config: TransformerConfig) -> dict:
-    """The fields of a `config.json` that every family writes alike."""
+    """Returns the fields of a `config.json` that every family writes alike."""
     names = """
         model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
         head_dim rms_norm_eps tie_word_embeddings max_position_embeddings
@@ -60,7 +60,7 @@ def write_common(config: TransformerConfig) -> dict:
 
 
 def read_size(config: Mapping, field: str, most: int = _MOST) -> int:
-    """A whole number above 0. Raises InputError where it is missing, null or something else: sizes never default."""
+    """Reads a whole number above 0. Raises InputError where it is missing, null or something else: no size defaults."""
     value = _present(config, field)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"config.json: {field} = {reprlib.repr(value)} is not a whole number above 0")
@@ -70,7 +70,7 @@ def read_size(config: Mapping, field: str, most: int = _MOST) -> int:
 
 
 def read_number(config: Mapping, field: str) -> int | float:
-    """A number above 0 that float32 holds; raises InputError otherwise."""
+    """Reads a number above 0 that float32 holds; raises InputError otherwise."""
     value = _present(config, field)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
         raise InputError(f"config.json: {field} = {reprlib.repr(value)} is not a number above 0")
@@ -80,7 +80,7 @@ def read_number(config: Mapping, field: str) -> int | float:
 
 
 def read_flag(config: Mapping, field: str, default: bool) -> bool:
-    """True or false; raises InputError for anything else."""
+    """Reads true or false; raises InputError for anything else."""
     value = config.get(field, default)
     if not isinstance(value, bool):
         raise InputError(f"config.json: {field} = {reprlib.repr(value)} is neither true nor false")
@@ -123,7 +123,7 @@ def refuse_quantised(config: Mapping) -> None:
 
 
 def read_rope(config: Mapping) -> tuple[float, Llama3Scaling | None]:
-    """Base and scaling of the rotary embedding, from `rope_parameters` or from `rope_theta` and `rope_scaling`.
+    """Reads base and scaling of the rotary embedding, from `rope_parameters` or from `rope_theta` and `rope_scaling`.
 
     transformers 5 writes the first spelling, earlier versions wrote the second. Where both are there they must agree,
     and so must all bases. `original_max_position_embeddings` counts as in transformers: the one beside the other
@@ -147,7 +147,7 @@ def read_rope(config: Mapping) -> tuple[float, Llama3Scaling | None]:
 
 
 def _read_scaling(given: dict, original) -> Llama3Scaling | None:
-    """The scaling of one spelling; `original` is what stands outside of the rope settings."""
+    """Returns the scaling of one spelling; `original` is what stands outside of the rope settings."""
     kind, rope = _rope_type(given), dict(given)
     _refuse_partial(rope)
     for name in ("rope_type", "type", "rope_theta", "partial_rotary_factor"):
@@ -183,7 +183,7 @@ def _read_scaling(given: dict, original) -> Llama3Scaling | None:
 
 
 def _rope_type(rope: Mapping) -> str:
-    """ "default" or "llama3"; what does nothing under another name is "default" too."""
+    """Returns "default" or "llama3"; what does nothing under another name is "default" too."""
     given = {rope[name] for name in ("rope_type", "type") if name in rope and isinstance(rope[name], str)}
     if wrong := [rope[name] for name in ("rope_type", "type") if name in rope and not isinstance(rope[name], str)]:
         raise InputError(f"config.json: rope type {reprlib.repr(wrong[0])} is not a name")
@@ -214,7 +214,7 @@ def _present(config: Mapping, field: str):
 
 
 def write_rope(theta: float, scaling: Llama3Scaling | None) -> dict:
-    """Both spellings of the rope settings, for transformers 4 and 5."""
+    """Returns both spellings of the rope settings, for transformers 4 and 5."""
     if scaling is None:
         return {
             "rope_theta": theta,

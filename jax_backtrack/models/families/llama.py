@@ -67,7 +67,7 @@ def _refuse_windows(config: dict, positions: int) -> None:
 
 
 def to_hf_config(config: TransformerConfig) -> dict:
-    """The fields of a Llama `config.json` that `from_hf_config` reads back to the same configuration."""
+    """Returns the fields of a Llama `config.json` that `from_hf_config` reads back to the same configuration."""
     return {
         "architectures": ["LlamaForCausalLM"],
         **write_common(config),

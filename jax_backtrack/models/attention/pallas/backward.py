@@ -19,7 +19,7 @@ def backward_query(
     query_BxNxSxD, key_BxKxSxD, value_BxKxSxD, place_Bx2x1xS, logsumexp_BxNx1xS, dmixed_BxNxSxD, delta_BxNx1xS,
     map: BlockMap, rule: Rule, interpret: bool,
 ) -> jax.Array:  # fmt: skip
-    """Gradient of the queries, `[B, N, S, D]`, one query block after the other.
+    """Returns the gradient of the queries, `[B, N, S, D]`, one query block after the other.
 
     `delta` is the inner product of every query's output with its gradient, float32.
     """
@@ -187,6 +187,6 @@ def _key_value_kernel(
 
 
 def _dscore(weight, slope, dweight, delta) -> jax.Array:
-    """Gradient of the scores before the soft-cap, still to be multiplied by `scale`; either way up."""
+    """Returns the gradient of the scores before the soft-cap, still to be multiplied by `scale`; either way up."""
     dscore = weight * (dweight - delta)
     return dscore if slope is None else dscore * slope

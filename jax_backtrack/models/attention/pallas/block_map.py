@@ -31,7 +31,7 @@ class BlockSizes:
     heads: int = 1
 
     def fit(self, length: int) -> "BlockSizes":
-        """The sizes for rows of `length` tokens; InputError where they do not divide it."""
+        """Returns the sizes for rows of `length` tokens; InputError where they do not divide it."""
         fitted = BlockSizes(min(self.query, length), min(self.key, length), self.heads)
         for name, size in (("query", fitted.query), ("key", fitted.key)):
             if size < 1 or length % size:
@@ -42,7 +42,7 @@ class BlockSizes:
         return fitted
 
     def splits(self, length: int) -> bool:
-        """Do rows of `length` tokens split into these blocks, on a TPU too?"""
+        """Tells whether rows of `length` tokens split into these blocks, on a TPU too."""
         sizes = min(self.query, length), min(self.key, length)
         return all(length % size == 0 and (size % 128 == 0 or size == length) for size in sizes)
 
@@ -51,7 +51,7 @@ class BlockSizes:
         return max(count for count in range(1, max(1, self.heads) + 1) if group % count == 0)
 
     def check_lanes(self, length: int) -> None:
-        """InputError where fitted sizes cannot be laid out on a TPU."""
+        """Raises InputError where fitted sizes cannot be laid out on a TPU."""
         for name, size in (("query", self.query), ("key", self.key)):
             if size != length and size % 128:
                 raise InputError(
@@ -89,7 +89,7 @@ class BlockMap:
 
 
 def causal_pairs(length: int, blocks: BlockSizes) -> np.ndarray:
-    """bool `[nq, nk]`: blocks of a plain sequence in which some key does not stand behind every query."""
+    """Returns bool `[nq, nk]`: blocks of a plain sequence in which some key does not come after every query."""
     last_query = np.arange(blocks.query, length + 1, blocks.query) - 1
     first_key = np.arange(0, length, blocks.key)
     return first_key[None, :] <= last_query[:, None]
@@ -98,7 +98,7 @@ def causal_pairs(length: int, blocks: BlockSizes) -> np.ndarray:
 def visible_blocks(
     position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: BlockSizes = BlockSizes()
 ) -> jax.Array:
-    """bool `[B, nq, nk]`: does any query of a block attend to any key of a block, by `trees.tree_attention_mask`?
+    """Returns bool `[B, nq, nk]`: some query of a block attends to some key of a block, by `trees.tree_attention_mask`.
 
     Exact, for rows in which every token sees itself (`end > index`, `window >= 1`). Without a window no query needs to
     be looked at: if a key block stands before a query block, and the subtree of one of its keys reaches the block's
@@ -129,7 +129,7 @@ def visible_blocks(
 def block_map(
     position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: BlockSizes = BlockSizes()
 ) -> BlockMap:
-    """The visits of a batch of rows, for `tree_attention(map=...)`. Traceable; one for all layers of one window."""
+    """Returns the visits of a batch, for `tree_attention(map=...)`. Traceable; one for all layers of one window."""
     blocks = blocks.fit(end_BxS.shape[1])
     visible_BxQxC = visible_blocks(position_BxS, end_BxS, window, blocks)
     most = int(causal_pairs(end_BxS.shape[1], blocks).sum())

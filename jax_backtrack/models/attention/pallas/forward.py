@@ -24,7 +24,7 @@ def forward(
     rule: Rule,
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """The mixed values `[B, N, S, D]` in the query's dtype, and the scores' log-sum-exp, float32 `[B, N, 1, S]`."""
+    """Returns mixed values `[B, N, S, D]` in the query's dtype, and the scores' log-sum-exp, float32 `[B, N, 1, S]`."""
     batch, heads, length, dim = query_BxNxSxD.shape
     group = heads // key_BxKxSxD.shape[1]
     together = map.blocks.heads_of(group)

@@ -46,7 +46,7 @@ class Visit:
 
 
 def visit(query_ref, key_ref, count_ref, major_ref, row, step) -> Visit:
-    """The visit at `step` of a row's list; `major_ref` is `query_ref` or `key_ref`: what is accumulated into."""
+    """Returns the visit at `step` of a row's list; `major_ref`, `query_ref` or `key_ref`, is accumulated into."""
     count = count_ref[row]
     before, after = jnp.maximum(step - 1, 0), jnp.minimum(step + 1, major_ref.shape[1] - 1)
     major = major_ref[row, step]
@@ -61,7 +61,7 @@ def visit(query_ref, key_ref, count_ref, major_ref, row, step) -> Visit:
 
 
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """Matrix product in float32 over one axis of each; float32 inputs are multiplied at full precision."""
+    """Multiplies matrices in float32 over one axis of each; float32 inputs are multiplied at full precision."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
@@ -96,14 +96,14 @@ def scores(down_MxD, across_NxD, visible_MxN, rule: Rule) -> tuple[jax.Array, ja
 
 
 def struct(shape: tuple[int, ...], dtype, like: jax.Array) -> jax.ShapeDtypeStruct:
-    """A kernel's output, varying over the mesh axes that `like` varies over, as `jax.shard_map` wants to know."""
+    """Returns a kernel's output, varying over the mesh axes that `like` varies over, as `jax.shard_map` asks."""
     kind = jax.typeof(like)
     varying = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"  # what older releases call it
     return jax.ShapeDtypeStruct(shape, dtype, **{varying: getattr(kind, varying)})
 
 
 def cost(matmuls: int, query_BxNxSxD: jax.Array, map: BlockMap, rule: Rule, arrays: list) -> pl.CostEstimate:
-    """What a compiler may assume of a kernel with so many matrix products per pair of blocks.
+    """Returns what a compiler may assume of a kernel with so many matrix products per pair of blocks.
 
     Which blocks are visible is known only when the program runs, so this counts the visible blocks of a causal row:
     the most there can be. Every array is counted as moved once.

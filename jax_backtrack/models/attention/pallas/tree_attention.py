@@ -38,7 +38,7 @@ def tree_attention(
     map: BlockMap | None = None,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> jax.Array:
-    """Softmax attention of every token to its ancestors and itself, `[B, S, N, D]` in the query's dtype.
+    """Attends from every token to its ancestors and itself, `[B, S, N, D]` in the query's dtype.
 
     query, key, value: bfloat16 or float32. `N` is a multiple of `K`; keys and values are not repeated. Scores, softmax
     and sums are float32; the products of float32 inputs are taken at full precision.
