@@ -52,13 +52,13 @@ def with_config_path(argv: Sequence[str], folder: Path) -> list[str]:
         at = index if equals else index + 1
         name = value if equals else (argv[at] if at < len(argv) else "")
         if (name or equals) and not os.path.isfile(name):
-            known = known_recipes(folder)
-            name = name if name in known else f"{name}.py"
-            if name not in known:
+            recipes = known_recipes(folder)
+            name = name if name in recipes else f"{name}.py"
+            if name not in recipes:
                 name = name.removesuffix(".py")
-                _say_error(f"--config={name}: no such file, and no such recipe: {nearest(name, known)}")
+                _say_error(f"--config={name}: no such file, and no such recipe: {nearest(name, recipes)}")
                 raise SystemExit(2)
-            argv[at] = f"{flag}={known[name]}" if equals else str(known[name])
+            argv[at] = f"{flag}={recipes[name]}" if equals else str(recipes[name])
     return argv
 
 
@@ -80,8 +80,8 @@ def checked_overrides(argv: Sequence[str]) -> list[str]:
     """
     argv, path = list(argv), ""
     for index, argument in enumerate(argv):
-        if given := re.fullmatch(r"--?config(=(.*))?", argument):
-            path = argv[index + 1] if given[1] is None and index + 1 < len(argv) else given[2] or ""
+        if match := re.fullmatch(r"--?config(=(.*))?", argument):
+            path = argv[index + 1] if match[1] is None and index + 1 < len(argv) else match[2] or ""
     if not os.path.isfile(path):
         return argv
     fields, checked = flatten_dict(read_recipe(path).to_dict(), sep="."), []
@@ -160,8 +160,8 @@ def run(
             check_links(folder)
         hosts.start(*placement)
         with contextlib.nullcontext() if mode in _INTERACTIVE else preemption.caught():
-            given = {"compile": topology, "compare": workdirs, "show-data": records}.get(mode, prompts)
-            MODES[mode](config, folder, given)
+            argument = {"compile": topology, "compare": workdirs, "show-data": records}.get(mode, prompts)
+            MODES[mode](config, folder, argument)
         hosts.finish()
     except (InputError, FloatingPointError, OSError) as error:
         if debug:
@@ -202,9 +202,9 @@ def _show_data(config: ConfigDict, workdir: Path | None, records: int | None) ->
 
 
 def _sample(config: ConfigDict, workdir: Path, prompts: str | None) -> None:
-    asked = files.read_prompts(prompts, config.sample.limit or None)
+    requests = files.read_prompts(prompts, config.sample.limit or None)
     sampler, sample = _sampler(config, workdir), config.sample
-    files.write_samples(sampler, asked, workdir / SAMPLES, sample.seed, sample.samples)
+    files.write_samples(sampler, requests, workdir / SAMPLES, sample.seed, sample.samples)
 
 
 def _chat(config: ConfigDict, workdir: Path, _prompts) -> None:

@@ -93,12 +93,12 @@ def compile_recipe(config: ConfigDict, topologies: Sequence[str], workdir: Path)
             topology: _compile_one(config, topology, meshes[topology], chips[topology], workdir)
             for topology in topologies
         }
-    written = (
+    content = (
         next(iter(compiled_by_topology.values()))
         if len(compiled_by_topology) == 1
         else {"topologies": compiled_by_topology}
     )
-    write_whole(workdir / COMPILED, json.dumps(written, indent=2) + "\n")
+    write_whole(workdir / COMPILED, json.dumps(content, indent=2) + "\n")
     _show(config, compiled_by_topology, chips)
     console.print(f"figures in {workdir / COMPILED}", highlight=False)
     return compiled_by_topology
@@ -224,8 +224,8 @@ def _compile_one(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip, 
         "mesh": dict(mesh.shape),
         "hbm_bytes": one_chip.hbm_bytes,
         **dataclasses.asdict(step),
-        "fits": all(each.fits for each in compiled.values()),
-        "programs": {name: dataclasses.asdict(each) for name, each in compiled.items()},
+        "fits": all(program.fits for program in compiled.values()),
+        "programs": {name: dataclasses.asdict(program) for name, program in compiled.items()},
         "would_fit": advice,
     }
 
@@ -312,11 +312,11 @@ def _needed_bytes(message: str) -> int:
 
     Where temporary arrays alone are too large, it says no more than that.
     """
-    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    found = found or re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", message)
-    if not found:
+    match = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    match = match or re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", message)
+    if not match:
         raise InputError(f"the TPU compiler failed: {message.strip().splitlines()[0][:400]}")
-    return int(float(found[1]) * 1024 ** (" KMGT".index(found[2])))
+    return int(float(match[1]) * 1024 ** (" KMGT".index(match[2])))
 
 
 def _smaller_recipes(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Chip) -> list[dict]:
@@ -327,8 +327,8 @@ def _smaller_recipes(config: ConfigDict, topology: str, mesh: Mesh, one_chip: Ch
         smaller = copy.deepcopy(config)
         smaller.update_from_flattened_dict(changes)
         trace = programs(smaller, mesh)["training step"]
-        said = ", ".join(f"{name} = {value}" for name, value in changes.items())
-        compiled = _compile(f"training step with {said}", trace, smaller, topology, mesh, one_chip)
+        described = ", ".join(f"{name} = {value}" for name, value in changes.items())
+        compiled = _compile(f"training step with {described}", trace, smaller, topology, mesh, one_chip)
         tried.append({"changes": dict(changes), "peak_bytes": compiled.peak_bytes, "fits": compiled.fits})
         if compiled.fits:
             break
@@ -410,25 +410,25 @@ def _show(config: ConfigDict, compiled_by_topology: dict[str, dict], chips: dict
     title = f"{config.model.path}, {config.objective}, {train.batch_size} rows of {train.max_seq_len} tokens"
     table = new_table(title)
     add_names(table, "topology", compiled_by_topology)
-    add_names(table, "program", {name for made in compiled_by_topology.values() for name in made["programs"]})
+    add_names(table, "program", {name for report in compiled_by_topology.values() for name in report["programs"]})
     for heading in ("compile", "args", "peak", "of", "room", "FLOPs", "sent", "MFU"):
         add_figures(table, heading)
-    for topology, made in compiled_by_topology.items():
+    for topology, report in compiled_by_topology.items():
         of = chips[topology].hbm_bytes
-        for name, each in made["programs"].items():
-            fits = each["fits"]
+        for name, program in report["programs"].items():
+            fits = program["fits"]
             training = name == "training step" and fits
             table.add_row(
                 topology,
                 name,
-                f"{each['compile_seconds']:.0f} s",
-                f"{each['argument_bytes'] / _GIB:.2f}" if fits else "",
-                f"{each['peak_bytes'] / _GIB:.2f}",
+                f"{program['compile_seconds']:.0f} s",
+                f"{program['argument_bytes'] / _GIB:.2f}" if fits else "",
+                f"{program['peak_bytes'] / _GIB:.2f}",
                 f"{of / _GIB:.0f}",
-                f"{(of - each['peak_bytes']) / _GIB:.2f}" + ("" if fits else "!"),
-                f"{each['hardware_flops'] / each['model_flops']:.2f}" if training else "",
-                f"{sum(each['collective_bytes'].values()) / _GIB:.1f}" if fits else "",
-                f"{each['mfu_bound']:.0%}" if training else "",
+                f"{(of - program['peak_bytes']) / _GIB:.2f}" + ("" if fits else "!"),
+                f"{program['hardware_flops'] / program['model_flops']:.2f}" if training else "",
+                f"{sum(program['collective_bytes'].values()) / _GIB:.1f}" if fits else "",
+                f"{program['mfu_bound']:.0%}" if training else "",
             )
     console.print(table)
     console.print(
@@ -436,8 +436,8 @@ def _show(config: ConfigDict, compiled_by_topology: dict[str, dict], chips: dict
         "MFU: upper bound of model FLOPs utilisation.",
         highlight=False,
     )
-    for topology, made in compiled_by_topology.items():
-        for tried in made["would_fit"]:
+    for topology, report in compiled_by_topology.items():
+        for tried in report["would_fit"]:
             room = (chips[topology].hbm_bytes - tried["peak_bytes"]) / _GIB
             changes = " ".join(f"--config.{field}={value}" for field, value in tried["changes"].items())
             outcome = f"fits, {room:.2f} GiB to spare" if tried["fits"] else f"{-room:.2f} GiB too much"

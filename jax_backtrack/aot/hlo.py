@@ -34,8 +34,8 @@ class Instruction:
 
     def called(self, attribute: str) -> str | None:
         """Returns the computation that an attribute such as `body=` names."""
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-        return found and found[1]
+        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        return match and match[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +76,8 @@ class HloProgram:
             if header := _COMPUTATION.match(line):
                 current = self._computations.setdefault(header[1], [])
                 entry = header[1] if line.startswith("ENTRY") else entry
-            elif current is not None and (found := _INSTRUCTION.match(line)):
-                current.append(_parse(found[2], found[3], bool(found[1])))
+            elif current is not None and (match := _INSTRUCTION.match(line)):
+                current.append(_parse(match[2], match[3], bool(match[1])))
         if entry is None:
             raise InputError("the program's text has no ENTRY computation")
         self._entry = entry
@@ -96,56 +96,67 @@ class HloProgram:
     def kernels(self) -> dict[str, int]:
         """Returns, by the name of every Pallas kernel, the bytes of VMEM that it needs."""
         return {
-            each.name: sum(int(part["size"]) for part in _config(each, "used_scoped_memory_configs") or [])
-            for each in self.instructions("custom-call")
-            if '"tpu_custom_call"' in each.attributes
+            call.name: sum(int(part["size"]) for part in _config(call, "used_scoped_memory_configs") or [])
+            for call in self.instructions("custom-call")
+            if '"tpu_custom_call"' in call.attributes
         }
 
     def instructions(self, opcode: str) -> Iterable[Instruction]:
         """Returns all instructions of one kind."""
-        return (each for lines in self._computations.values() for each in lines if each.opcode == opcode)
+        return (
+            instruction
+            for lines in self._computations.values()
+            for instruction in lines
+            if instruction.opcode == opcode
+        )
 
     @staticmethod
-    def shapes(each: Instruction) -> list[tuple[str, tuple[int, ...]]]:
+    def shapes(instruction: Instruction) -> list[tuple[str, tuple[int, ...]]]:
         """Returns the dtype and shape of what one instruction makes; of several arrays if it is a tuple."""
-        return _arrays(each.type)
+        return _arrays(instruction.type)
 
     def _cost(self, name: str) -> Cost:
         if name not in self._costs:
-            types = {each.name: each.type for each in self._computations[name]}
+            types = {instruction.name: instruction.type for instruction in self._computations[name]}
             total = Cost()
-            for each in self._computations[name]:
-                total += self._cost_of(each, types)
+            for instruction in self._computations[name]:
+                total += self._cost_of(instruction, types)
             self._costs[name] = total
         return self._costs[name]
 
-    def _cost_of(self, each: Instruction, types: dict[str, str]) -> Cost:
-        kind = each.opcode.removesuffix("-start")
-        if each.opcode == "while":
-            return self._cost(each.called("body")).times(self._trips(each))
-        if each.opcode == "conditional":
-            listed = re.search(r"branch_computations=\{([^}]*)\}", each.attributes)
+    def _cost_of(self, instruction: Instruction, types: dict[str, str]) -> Cost:
+        kind = instruction.opcode.removesuffix("-start")
+        if instruction.opcode == "while":
+            return self._cost(instruction.called("body")).times(self._trips(instruction))
+        if instruction.opcode == "conditional":
+            listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
             branches = _NAME.findall(listed[1]) if listed else [
-                each.called("true_computation"), each.called("false_computation")
+                instruction.called("true_computation"), instruction.called("false_computation")
             ]  # fmt: skip
             return max((self._cost(branch) for branch in branches), key=lambda cost: cost.flops)
-        if each.opcode in ("fusion", "async-start") and (called := each.called("calls")):
+        if instruction.opcode in ("fusion", "async-start") and (called := instruction.called("calls")):
             return self._cost(called)
-        if each.opcode == "call" and (called := each.called("to_apply")):
+        if instruction.opcode == "call" and (called := instruction.called("to_apply")):
             return self._cost(called)
-        if each.opcode in ("convolution", "dot"):
-            shapes = [_arrays(types[operand])[0][1] for operand in each.operands]
-            count = _convolution_flops if each.opcode == "convolution" else _dot_flops
-            return Cost(count(each, *shapes, _arrays(each.type)[0][1]))
-        if each.opcode == "custom-call" and '"tpu_custom_call"' in each.attributes:
-            estimate = (_config(each, "custom_call_config") or {}).get("cost_estimate", {})
+        if instruction.opcode in ("convolution", "dot"):
+            shapes = [_arrays(types[operand])[0][1] for operand in instruction.operands]
+            count = _convolution_flops if instruction.opcode == "convolution" else _dot_flops
+            return Cost(count(instruction, *shapes, _arrays(instruction.type)[0][1]))
+        if instruction.opcode == "custom-call" and '"tpu_custom_call"' in instruction.attributes:
+            estimate = (_config(instruction, "custom_call_config") or {}).get("cost_estimate", {})
             return Cost(float(estimate.get("flops", 0)))
-        if each.opcode == "send" and "megascale" in each.attributes:
-            return Cost(collectives={each.name: (BETWEEN_SLICES, _bytes(*_arrays(types[each.operands[0]])[0]))})
+        if instruction.opcode == "send" and "megascale" in instruction.attributes:
+            return Cost(
+                collectives={instruction.name: (BETWEEN_SLICES, _bytes(*_arrays(types[instruction.operands[0]])[0]))}
+            )
         if kind in COLLECTIVES:
-            channel = re.search(r"channel_id=(\d+)", each.attributes)
-            size = sum(_bytes(*_arrays(types[operand])[0]) for operand in each.operands if operand in types)
-            return Cost(collectives={channel[1] if channel else each.name: (kind, _sent(kind, size, each.attributes))})
+            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+            size = sum(_bytes(*_arrays(types[operand])[0]) for operand in instruction.operands if operand in types)
+            return Cost(
+                collectives={
+                    channel[1] if channel else instruction.name: (kind, _sent(kind, size, instruction.attributes))
+                }
+            )
         return Cost()
 
     def _trips(self, loop: Instruction) -> int:
@@ -158,23 +169,30 @@ class HloProgram:
 
     def _step(self, body: str, counter: int | None) -> int:
         """Returns what a loop's body adds to its counter, entry `counter` of what it carries. XLA unrolls some by 2."""
-        made = {each.name: each for each in self._computations[body]}
-        carried = next((each for each in made.values() if each.opcode == "tuple" and each.is_root), None)
+        by_name = {instruction.name: instruction for instruction in self._computations[body]}
+        carried = next(
+            (instruction for instruction in by_name.values() if instruction.opcode == "tuple" and instruction.is_root),
+            None,
+        )
         if counter is None or carried is None:
             return 1
-        update = made.get(carried.operands[counter])
+        update = by_name.get(carried.operands[counter])
         if update is None or update.opcode != "add":
             return 1
-        steps = [int(made[name].operands[0]) for name in update.operands if made[name].opcode == "constant"]
+        steps = [int(by_name[name].operands[0]) for name in update.operands if by_name[name].opcode == "constant"]
         return steps[0] if steps else 1
 
     def _integers(self, name: str, opcode: str) -> Iterable[int]:
         """Returns a condition's integer constants, or the indices of the integers that it takes from the carry."""
-        for each in self._computations[name]:
-            if each.opcode == "fusion":
-                yield from self._integers(each.called("calls"), opcode)
-            elif each.opcode == opcode and re.match(r"[su]32\[\]", each.type):
-                yield int(each.operands[0] if opcode == "constant" else re.search(r"index=(\d+)", each.attributes)[1])
+        for instruction in self._computations[name]:
+            if instruction.opcode == "fusion":
+                yield from self._integers(instruction.called("calls"), opcode)
+            elif instruction.opcode == opcode and re.match(r"[su]32\[\]", instruction.type):
+                yield int(
+                    instruction.operands[0]
+                    if opcode == "constant"
+                    else re.search(r"index=(\d+)", instruction.attributes)[1]
+                )
 
 
 def _parse(name: str, rest: str, is_root: bool) -> Instruction:
@@ -206,12 +224,12 @@ def _bytes(dtype: str, shape: tuple[int, ...]) -> float:
     return math.prod(shape) * bits / 8
 
 
-def _config(each: Instruction, key: str):
+def _config(instruction: Instruction, key: str):
     """Returns a part of the instruction's backend configuration."""
-    start = each.attributes.find("backend_config=")
+    start = instruction.attributes.find("backend_config=")
     if start < 0:
         return None
-    return json.JSONDecoder().raw_decode(each.attributes, start + len("backend_config="))[0].get(key)
+    return json.JSONDecoder().raw_decode(instruction.attributes, start + len("backend_config="))[0].get(key)
 
 
 def _sent(kind: str, operand_bytes: float, attributes: str) -> float:
@@ -231,29 +249,33 @@ def _sent(kind: str, operand_bytes: float, attributes: str) -> float:
 
 
 def _group_size(attributes: str) -> int:
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes):
-        return int(found[2])
-    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
-        return len(found[1].split(","))
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes):
+        return int(match[2])
+    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        return len(match[1].split(","))
     raise InputError(f"a collective of the compiled program has groups that cannot be read: {attributes[:120]}")
 
 
-def _dot_flops(each: Instruction, left: tuple[int, ...], _right, out: tuple[int, ...]) -> float:
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.attributes)
+def _dot_flops(instruction: Instruction, left: tuple[int, ...], _right, out: tuple[int, ...]) -> float:
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
     return 2 * math.prod(out) * math.prod(left[int(axis)] for axis in contracted[1].split(",") if axis)
 
 
-def _convolution_flops(each: Instruction, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]) -> float:
+def _convolution_flops(
+    instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]
+) -> float:
     """Counts a matrix product, which a TPU program writes as a convolution; padding does not count."""
-    left_labels, right_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes).groups()
-    groups = int((re.search(r"batch_group_count=(\d+)", each.attributes) or [0, "1"])[1])
-    settings = dict(re.findall(r"(\w+)=([\d_x\-]+)", (re.search(r"window=\{([^}]*)\}", each.attributes) or [0, ""])[1]))
+    left_labels, right_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes).groups()
+    groups = int((re.search(r"batch_group_count=(\d+)", instruction.attributes) or [0, "1"])[1])
+    settings = dict(
+        re.findall(r"(\w+)=([\d_x\-]+)", (re.search(r"window=\{([^}]*)\}", instruction.attributes) or [0, ""])[1])
+    )
 
-    def of_axis(name: str, axis: int, read: Callable, default):
-        return read(settings[name].split("x")[axis]) if name in settings else default
+    def of_axis(name: str, axis: int, parse: Callable, default):
+        return parse(settings[name].split("x")[axis]) if name in settings else default
 
     valid = 1
     for axis in range(sum(label.isdecimal() for label in out_labels)):

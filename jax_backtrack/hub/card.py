@@ -99,7 +99,7 @@ def text(hf_config: Mapping, parameters: int, recipe: Mapping | None = None) -> 
         pipeline_tag="text-generation",
         tags=_tags(backtracking),
         **_origin(fields.get("model.path")),
-        datasets=[each for each in data_ids if each] or None,
+        datasets=[data_id for data_id in data_ids if data_id] or None,
     )
     parts = [_introduction(hf_config, parameters, fields)]
     if backtracking:
@@ -140,7 +140,7 @@ discarded and the model answers again. The method is that of Zhang et al., *Back
 
 def _usage(backtracking: Mapping) -> str:
     context = backtracking.get("context")
-    said = (
+    trained_for = (
         f"The model was trained with the reset context `{context}`. After a reset it sees {_CONTEXTS[context]}."
         if context
         else "The model is not known to have been trained to reset: no reset context is recorded."
@@ -150,7 +150,7 @@ def _usage(backtracking: Mapping) -> str:
     usage = f"""\
 ## Resets
 
-{said}
+{trained_for}
 
 With transformers, by the code in `custom_generate/generate.py`:
 
@@ -252,10 +252,10 @@ def _origin(path: str | None) -> dict[str, str]:
     data = _front_matter(card) if card.is_file() else {}
     # The card of a folder names what the folder's own model was made from; only an export's is passed on.
     base = data.get("base_model") if card == export else Adapter(local).base if has_adapter(local) else path
-    found = {"base_model": hub_id(base) if isinstance(base, str) else None} | {
+    origin = {"base_model": hub_id(base) if isinstance(base, str) else None} | {
         name: data.get(name) for name in _LICENSE
     }
-    return {name: value for name, value in found.items() if value and isinstance(value, str)}
+    return {name: value for name, value in origin.items() if value and isinstance(value, str)}
 
 
 def _front_matter(card: Path) -> dict:

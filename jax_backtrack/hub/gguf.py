@@ -126,9 +126,9 @@ class GGUFFile:
         default = hidden // heads if heads > 0 else 0
         key = self._field("llama.attention.key_length", int, default)
         for name in ("llama.attention.value_length", "llama.rope.dimension_count"):
-            if (other := self._field(name, int, key)) != key:
+            if (length := self._field(name, int, key)) != key:
                 raise InputError(
-                    f"{self.path}: {name} = {other} is not supported; heads have {key} features in all, all rotated"
+                    f"{self.path}: {name} = {length} is not supported; heads have {key} features in all, all rotated"
                 )
         return key
 
@@ -163,16 +163,16 @@ class GGUFFile:
     def origin(self) -> dict[str, str]:
         """Returns `base_model`, a Hub id, and `license`, as far as the file's metadata knows them."""
         names = "source.huggingface.repository source.repo_url source.url repo_url url base_model.0.repo_url".split()
-        given = (self._text(f"general.{name}") for name in names)
-        found = {
+        values = (self._text(f"general.{name}") for name in names)
+        origin = {
             "base_model": next(
-                (text.rpartition("huggingface.co/")[2].strip("/") for text in given if is_hub(text)), ""
+                (text.rpartition("huggingface.co/")[2].strip("/") for text in values if is_hub(text)), ""
             ),
             "license": self._text("general.license"),
             "license_name": self._text("general.license.name"),
             "license_link": self._text("general.license.link"),
         }
-        return {name: text for name, text in found.items() if text}
+        return {name: text for name, text in origin.items() if text}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of every tensor, by its Hugging Face name."""
@@ -214,9 +214,10 @@ class GGUFFile:
         tokens = self._list("tokenizer.ggml.tokens", str)
         if len(set(tokens)) < len(tokens):
             raise InputError(f"{self.path}: its tokenizer has a token twice")
-        known, merges = set(tokens), [tuple(merge.split(" ")) for merge in self._list("tokenizer.ggml.merges", str)]
+        texts = set(tokens)
+        merges = [tuple(merge.split(" ")) for merge in self._list("tokenizer.ggml.merges", str)]
         # Of one whose result is no token tokenizers may end in a panic, which is no Exception.
-        if wrong := [merge for merge in merges if len(merge) != 2 or not {*merge, "".join(merge)} <= known]:
+        if wrong := [merge for merge in merges if len(merge) != 2 or not {*merge, "".join(merge)} <= texts]:
             raise InputError(f"{self.path}: its tokenizer has the merge {wrong[0]}, whose parts or result are no token")
         types = self._list("tokenizer.ggml.token_type", int)
         # What converters fill the list up with, where the embedding has more rows than there are tokens.

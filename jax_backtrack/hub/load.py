@@ -62,8 +62,8 @@ def load(
     dtype = _dtype_name(dtype)
     open_source, hf_config, open_tokenizer = _open(str(path), revision, token)
     config = families.from_hf_config(hf_config)
-    source, said = open_source(), _backtracking(hf_config)
-    chat = ChatTokenizer(open_tokenizer(), said.get("context"), chat_template) if tokenizer else None
+    source, backtracking = open_source(), _backtracking(hf_config)
+    chat = ChatTokenizer(open_tokenizer(), backtracking.get("context"), chat_template) if tokenizer else None
     mesh = mesh or make_mesh()
     compute = dataclasses.replace(compute or Compute(dtype), mesh=mesh)
     model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute))
@@ -71,7 +71,9 @@ def load(
         _note_rows(chat, config.vocab_size)
         check_agreement(model, chat, hf_config)
         # An export says of itself that it was not trained to reset; other files with [RESET] leave it open.
-        chat.asks_reset_context = chat.reset_id is not None and "reset_token_id" not in said and "context" not in said
+        chat.asks_reset_context = (
+            chat.reset_id is not None and "reset_token_id" not in backtracking and "context" not in backtracking
+        )
         if chat.asks_reset_context:
             warn(f"{path} has [RESET], but does not say which reset context it was trained with")
     total = sum(param.size for param in jax.tree.leaves(nnx.state(model, nnx.Param)))
@@ -152,13 +154,13 @@ def _dtype_name(dtype) -> str:
 
 def _backtracking(hf_config: dict) -> dict:
     """Returns what an export's configuration says of [RESET]; nothing in other models."""
-    said = hf_config.get("backtracking", {})
-    if not isinstance(said, dict):
-        raise InputError(f"config.json: backtracking = {reprlib.repr(said)} is not an object")
-    if said.get("context") not in (None, *CONTEXTS):
-        shown = reprlib.repr(said["context"])
+    backtracking = hf_config.get("backtracking", {})
+    if not isinstance(backtracking, dict):
+        raise InputError(f"config.json: backtracking = {reprlib.repr(backtracking)} is not an object")
+    if backtracking.get("context") not in (None, *CONTEXTS):
+        shown = reprlib.repr(backtracking["context"])
         raise InputError(f"config.json: backtracking.context = {shown} is none of {', '.join(CONTEXTS)}")
-    return said
+    return backtracking
 
 
 def _open(path: str, revision: str | None, token: str | None, adapted: tuple[Path, ...] = (), *, weights: bool = True):
@@ -169,17 +171,17 @@ def _open(path: str, revision: str | None, token: str | None, adapted: tuple[Pat
     """
     try:
         local = Path(path).expanduser()
-        here = local.exists()
+        is_local = local.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{path:.200}: no path that can be looked at: {error}") from None
-    if revision is not None and here:
+    if revision is not None and is_local:
         raise InputError(f"{path} is here, so the revision {revision!r} has no meaning: it goes with a Hub id")
     if local.suffix == ".gguf":
         if not local.is_file():
             raise InputError(f"{path}: no such file")
         file = GGUFFile(local)
         return lambda: file, file.hf_config(), file.tokenizer
-    if not here:
+    if not is_local:
         local = download(path, revision, token, weights=weights)
     elif (local / EXPORT / "config.json").is_file():
         _refuse_two_models(local)

@@ -43,13 +43,13 @@ def missing_tensors(missing: Sequence[str], extra: Sequence[str]) -> str:
     if not extra:
         return message
     message += f". In their place are {len(extra)} others: {some(extra)}"
-    if found := _prefix(missing, extra):
-        parts = [f"{part!r} stands before the names{f': {who}' if who else ''}" for part, who in found]
+    if prefixes := _prefix(missing, extra):
+        parts = [f"{part!r} stands before the names{f': {who}' if who else ''}" for part, who in prefixes]
         return f"{message}. {'; '.join(parts)}"
     if all(f"model.{name}" in set(missing) for name in extra):
         return f"{message}. They lack 'model.': this is a model without its head; save the whole ...ForCausalLM"
-    known = [what for piece, what in _OTHER_FORMATS.items() if any(piece in name for name in extra)]
-    return f"{message}. {known[0]}" if known else message
+    formats = [what for piece, what in _OTHER_FORMATS.items() if any(piece in name for name in extra)]
+    return f"{message}. {formats[0]}" if formats else message
 
 
 def some(names: Sequence[str]) -> str:
@@ -59,26 +59,26 @@ def some(names: Sequence[str]) -> str:
 
 def _prefix(missing: Sequence[str], extra: Sequence[str]) -> list[tuple[str, str]]:
     """Returns the prefixes, one behind the other, that stand before the names of weights that are missing."""
-    wanted = set(missing)
+    missing_names = set(missing)
     for name in extra:
-        bare, found = name, []
+        bare, prefixes = name, []
         while True:
             parts = [part for part in _PREFIXES if part in bare]
             if not parts:
                 break
             first = min(parts, key=bare.index)
             bare = bare.replace(first, "", 1)
-            found.append((first, _PREFIXES[first]))
-            if bare in wanted:
-                return found
-    return _unknown_prefix(wanted, extra)
+            prefixes.append((first, _PREFIXES[first]))
+            if bare in missing_names:
+                return prefixes
+    return _unknown_prefix(missing_names, extra)
 
 
-def _unknown_prefix(wanted: set[str], extra: Sequence[str]) -> list[tuple[str, str]]:
+def _unknown_prefix(missing: set[str], extra: Sequence[str]) -> list[tuple[str, str]]:
     """Returns the text before the names, and nothing in its place, where nobody known writes it."""
     for name in extra:
         parts = name.split(".")
         for count in range(1, len(parts)):
-            if ".".join(parts[count:]) in wanted:
+            if ".".join(parts[count:]) in missing:
                 return [(".".join(parts[:count]) + ".", "")]
     return []

@@ -76,26 +76,26 @@ class Adapter:
     def scaling(self, module: str, rank: int) -> float:
         """Returns the factor of the product of the two matrices."""
         patterns = (self.config.get("alpha_pattern") or {}, self.config.get("rank_pattern") or {})
-        alpha, said = (
+        alpha, configured = (
             pattern.get(_pattern(pattern, module), self.config.get(default))
             for pattern, default in zip(patterns, ("lora_alpha", "r"), strict=True)
         )
-        for field, value in (("lora_alpha", alpha), ("r", said)):
+        for field, value in (("lora_alpha", alpha), ("r", configured)):
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < _MOST:
                 shown = reprlib.repr(value)
                 raise InputError(f"{self.folder / CONFIG_FILE}: {field} = {shown} of {module} is no number")
-        if said != rank:
-            raise InputError(f"{self.folder}: {module} has rank {rank}, {CONFIG_FILE} says {said}")
+        if configured != rank:
+            raise InputError(f"{self.folder}: {module} has rank {rank}, {CONFIG_FILE} says {configured}")
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def token_indices(self, module: str) -> list[int]:
         """Tokens whose rows the adapter has in place of the base's."""
-        given = self.config.get("trainable_token_indices")
-        if isinstance(given, dict):
-            given = given.get(_pattern(given, module))
-        if not isinstance(given, list) or not all(type(index) is int and index >= 0 for index in given):
+        indices = self.config.get("trainable_token_indices")
+        if isinstance(indices, dict):
+            indices = indices.get(_pattern(indices, module))
+        if not isinstance(indices, list) or not all(type(index) is int and index >= 0 for index in indices):
             raise InputError(f"{self.folder / CONFIG_FILE}: trainable_token_indices names no tokens for {module}")
-        return given
+        return indices
 
     def _refuse_settings(self) -> None:
         kind = self.config.get("peft_type")
@@ -115,8 +115,8 @@ class Adapter:
     def _weights_file(self) -> Path:
         file = self.folder / _WEIGHTS_FILE
         if not file.is_file():
-            found = sorted(path.name for path in self.folder.glob("adapter_model*"))
-            pickled = f" ({', '.join(found)} is pickled, and never loaded)" if found else ""
+            files = sorted(path.name for path in self.folder.glob("adapter_model*"))
+            pickled = f" ({', '.join(files)} is pickled, and never loaded)" if files else ""
             raise InputError(
                 f"{self.name}, but holds no {_WEIGHTS_FILE}{pickled}: save it again with safetensors, which PEFT does "
                 "unless safe_serialization=False"
@@ -167,7 +167,7 @@ class Merged:
 
     def _saved(self, weight: str) -> bool:
         modules = self._adapter.config.get("modules_to_save") or []
-        return any(weight.removesuffix(".weight").split(".")[-1] == str(each).split(".")[-1] for each in modules)
+        return any(weight.removesuffix(".weight").split(".")[-1] == str(module).split(".")[-1] for module in modules)
 
     def _read_base(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         if name in self._whole:
@@ -213,18 +213,18 @@ class Merged:
             return
         for wrapper in ("modules_to_save.default.", "modules_to_save.", "token_adapter.base_layer.", "base_layer."):
             bare = bare.replace(wrapper, "")
-        if found := _PART.fullmatch(bare):
-            self._low_rank.setdefault(f"{found['module']}.weight", {})[found["part"]] = name
-        elif found := _TOKENS.fullmatch(bare):
-            self._rows[f"{found['module']}.weight"] = name
+        if match := _PART.fullmatch(bare):
+            self._low_rank.setdefault(f"{match['module']}.weight", {})[match["part"]] = name
+        elif match := _TOKENS.fullmatch(bare):
+            self._rows[f"{match['module']}.weight"] = name
         else:
             self._whole[bare] = name
 
     def _check(self) -> None:
         """Raises InputError for tensors that do not fit the base."""
         base, file = self._base.shapes(), self._file.shapes()
-        known = set(base) | {_HEAD}
-        if lost := sorted((self._low_rank.keys() | self._whole.keys() | self._rows.keys()) - known):
+        base_names = set(base) | {_HEAD}
+        if lost := sorted((self._low_rank.keys() | self._whole.keys() | self._rows.keys()) - base_names):
             raise InputError(
                 f"{self._adapter.name}, but adapts what its base does not have: {some(lost)}. Its base is another model"
             )
@@ -279,11 +279,11 @@ def _base_path(adapter: Adapter, folder: Path) -> str:
         raise InputError("base_model_name_or_path is not set")
     if adapter.base in (".", "./"):
         return str(folder)
-    here, beside = Path(adapter.base).expanduser(), folder / adapter.base
-    found = {path.resolve(): path for path in (here, beside) if path.exists()}
-    if len(found) > 1:
-        raise InputError(f"both {here.resolve()} and {beside.resolve()} are there; make it one whole path")
-    return str(next(iter(found.values()), adapter.base))
+    from_here, beside = Path(adapter.base).expanduser(), folder / adapter.base
+    paths = {path.resolve(): path for path in (from_here, beside) if path.exists()}
+    if len(paths) > 1:
+        raise InputError(f"both {from_here.resolve()} and {beside.resolve()} are there; make it one whole path")
+    return str(next(iter(paths.values()), adapter.base))
 
 
 def _no_base(adapter: Adapter, error: InputError) -> InputError:

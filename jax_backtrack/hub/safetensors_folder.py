@@ -73,14 +73,14 @@ class SafetensorsFolder(SafetensorsFile):
 
 
 def _nothing_to_read(folder: Path) -> str:
-    found = sorted(path.name for path in folder.iterdir())
-    message = f"{folder} holds no {SINGLE_FILE} and no {INDEX_FILE}, only {', '.join(found) or 'nothing'}. "
-    if any(name.endswith(".safetensors") for name in found):
+    files = sorted(path.name for path in folder.iterdir())
+    message = f"{folder} holds no {SINGLE_FILE} and no {INDEX_FILE}, only {', '.join(files) or 'nothing'}. "
+    if any(name.endswith(".safetensors") for name in files):
         return message + (
             f"Weights in one file are to have the name {SINGLE_FILE}, and those in several files need their index; "
             "save_pretrained in transformers writes both"
         )
-    if any(name.endswith(".gguf") for name in found):
+    if any(name.endswith(".gguf") for name in files):
         return message + "To load a .gguf file, give its own path"
     return message + "Pickled weights (.bin, .pt, .pth) are never loaded: convert them to safetensors first"
 
@@ -106,21 +106,21 @@ def _read_both(single: Path, index: Path) -> dict[str, _Tensor]:
 
 def _refuse_differences(tensors: dict[str, _Tensor], shards: dict[str, _Tensor], single: Path, index: Path) -> None:
     for name, tensor in tensors.items():
-        other = shards[name]
-        if (tensor.shape, tensor.dtype) != (other.shape, other.dtype) or not _same_bytes(name, tensor, other):
+        sharded = shards[name]
+        if (tensor.shape, tensor.dtype) != (sharded.shape, sharded.dtype) or not _same_bytes(name, tensor, sharded):
             raise InputError(
                 f"{single} and the shards of {index.name} beside it hold different weights ({name}): delete the one "
                 f"that is not meant. transformers reads {single.name}"
             )
 
 
-def _same_bytes(name: str, one: _Tensor, other: _Tensor) -> bool:
-    bytes_of_row = math.prod(one.shape[1:]) * np.dtype(_DTYPES[one.dtype]).itemsize
-    first, *rest = one.shape or (1,)
+def _same_bytes(name: str, left: _Tensor, right: _Tensor) -> bool:
+    bytes_of_row = math.prod(left.shape[1:]) * np.dtype(_DTYPES[left.dtype]).itemsize
+    first, *rest = left.shape or (1,)
     rows = max(1, _PIECE_BYTES // max(1, bytes_of_row))
     for start in range(0, first, rows):
         index = slice(start, min(start + rows, first)), *(slice(0, size) for size in rest)
-        parts = [_read(name, tensor, index[: len(tensor.shape)]) for tensor in (one, other)]
+        parts = [_read(name, tensor, index[: len(tensor.shape)]) for tensor in (left, right)]
         if parts[0].tobytes() != parts[1].tobytes():
             return False
     return True
@@ -132,12 +132,12 @@ def _read_shards(index: Path, files: dict[str, set[str]]) -> dict[str, _Tensor]:
         path = index.parent / file
         if not os.path.isfile(path):  # where a name cannot be one, Path.is_file raises
             raise InputError(f"{index} names the file {file}, which is not there")
-        found = _read_header(path)
-        if twice := sorted(found.keys() & tensors.keys()):
+        header = _read_header(path)
+        if twice := sorted(header.keys() & tensors.keys()):
             raise InputError(f"{twice[0]} is in {tensors[twice[0]].file.name} and in {file}")
-        if lost := sorted(name for name in names - found.keys() if not _BUFFER.search(name)):
+        if lost := sorted(name for name in names - header.keys() if not _BUFFER.search(name)):
             raise InputError(f"{index} says that {lost[0]} is in {file}, which has no such tensor")
-        tensors |= found
+        tensors |= header
     return tensors
 
 
@@ -161,7 +161,7 @@ def _read_header(path: Path) -> dict[str, _Tensor]:
 
 
 def _read(name: str, tensor: _Tensor, index: tuple[slice, ...]) -> np.ndarray:
-    shape = tuple(each.stop - each.start for each in index)
+    shape = tuple(extent.stop - extent.start for extent in index)
     part = _aligned(shape, _DTYPES[tensor.dtype])
     row_bytes = math.prod(tensor.shape[1:]) * part.itemsize
     rows = max(1, _PIECE_BYTES // max(1, row_bytes))

@@ -128,7 +128,7 @@ def _read(source: WeightSource, name: str, place: NamedSharding, dtype) -> jax.A
         return part
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
-        return read(*(each.indices(size)[:2] for each, size in zip(index, shape, strict=True)))
+        return read(*(extent.indices(size)[:2] for extent, size in zip(index, shape, strict=True)))
 
     return jax.make_array_from_callback(shape, place, part)
 
@@ -145,21 +145,21 @@ def _largest_magnitude(x: np.ndarray) -> np.ndarray:
 
 
 def _check_names_and_shapes(model: Transformer, source: WeightSource) -> None:
-    params, present, wanted = _params(model), source.shapes(), {}
+    params, present, expected = _params(model), source.shapes(), {}
     if (layers := model.config.num_hidden_layers) > len(present):
         raise InputError(f"config.json says num_hidden_layers {layers}; the weights have {len(present)} tensors in all")
     for path, (_, input_axes) in _table(model).items():
-        wanted |= dict.fromkeys(_hf_names(model, path), _hf_shape(_layer_shape(path, params[path]), input_axes))
+        expected |= dict.fromkeys(_hf_names(model, path), _hf_shape(_layer_shape(path, params[path]), input_axes))
     ours = set(present)
     head_beside_tied = model.config.tie_word_embeddings and _HEAD in ours
     if head_beside_tied:
         ours.discard(_HEAD)
-    missing, extra = sorted(wanted.keys() - ours), sorted(ours - wanted.keys())
+    missing, extra = sorted(expected.keys() - ours), sorted(ours - expected.keys())
     if missing:
         raise InputError(missing_tensors(missing, extra))
     if extra:
         raise InputError(f"{len(extra)} tensors of the weights have no place in the model: {some(extra)}")
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if present[name] != shape:
             raise InputError(f"{name} has shape {present[name]}; the configuration asks for {shape}")
     if head_beside_tied and not _equal_when_rounded(source, _HEAD, _EMBEDDING):
@@ -169,21 +169,21 @@ def _check_names_and_shapes(model: Transformer, source: WeightSource) -> None:
         )
 
 
-def _equal_when_rounded(source: WeightSource, one: str, other: str) -> bool:
+def _equal_when_rounded(source: WeightSource, left_name: str, right_name: str) -> bool:
     """Returns whether two tensors are the same numbers, each rounded to its own dtype; compares some rows at a time."""
-    shape = source.shapes()[one]
-    if source.shapes()[other] != shape:
+    shape = source.shapes()[left_name]
+    if source.shapes()[right_name] != shape:
         return False
     rows = max(1, _PIECE // math.prod(shape[1:]))
     pieces = ((slice(row, min(row + rows, shape[0])), slice(0, shape[1])) for row in range(0, shape[0], rows))
-    return all(_close(source.read(one, piece), source.read(other, piece)) for piece in pieces)
+    return all(_close(source.read(left_name, piece), source.read(right_name, piece)) for piece in pieces)
 
 
-def _close(one: np.ndarray, other: np.ndarray) -> bool:
-    if one.dtype == other.dtype:
-        return np.array_equal(one, other)
-    apart = np.abs(one.astype(np.float64) - other.astype(np.float64))
-    return bool((apart <= _rounding(one) + _rounding(other)).all())
+def _close(left: np.ndarray, right: np.ndarray) -> bool:
+    if left.dtype == right.dtype:
+        return np.array_equal(left, right)
+    apart = np.abs(left.astype(np.float64) - right.astype(np.float64))
+    return bool((apart <= _rounding(left) + _rounding(right)).all())
 
 
 def _rounding(x: np.ndarray) -> np.ndarray:

@@ -33,8 +33,8 @@ def _forward(x, w, axes, mesh):
     return linear(x, w, axes, mesh), (x, w)
 
 
-def _backward(axes, mesh, kept, dy):
-    x, w = kept
+def _backward(axes, mesh, residuals, dy):
+    x, w = residuals
     inputs = x.ndim - 2
     outputs = tuple(range(2, dy.ndim))
     of_w = tuple(range(inputs, w.ndim))
@@ -92,8 +92,8 @@ def _project_forward(hidden_BxTxM, table_VxM, mesh):
     return project(hidden_BxTxM, table_VxM, mesh), (hidden_BxTxM, table_VxM)
 
 
-def _project_backward(mesh, kept, dlogits_BxTxV):
-    hidden_BxTxM, table_VxM = kept
+def _project_backward(mesh, residuals, dlogits_BxTxV):
+    hidden_BxTxM, table_VxM = residuals
     dlogits_BxTxV = place(dlogits_BxTxV.astype(hidden_BxTxM.dtype), "BxTxV", mesh, "projected")
     dhidden_BxTxM = jnp.einsum("btv,vm->btm", dlogits_BxTxV, table_VxM.astype(hidden_BxTxM.dtype))
     hidden_BxTxM = place(hidden_BxTxM, "BxTxM", mesh, "projected")
@@ -120,8 +120,8 @@ def _look_up_forward(table_VxM, tokens_BxT, dtype, mesh):
     return look_up(table_VxM, tokens_BxT, dtype, mesh), (table_VxM, tokens_BxT)
 
 
-def _look_up_backward(dtype, mesh, kept, dx_BxTxM):
-    table_VxM, tokens_BxT = kept
+def _look_up_backward(dtype, mesh, residuals, dx_BxTxM):
+    table_VxM, tokens_BxT = residuals
     tokens_BxT = place(tokens_BxT, "BxT", mesh, "looked up")
     dx_BxTxM = place(dx_BxTxM, "BxTxM", mesh, "looked up").astype(table_VxM.dtype)
     none_VxM = place(jnp.zeros(table_VxM.shape, table_VxM.dtype), "VxM", mesh, "looked up")

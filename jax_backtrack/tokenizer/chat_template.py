@@ -58,7 +58,9 @@ class ChatTemplate:
         """Returns the conversation as the template writes it at a time; InputError where the template raises."""
         try:
             text = self._compiled.render(
-                messages=[{name: each for name, each in message.items() if each is not None} for message in messages],
+                messages=[
+                    {name: value for name, value in message.items() if value is not None} for message in messages
+                ],
                 tools=None,
                 documents=None,
                 add_generation_prompt=generation_prompt,
@@ -79,8 +81,8 @@ def read_template(chat_template: str, hf: transformers.PreTrainedTokenizerFast) 
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"chat template {chat_template} cannot be read: {error}") from None
     if chat_template not in TEMPLATES:
-        known = nearest(chat_template, TEMPLATES)
-        raise InputError(f"chat template {chat_template!r} is neither a .jinja file nor built in: {known}")
+        nearest_names = nearest(chat_template, TEMPLATES)
+        raise InputError(f"chat template {chat_template!r} is neither a .jinja file nor built in: {nearest_names}")
     template = TEMPLATES[chat_template].read_text()
     added = hf.get_added_vocab()
     for mark in re.findall(r"<\S+?>", template):
@@ -96,7 +98,7 @@ def map_texts(message: Mapping, change: Callable[[str], str]) -> dict:
         if isinstance(value, str):
             return change(value)
         if isinstance(value, Mapping):
-            return {name: changed(each) for name, each in value.items()}
-        return [changed(each) for each in value] if isinstance(value, (list, tuple)) else value
+            return {name: changed(entry) for name, entry in value.items()}
+        return [changed(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
     return {name: value if name == "role" else changed(value) for name, value in message.items()}

@@ -107,8 +107,8 @@ class ChatTokenizer:
         """
         unused = np.ones(rows + 2, bool)  # with a used one at either end, so that every run begins and ends
         unused[[0, -1]] = False
-        known = [index for index in self.hf.get_vocab().values() if index < rows and index not in self.without_row]
-        unused[np.asarray(known, int) + 1] = False
+        ids = [index for index in self.hf.get_vocab().values() if index < rows and index not in self.without_row]
+        unused[np.asarray(ids, int) + 1] = False
         edges = np.flatnonzero(np.diff(unused))
         return tuple((int(first), int(behind)) for first, behind in zip(edges[::2], edges[1::2], strict=True))
 
@@ -189,8 +189,8 @@ class ChatTokenizer:
         self._refuse_early_end([part for part in after.parts(start, end) if not isinstance(part, str)])
         if tail.strip() and self._render(whole, True, at) != after:
             raise InputError("the chat template writes text after the end of a turn, which would not be learned")
-        written = after.text[start:end].removesuffix(self.closing)
-        if not written.removeprefix(self._spell(self._opening)).strip():
+        reply_text = after.text[start:end].removesuffix(self.closing)
+        if not reply_text.removeprefix(self._spell(self._opening)).strip():
             raise InputError("the chat template leaves nothing of a reply")
         # From the last control token of the prompt on: no token of the vocabulary crosses one.
         last = max((begin for begin, _, _ in before.controls), default=0)
@@ -205,8 +205,8 @@ class ChatTokenizer:
                 )
             last, shared = start, 0  # the reply by itself, as sampling writes it
             ids = self.encode_parts(after.parts(last, end))
-        begun = self.encode_parts(after.parts(last, start + len(written))) if self.closing else ids
-        return Turn(prompt, ids[shared:], begun[shared:], changed=reply.strip() not in written, joined=joined)
+        begun = self.encode_parts(after.parts(last, start + len(reply_text))) if self.closing else ids
+        return Turn(prompt, ids[shared:], begun[shared:], changed=reply.strip() not in reply_text, joined=joined)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, special tokens left out."""
@@ -314,7 +314,7 @@ def _contradiction(where: str = "") -> str:
 def _difference(prompt: str, whole: str) -> str:
     """Returns a clause with the place from which on a conversation and its prompt differ."""
     pairs = zip(prompt, whole, strict=False)
-    shared = next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(prompt), len(whole)))
+    shared = next((place for place, (left, right) in enumerate(pairs) if left != right), min(len(prompt), len(whole)))
     return f" ({whole[max(shared - 20, 0) :][:40]!r}, where the prompt has {prompt[max(shared - 20, 0) :][:40]!r})"
 
 
@@ -328,8 +328,8 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise InputError(f"message {number} is not a dict with a role and a text content: {reprlib.repr(message)}")
         role = message.get("role")
         if role not in ROLES:
-            known = nearest(role if isinstance(role, str) else "", ROLES)
-            raise InputError(f"message {number} has the role {reprlib.repr(role)}: {known}")
+            roles = nearest(role if isinstance(role, str) else "", ROLES)
+            raise InputError(f"message {number} has the role {reprlib.repr(role)}: {roles}")
         if not is_unicode(message["content"]):
             raise InputError(f"message {number} {NOT_UNICODE}")
 
@@ -355,6 +355,8 @@ def with_reset(tokenizer: ChatTokenizer) -> ChatTokenizer:
                 file.write_text(file.read_text().replace(json.dumps(spare[0]), json.dumps(RESET)))
         hf = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     hf.add_tokens([AddedToken(RESET, special=True, normalized=False)], special_tokens=True)
-    made = ChatTokenizer(hf, tokenizer.reset_context, template_date=tokenizer.template_date)
-    made.without_row = {index: token for index, token in tokenizer.without_row.items() if index != made.reset_id}
-    return made
+    extended = ChatTokenizer(hf, tokenizer.reset_context, template_date=tokenizer.template_date)
+    extended.without_row = {
+        index: token for index, token in tokenizer.without_row.items() if index != extended.reset_id
+    }
+    return extended

@@ -65,14 +65,14 @@ class ControlTokens:
         beginning of the whole is the beginning of a text.
         """
         whole = "".join(part if isinstance(part, str) else self._names[part] for part in parts)
-        read = _encode(self._with_names, whole)
-        if sum(index in self._true_id for index in read) != sum(not isinstance(part, str) for part in parts):
+        encoding = _encode(self._with_names, whole)
+        if sum(index in self._true_id for index in encoding) != sum(not isinstance(part, str) for part in parts):
             spelled = {index: token for token, index in self.ids.items()}
             tokens = ", ".join(dict.fromkeys(repr(spelled[part]) for part in parts if not isinstance(part, str)))
             raise InputError(
                 f"the tokenizer does not read each of {tokens} as one token where the chat template has it"
             )
-        return [self._true_id.get(index, index) for index in read]
+        return [self._true_id.get(index, index) for index in encoding]
 
 
 def _renamed(token: AddedToken, name: str) -> AddedToken:

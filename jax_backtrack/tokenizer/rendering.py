@@ -51,7 +51,7 @@ class Renderer:
         blank = str.__str__(kind.hide(self._controls.alphabet[:1]))
 
         def filled(change) -> str:
-            return self._template.fill([map_texts(each, change) for each in messages], generation_prompt, at)
+            return self._template.fill([map_texts(message, change) for message in messages], generation_prompt, at)
 
         hidden = filled(kind.hide)
         if kind.show(hidden) != text:

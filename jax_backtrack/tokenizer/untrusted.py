@@ -48,12 +48,12 @@ class Untrusted(str):
 
     def _slices(self, pieces: Iterable[str]) -> list["Untrusted"]:
         """Returns the pieces of the true text, which stand in it one after the other, as pieces of this one."""
-        found, start, true = [], 0, self._true
+        slices, start, true = [], 0, self._true
         for piece in pieces:
             start = true.index(piece, start)
-            found.append(self[start : start + len(piece)])
+            slices.append(self[start : start + len(piece)])
             start += len(piece)
-        return found
+        return slices
 
     # What gives texts.
 
@@ -105,13 +105,13 @@ class Untrusted(str):
         return whole if keepends else [line[: len(line._true.splitlines()[0])] for line in whole]
 
     def partition(self, sep, /):
-        before, found, _ = self._true.partition(self.show(sep))
-        end = len(before) + len(found)
+        before, separator, _ = self._true.partition(self.show(sep))
+        end = len(before) + len(separator)
         return self[: len(before)], self[len(before) : end], self[end:]
 
     def rpartition(self, sep, /):
-        before, found, _ = self._true.rpartition(self.show(sep))
-        end = len(before) + len(found)
+        before, separator, _ = self._true.rpartition(self.show(sep))
+        end = len(before) + len(separator)
         return self[: len(before)], self[len(before) : end], self[end:]
 
     def replace(self, old, new, count=-1, /):
@@ -142,7 +142,10 @@ def _on_true_text(name: str, gives_text: bool):
 
     @functools.wraps(operation)
     def method(self, *arguments):
-        shown = [tuple(map(self.show, each)) if isinstance(each, tuple) else self.show(each) for each in arguments]
+        shown = [
+            tuple(map(self.show, argument)) if isinstance(argument, tuple) else self.show(argument)
+            for argument in arguments
+        ]
         result = operation(self._true, *shown)
         return self._like(result) if gives_text else result
 
@@ -168,8 +171,8 @@ def _kind(alphabet: str, first: int) -> type[Untrusted]:
 def kind_for(alphabet: str, texts: Sequence[str]) -> type[Untrusted]:
     """Returns a kind of untrusted text with stand-ins for the characters of `alphabet` that no text contains."""
     high = [text for text in texts if not text.isascii() and max(text) >= chr(_FIRST)]
-    used = {ord(character) for text in high for character in text}
+    code_points = {ord(character) for text in high for character in text}
     for first in range(_FIRST, _LAST - len(alphabet), max(len(alphabet), 1)):
-        if used.isdisjoint(range(first, first + len(alphabet))):
+        if code_points.isdisjoint(range(first, first + len(alphabet))):
             return _kind(alphabet, first)
     raise InputError("a conversation contains nearly all private-use characters: its chat template cannot be rendered")

@@ -109,12 +109,12 @@ def section(name: str, *, decisive: bool = False) -> Callable[[type], type]:
         kinds = typing.get_type_hints(cls)
         cls.settings = tuple(
             Setting(
-                f"{name}.{each.name}".lstrip("."),
-                kinds[each.name],
-                each.default,
-                **({"decisive": decisive} | dict(each.metadata)),
+                f"{name}.{declared.name}".lstrip("."),
+                kinds[declared.name],
+                declared.default,
+                **({"decisive": decisive} | dict(declared.metadata)),
             )
-            for each in dataclasses.fields(cls)
+            for declared in dataclasses.fields(cls)
         )
         SECTIONS[name] = cls
         return cls
@@ -133,10 +133,10 @@ def default_recipe() -> ConfigDict:
     for name, setting in settings().items():
         *sections, last = name.split(".")
         inner = config
-        for one in sections:
-            if one not in inner:
-                inner[one] = ConfigDict()
-            inner = inner[one]
+        for name_of_section in sections:
+            if name_of_section not in inner:
+                inner[name_of_section] = ConfigDict()
+            inner = inner[name_of_section]
         inner[last] = setting.default
     return config
 
@@ -171,17 +171,17 @@ def check_recipe(config: ConfigDict) -> None:
 def no_such_field(name: str, known: typing.Iterable[str] | None = None) -> InputError:
     """Returns the error for a field of this name, which no recipe has, with the nearest one that there is."""
     known = list(settings() if known is None else known)
-    if inside := sorted(other for other in known if other.startswith(f"{name}.")):
+    if inside := sorted(candidate for candidate in known if candidate.startswith(f"{name}.")):
         return InputError(f"{name}: a section, no field; its fields are {', '.join(inside)}")
     section, _, last = name.rpartition(".")
-    beside = [other for other in known if other.rpartition(".")[0] == section]
-    elsewhere = [other for other in known if f".{other}".endswith((f".{name}", f".{last}"))]
-    elsewhere.sort(key=lambda other: not other.endswith(name))  # with its section first
+    beside = [candidate for candidate in known if candidate.rpartition(".")[0] == section]
+    elsewhere = [candidate for candidate in known if f".{candidate}".endswith((f".{name}", f".{last}"))]
+    elsewhere.sort(key=lambda candidate: not candidate.endswith(name))  # with its section first
     if meant := _nearest_field(last, beside) or next(iter(elsewhere), None) or _nearest_field(name, known):
         return InputError(f"{name}: no such field; did you mean {meant}?")
     if section and beside:
         return InputError(f"{name}: no such field; the fields of {section} are {', '.join(sorted(beside))}")
-    sections = sorted({other.partition(".")[0] for other in known})
+    sections = sorted({candidate.partition(".")[0] for candidate in known})
     return InputError(f"{name}: no such field; a recipe has {', '.join(sections)}")
 
 
@@ -208,10 +208,10 @@ def table(names: Iterator[str]) -> str:
     """Returns a table of sections in Markdown, a line for each field."""
     lines = ["| field | type | unit | default | meaning |", "|---|---|---|---|---|"]
     for name in names:
-        for each in SECTIONS[name].settings:
-            kind = "list" if each.entry else _KINDS[each.kind]
-            default = f"`{_quoted(each.documented_default)}`"
-            lines.append(f"| `{each.name}` | {kind} | {each.unit} | {default} | {each.meaning} |")
+        for setting in SECTIONS[name].settings:
+            kind = "list" if setting.entry else _KINDS[setting.kind]
+            default = f"`{_quoted(setting.documented_default)}`"
+            lines.append(f"| `{setting.name}` | {kind} | {setting.unit} | {default} | {setting.meaning} |")
     return "\n".join(lines) + "\n"
 
 

@@ -53,14 +53,14 @@ def choose(rows: Sequence[dict], name: str | None, path: str, mapped: Collection
     Raises InputError, with the columns, where none fits, where the one that fits does not read a column that was named,
     and where it leaves out one that seems to hold part of the conversation, a reply or a label.
     """
-    there = {column for row in rows for column, value in row.items() if value is not None}
+    columns = {column for row in rows for column, value in row.items() if value is not None}
     fitting = [
         format
         for format in FORMATS
-        if format.needs <= there and (format.when(rows) if name is None else format.name == name)
+        if format.needs <= columns and (format.when(rows) if name is None else format.name == name)
     ]
     if not fitting:
-        raise InputError(_not_recognised(there, name, path))
+        raise InputError(_not_recognised(columns, name, path))
     format = fitting[0]
     if lost := sorted(set(mapped) - format.columns):
         raise InputError(
@@ -69,7 +69,7 @@ def choose(rows: Sequence[dict], name: str | None, path: str, mapped: Collection
     if name is None and (missed := _missed(rows, filled_columns(rows) - format.columns, format)):
         left = ", ".join(missed)
         raise InputError(
-            f"{path}: the columns {', '.join(sorted(there))} are those of {format.name!r}, which does not read "
+            f"{path}: the columns {', '.join(sorted(columns))} are those of {format.name!r}, which does not read "
             f"{left}. Set data.columns.prompt (or another of data.columns) to the column that is meant, or "
             f"data.format={format.name} to leave {left} out"
         )
@@ -81,8 +81,8 @@ def unknown(name: str) -> str:
     return f"data format {name!r}: {nearest(name, NAMES)}"
 
 
-def _not_recognised(there: set[str], name: str | None, path: str) -> str:
-    shown = ", ".join(sorted(there)) or "(none)"
+def _not_recognised(columns: set[str], name: str | None, path: str) -> str:
+    shown = ", ".join(sorted(columns)) or "(none)"
     if name is not None:
         needed = " or ".join(", ".join(sorted(format.needs)) for format in FORMATS if format.name == name)
         return f"{path}: the columns are {shown}; data.format={name} needs {needed}"
@@ -131,13 +131,17 @@ def _is_suspect(column: str, values: Sequence[tuple[object, dict]], format: Form
 
 def _is_said(value, row: dict, format: Format) -> bool:
     """Returns whether all texts in a value stand in columns that are read too."""
-    read = list(_texts([row.get(column) for column in format.columns]))
-    return all(is_blank(text) or any(_says(one, text) for one in read) for text in _texts(value))
+    read_texts = list(_texts([row.get(column) for column in format.columns]))
+    return all(is_blank(text) or any(_says(read_text, text) for read_text in read_texts) for text in _texts(value))
 
 
-def _says(one: str, text: str) -> bool:
+def _says(whole: str, text: str) -> bool:
     text = text.strip()
-    return same_text(text, one) or text in map(str.strip, one.splitlines()) or (len(text.split()) > 3 and text in one)
+    return (
+        same_text(text, whole)
+        or text in map(str.strip, whole.splitlines())
+        or (len(text.split()) > 3 and text in whole)
+    )
 
 
 def _texts(value) -> Iterable[str]:

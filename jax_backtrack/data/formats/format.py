@@ -98,13 +98,13 @@ def pair(chosen: list[Message], rejected: list[Message], at: Place) -> Preferenc
     """Returns the preference of two conversations that differ in their last reply."""
     for conversation in (chosen, rejected):
         check_conversation(conversation)
-    for number, (one, other) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False)):
-        if one != other:
+    for number, (left, right) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False)):
+        if left != right:
             raise BadRow(f"chosen and rejected answer different prompts: they differ in message {number}")
     if len(chosen) != len(rejected):
         raise BadRow("chosen and rejected answer different prompts: they have different numbers of messages")
-    asked, texts = chosen[-2]["content"], [conversation[-1]["content"] for conversation in (chosen, rejected)]
-    if len(asked.split()) > 1 and all(text.strip().startswith(asked.strip()) for text in texts):
+    question, texts = chosen[-2]["content"], [conversation[-1]["content"] for conversation in (chosen, rejected)]
+    if len(question.split()) > 1 and all(text.strip().startswith(question.strip()) for text in texts):
         raise BadRow("both replies say their prompt again")
     return Preference(
         prompt=tuple(chosen[:-1]),

@@ -74,8 +74,8 @@ def _gather(label, alone: bool):
             safe = [(origin, row) for origin, row, is_safe in group if is_safe]
             unsafe = [(origin, row) for origin, row, is_safe in group if not is_safe]
             pairs = list(zip(safe, unsafe, strict=False)) if backtracks else []
-            for (origin, row), (_, other) in pairs:
-                whole = {"prompt": row["prompt"], "safe": row.get("response"), "unsafe": other.get("response")}
+            for (origin, row), (_, unsafe_row) in pairs:
+                whole = {"prompt": row["prompt"], "safe": row.get("response"), "unsafe": unsafe_row.get("response")}
                 yield origin, lambda whole=whole, origin=origin: _pair(whole, "safe", "unsafe", Place(origin, True))
             for origin, row in safe[len(pairs) :]:
                 if alone or not backtracks:

@@ -48,7 +48,7 @@ def _with_system(row: dict, prompt: list[Message]) -> list[Message]:
 def _common_prompt(row: dict, chosen: str, rejected: str, at: Place) -> Preference:
     """Reads two texts that begin with the prompt: it ends where TRL's `extract_prompt` ends it, before the first letter
     that differs and the space before that."""
-    alike = itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
+    alike = itertools.takewhile(lambda letters: letters[0] == letters[1], zip(chosen, rejected, strict=False))
     prompt = "".join(letter for letter, _ in alike).removesuffix(" ")
     if is_blank(prompt):
         raise BadRow("the field 'prompt' is missing")
@@ -64,12 +64,12 @@ def _common_prompt(row: dict, chosen: str, rejected: str, at: Place) -> Preferen
 
 def _are_transcripts(rows: list[dict]) -> bool:
     """Returns whether most of the rows hold transcripts, as replies or as prompts."""
-    found = [
+    transcripts = [
         is_transcript(row["chosen"] if row.get("prompt") is None else row["prompt"])
         for row in rows
         if row.get("chosen") is not None
     ]
-    return 2 * sum(found) > len(found)
+    return 2 * sum(transcripts) > len(transcripts)
 
 
 # ----------------------------------------------------------------------------------------- with other prompts
@@ -102,7 +102,7 @@ def instruction_messages(row: dict) -> list[Message]:
 
 
 def _is_question_and_answer(turn) -> bool:
-    return isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn)
+    return isinstance(turn, list) and len(turn) == 2 and all(isinstance(part, str) for part in turn)
 
 
 def _llama_factory(row: dict, at: Place) -> Preference:
@@ -138,12 +138,12 @@ def _swift(row: dict, at: Place) -> Preference:
 
 
 def _openai(row: dict, at: Place) -> Preference:
-    given = field(row, "input")
-    if not isinstance(given, dict):
+    input = field(row, "input")
+    if not isinstance(input, dict):
         raise BadRow("the field 'input' is not an object with messages")
-    if given.get("tools"):
+    if input.get("tools"):
         raise BadRow("the field 'input' has tools")
-    return replies_to(row, as_messages(field(given, "messages"), "input.messages"), *_OUTPUTS, at)
+    return replies_to(row, as_messages(field(input, "messages"), "input.messages"), *_OUTPUTS, at)
 
 
 _RESPONSES = "chosen_response", "rejected_response"

@@ -16,7 +16,7 @@ def _best_and_worst(prompt: list[Message], rated: Sequence[tuple[float, object]]
     """Prefers the reply with the highest rating to that with the lowest; of equal ones the first counts."""
     if not rated:
         raise BadRow("a prompt without replies")
-    (best, chosen), (worst, rejected) = (pick(rated, key=lambda one: one[0]) for pick in (max, min))
+    (best, chosen), (worst, rejected) = (pick(rated, key=lambda entry: entry[0]) for pick in (max, min))
     if len(rated) > 1 and best == worst:
         raise BadRow("all replies are rated alike")
     chosen = join(prompt, as_reply(chosen, "reply"))
@@ -26,7 +26,7 @@ def _best_and_worst(prompt: list[Message], rated: Sequence[tuple[float, object]]
 
 def _objects(row: dict, name: str) -> list[dict]:
     value = field(row, name)
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise BadRow(f"the field {name!r} is not a list of objects")
     return value
 
@@ -37,7 +37,10 @@ def _nectar(row: dict, at: Place) -> Preference:
 
 
 def _ultrafeedback(row: dict, at: Place) -> Preference:
-    rated = [(number(one, "overall_score"), text(one, "response")) for one in _objects(row, "completions")]
+    rated = [
+        (number(completion, "overall_score"), text(completion, "response"))
+        for completion in _objects(row, "completions")
+    ]
     return _best_and_worst(instruction_messages(row), rated, at)
 
 
@@ -45,7 +48,10 @@ def _distilabel(row: dict, at: Place) -> Preference:
     generations, ratings = field(row, "generations"), field(row, "ratings")
     if not all(isinstance(value, list) for value in (generations, ratings)) or len(generations) != len(ratings):
         raise BadRow("the fields 'generations' and 'ratings' are not equally long lists")
-    rated = [(number({"ratings": rating}, "ratings"), one) for one, rating in zip(generations, ratings, strict=True)]
+    rated = [
+        (number({"ratings": rating}, "ratings"), generation)
+        for generation, rating in zip(generations, ratings, strict=True)
+    ]
     return _best_and_worst(instruction_messages(row), rated, at)
 
 
@@ -64,8 +70,8 @@ _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 def _helpsteer2_prompt(prompt: str) -> list[Message]:
     first, *turns = _HELPSTEER_TURN.split(prompt)
-    said = zip(("User", *turns[::2]), (first, *turns[1::2]), strict=True)
-    messages = [{"role": speaker.lower(), "content": content} for speaker, content in said]
+    turns_by_role = zip(("User", *turns[::2]), (first, *turns[1::2]), strict=True)
+    messages = [{"role": speaker.lower(), "content": content} for speaker, content in turns_by_role]
     if len(messages) > 1 and messages[-1]["role"] == "assistant" and is_blank(messages[-1]["content"]):
         del messages[-1]  # where the reply begins
     return messages if len(messages) > 1 else as_prompt(prompt, "prompt")
@@ -134,9 +140,9 @@ def _from_tree(question: dict, replies: list[dict], origin: str) -> Preference:
     if len(replies) > 1 and not ranked:
         raise BadRow("replies without ranks")
     best, at = ranked[0] if ranked else replies[0], Place(origin, False)
-    asked = [{"role": "user", "content": question["text"]}]
-    chosen = [*asked, *as_reply(best["text"], "text")]
-    return pair(chosen, [*asked, *as_reply(ranked[-1]["text"], "text")], at) if len(ranked) > 1 else reply(chosen, at)
+    prompt = [{"role": "user", "content": question["text"]}]
+    chosen = [*prompt, *as_reply(best["text"], "text")]
+    return pair(chosen, [*prompt, *as_reply(ranked[-1]["text"], "text")], at) if len(ranked) > 1 else reply(chosen, at)
 
 
 BY_MANY_COLUMNS = (

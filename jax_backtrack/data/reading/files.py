@@ -22,9 +22,9 @@ def split_paths(path: str) -> list[str]:
     parts, paths = path.split(","), []
     while parts:
         # The most parts that are one path of this machine; a name may have a comma.
-        taken = next((n for n in range(len(parts), 1, -1) if _exists(",".join(parts[:n]).strip())), 1)
-        paths.append(",".join(parts[:taken]).strip())
-        del parts[:taken]
+        count = next((n for n in range(len(parts), 1, -1) if _exists(",".join(parts[:n]).strip())), 1)
+        paths.append(",".join(parts[:count]).strip())
+        del parts[:count]
     return [part for part in paths if part] or [path]
 
 
@@ -75,11 +75,11 @@ def _file_rows(file: Path, split: str, report: Report) -> Iterator[tuple[str, di
 
 
 def _matching_rows(pattern: str, shown: str, split: str, report: Report) -> Iterator[tuple[str, dict]]:
-    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    files = [path for path in found if path.is_file()]
+    matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    files = [path for path in matches if path.is_file()]
     if not files:
         raise InputError(f"{shown}: no file has such a name")
-    if folders := [path.name for path in found if path.is_dir()]:
+    if folders := [path.name for path in matches if path.is_dir()]:
         report.note(f"{len(folders)} folders of such a name are not read: {_some(folders)}")
     report.note(f"{len(files)} files: {_some([file.name for file in files])}")
     return _all_rows(files, split, report)
@@ -128,9 +128,9 @@ def _one_of(names) -> str:
 
 def _unread(folder: Path, splits: dict[str, list[Path]]) -> list[str]:
     """Files of the folder that belong to none of the splits, but for hidden ones and those about the data."""
-    known = {file.resolve() for files in splits.values() for file in files}
+    read_files = {file.resolve() for files in splits.values() for file in files}
     inside = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    named = {file.relative_to(folder): file for file in inside if file.resolve() not in known}
+    named = {file.relative_to(folder): file for file in inside if file.resolve() not in read_files}
     return [str(name) for name in named if name.name not in _NO_DATA and not any(p.startswith(".") for p in name.parts)]
 
 

@@ -183,7 +183,7 @@ def _is_messages(value) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(one, dict) and ("role" in one or "from" in one) for one in value)
+        and all(isinstance(message, dict) and ("role" in message or "from" in message) for message in value)
     )
 
 

@@ -105,8 +105,8 @@ def generate(
             logits_processor=LogitsProcessorList([*(logits_processor or []), UnusedLogits(unused), resets]),
             **kwargs,
         )
-        for row, written in zip(still_open, attempt[:, width:].tolist(), strict=True):
-            row.take(written, stop_ids, reset_id, context, pad_id if may_be_padded else None)
+        for row, new_ids in zip(still_open, attempt[:, width:].tolist(), strict=True):
+            row.take(new_ids, stop_ids, reset_id, context, pad_id if may_be_padded else None)
 
     whole = [[pad_id] * (tokens.shape[1] - row.given) + row.prompt + row.reply for row in rows]
     longest = max(map(len, whole))
@@ -137,24 +137,24 @@ class Row:
     left: int
     drafts: list = dataclasses.field(default_factory=list)
 
-    def take(self, written, ends, reset_id, reset_context, pad_id=None):
+    def take(self, new_ids, ends, reset_id, reset_context, pad_id=None):
         """Takes over what an attempt wrote, up to the first token that ends a reply or takes it back.
 
         pad_id: where padding may follow what was written; None where it cannot
         """
-        written = written[: self.left]
-        end = next((place for place, token in enumerate(written) if token == reset_id or token in ends), None)
-        while end is None and written and written[-1] == pad_id:
-            written.pop()
-        if end is None or written[end] != reset_id:
-            self.reply += written if end is None else written[: end + 1]
+        new_ids = new_ids[: self.left]
+        end = next((place for place, token in enumerate(new_ids) if token == reset_id or token in ends), None)
+        while end is None and new_ids and new_ids[-1] == pad_id:
+            new_ids.pop()
+        if end is None or new_ids[end] != reset_id:
+            self.reply += new_ids if end is None else new_ids[: end + 1]
             self.left = 0
             return
-        self.drafts.append(self.reply + written[:end])
+        self.drafts.append(self.reply + new_ids[:end])
         self.reply = []
         if reset_context == "keep":
             self.left -= end + 1
-        again = {"keep": self.context + written[: end + 1], "rewind": [*self.prompt, reset_id], "resample": self.prompt}
+        again = {"keep": self.context + new_ids[: end + 1], "rewind": [*self.prompt, reset_id], "resample": self.prompt}
         self.context = again[reset_context]
 
 
@@ -190,7 +190,7 @@ def _prefix_lengths(prefix_length, rows):
         prefix_length = prefix_length.tolist()
     many = isinstance(prefix_length, (list, tuple))
     lengths = list(prefix_length) if many else [prefix_length] * rows
-    if wrong := [each for each in lengths if not isinstance(each, int) or isinstance(each, bool)]:
+    if wrong := [length for length in lengths if not isinstance(length, int) or isinstance(length, bool)]:
         raise ValueError(f"prefix_length has {wrong[0]!r}; it must be a whole number, or a list of one for each row")
     if len(lengths) != rows:
         raise ValueError(f"prefix_length has {len(lengths)} numbers for {rows} rows")
@@ -201,8 +201,8 @@ def _rows(tokens, attention_mask, prefix_length, budget):
     mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
     prefixes = _prefix_lengths(prefix_length, len(tokens))
     rows = []
-    for row, seen, prefix in zip(tokens, mask.bool().to(tokens.device), prefixes, strict=True):
-        ids = row[seen].tolist()
+    for row, is_token, prefix in zip(tokens, mask.bool().to(tokens.device), prefixes, strict=True):
+        ids = row[is_token].tolist()
         if not 0 <= prefix < len(ids):
             raise ValueError(f"prefix_length is {prefix} in a row of {len(ids)} tokens; the prompt needs at least one")
         start = len(ids) - prefix

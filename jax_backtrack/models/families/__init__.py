@@ -37,15 +37,15 @@ def from_hf_config(config: dict) -> TransformerConfig:
             f"config.json: model_type {reprlib.repr(model_type)} is not supported; known families are "
             f"{', '.join(sorted(FAMILIES))}. docs/FAMILIES.md says how to add one"
         )
-    read = FAMILIES[model_type].from_hf_config(config)
-    if read.num_attention_heads % read.num_key_value_heads:
+    model = FAMILIES[model_type].from_hf_config(config)
+    if model.num_attention_heads % model.num_key_value_heads:
         raise InputError(
-            f"config.json: {read.num_attention_heads} attention heads do not divide by "
-            f"{read.num_key_value_heads} key-value heads"
+            f"config.json: {model.num_attention_heads} attention heads do not divide by "
+            f"{model.num_key_value_heads} key-value heads"
         )
-    if read.head_dim % 2:
-        raise InputError(f"config.json: head_dim = {read.head_dim} is odd; rope turns pairs of features")
-    return read
+    if model.head_dim % 2:
+        raise InputError(f"config.json: head_dim = {model.head_dim} is odd; rope turns pairs of features")
+    return model
 
 
 def to_hf_config(config: TransformerConfig) -> dict:

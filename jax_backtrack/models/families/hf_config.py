@@ -87,9 +87,9 @@ def read_flag(config: Mapping, field: str, default: bool) -> bool:
     return value
 
 
-def refuse_unknown(config: Mapping, known: Mapping[str, tuple]) -> None:
+def refuse_unknown(config: Mapping, supported: Mapping[str, tuple]) -> None:
     """Raises InputError for a field whose value is not among the known ones; the first of them is what is meant."""
-    for field, values in known.items():
+    for field, values in supported.items():
         if field in config and config[field] not in values:
             raise InputError(
                 f"config.json: {field} = {reprlib.repr(config[field])} is not supported; only {values[0]!r} is"
@@ -110,14 +110,14 @@ def refuse_what_no_family_has(config: Mapping) -> None:
 def refuse_quantised(config: Mapping) -> None:
     """Raises InputError for quantised weights, and says how to come by others."""
     for field in _QUANTISED:
-        if not (given := config.get(field)):
+        if not (entry := config.get(field)):
             continue
-        method = given.get("quant_method", given.get("quant_algo")) if isinstance(given, dict) else None
-        if method is None and isinstance(given, dict) and ("load_in_4bit" in given or "load_in_8bit" in given):
+        method = entry.get("quant_method", entry.get("quant_algo")) if isinstance(entry, dict) else None
+        if method is None and isinstance(entry, dict) and ("load_in_4bit" in entry or "load_in_8bit" in entry):
             method = "bitsandbytes"
         advice = _DEQUANTISE.get(method) if isinstance(method, str) else None
         raise InputError(
-            f"config.json: {field}: the weights are quantised ({reprlib.repr(method or given)}), and only weights in "
+            f"config.json: {field}: the weights are quantised ({reprlib.repr(method or entry)}), and only weights in "
             f"16 or 32 bits are read. Load the model that they were made from{advice or ''}"
         )
 
@@ -129,10 +129,10 @@ def read_rope(config: Mapping) -> tuple[float, Llama3Scaling | None]:
     and so must all bases. `original_max_position_embeddings` counts as in transformers: the one beside the other
     sizes of the model before the one among the rope settings.
     """
-    given = [config[field] for field in ("rope_parameters", "rope_scaling") if config.get(field)] or [{}]
-    if wrong := [each for each in given if not isinstance(each, dict)]:
+    spelled = [config[field] for field in ("rope_parameters", "rope_scaling") if config.get(field)] or [{}]
+    if wrong := [rope for rope in spelled if not isinstance(rope, dict)]:
         raise InputError(f"config.json: the rope settings are {reprlib.repr(wrong[0])}, not an object")
-    thetas = [each["rope_theta"] for each in (*given, config) if each.get("rope_theta") is not None]
+    thetas = [rope["rope_theta"] for rope in (*spelled, config) if rope.get("rope_theta") is not None]
     if not thetas:
         raise InputError("config.json: neither rope_parameters nor rope_theta gives the base of the rotary embedding")
     numbers = [float(read_number({"rope_theta": theta}, "rope_theta")) for theta in thetas]
@@ -140,15 +140,15 @@ def read_rope(config: Mapping) -> tuple[float, Llama3Scaling | None]:
         raise InputError(f"config.json: rope_theta is {numbers[0]} in one place and {numbers[-1]} in another: keep one")
     _refuse_partial(config)
     original = config.get("original_max_position_embeddings")
-    spellings = [_read_scaling(each, original) for each in given]
+    spellings = [_read_scaling(rope, original) for rope in spelled]
     if spellings[0] != spellings[-1]:
         raise InputError("config.json: rope_parameters and rope_scaling do not say the same: keep one of them")
     return numbers[0], spellings[0]
 
 
-def _read_scaling(given: dict, original) -> Llama3Scaling | None:
+def _read_scaling(rope: dict, original) -> Llama3Scaling | None:
     """Returns the scaling of one spelling; `original` is what stands outside of the rope settings."""
-    kind, rope = _rope_type(given), dict(given)
+    kind, rope = _rope_type(rope), dict(rope)
     _refuse_partial(rope)
     for name in ("rope_type", "type", "rope_theta", "partial_rotary_factor"):
         rope.pop(name, None)
@@ -184,10 +184,10 @@ def _read_scaling(given: dict, original) -> Llama3Scaling | None:
 
 def _rope_type(rope: Mapping) -> str:
     """Returns "default" or "llama3"; what does nothing under another name is "default" too."""
-    given = {rope[name] for name in ("rope_type", "type") if name in rope and isinstance(rope[name], str)}
+    named = {rope[name] for name in ("rope_type", "type") if name in rope and isinstance(rope[name], str)}
     if wrong := [rope[name] for name in ("rope_type", "type") if name in rope and not isinstance(rope[name], str)]:
         raise InputError(f"config.json: rope type {reprlib.repr(wrong[0])} is not a name")
-    types = given or {"default"}
+    types = named or {"default"}
     if len(types) > 1:
         raise InputError(
             f"config.json: rope_type and type do not say the same ({', '.join(map(repr, sorted(types)))}): keep one"
