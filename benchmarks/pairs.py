@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jax_backtrack.backtracking.trees import Example, Recipe
+from jax_backtrack.backtracking.trees import Example, TreeSpec
 from jax_backtrack.data import examples as examples_lib
 from jax_backtrack.data import sources
 from jax_backtrack.data.preferences import Report
@@ -38,8 +38,8 @@ def usable(path: str, tokenizer: ChatTokenizer, count: int) -> list[Example]:
     raise SystemExit(f"{path}: only {len(kept)} of the first {len(preferences)} rows fit; ask for fewer with --rows")
 
 
-def make_recipe(objective: str, backtrack: bool, tokenizer: ChatTokenizer) -> Recipe:
-    return Recipe(objective, backtrack, "keep", tokenizer.reset_id, tokenizer.eot_id)
+def make_recipe(objective: str, backtrack: bool, tokenizer: ChatTokenizer) -> TreeSpec:
+    return TreeSpec(objective, backtrack, "keep", tokenizer.reset_id, tokenizer.eot_id)
 
 
 def longest_sequence(pairs: list[dict]) -> int:
@@ -48,7 +48,7 @@ def longest_sequence(pairs: list[dict]) -> int:
 
 def dpo_pairs(source: TreeSource, number: int) -> list[dict]:
     """The preference pairs of one example, in the columns of TRL's tokenized data."""
-    example, recipe, cuts = source.examples[number], source.recipe, source.cuts(0, number)
+    example, recipe, cuts = source.examples[number], source.spec, source.cuts(0, number)
     prompt = example.prompt.tolist()
     chosen, rejected = [*example.chosen.tolist(), recipe.eot_id], [*example.rejected.tolist(), recipe.eot_id]
     if not recipe.backtrack:
@@ -63,7 +63,7 @@ def dpo_pairs(source: TreeSource, number: int) -> list[dict]:
 
 def sft_sequences(source: TreeSource, number: int) -> list[dict]:
     """The sequences of one example, one for each reply that is learned; what is context has the label -100."""
-    example, recipe, cuts = source.examples[number], source.recipe, source.cuts(0, number)
+    example, recipe, cuts = source.examples[number], source.spec, source.cuts(0, number)
     prompt, chosen = example.prompt.tolist(), [*example.chosen.tolist(), recipe.eot_id]
     parts = [(prompt, chosen)]
     if recipe.backtrack:
@@ -83,14 +83,14 @@ def sequence_tokens(units: list[dict]) -> int:
 
 def write(file: Path, source: TreeSource) -> dict:
     """Writes examples and sequences for the workers; gives what there is to say of them."""
-    make = dpo_pairs if source.recipe.objective == "dpo" else sft_sequences
+    make = dpo_pairs if source.spec.objective == "dpo" else sft_sequences
     numbers = range(len(source.examples))
     units = [unit for number in numbers for unit in make(source, number)]
     examples = [
         {name: getattr(example, name).tolist() for name in ("prompt", "chosen", "rejected")}
         for example in source.examples
     ]
-    file.write_text(json.dumps(dict(recipe=dataclasses.asdict(source.recipe), examples=examples, units=units)))
+    file.write_text(json.dumps(dict(recipe=dataclasses.asdict(source.spec), examples=examples, units=units)))
     return dict(
         examples=len(examples),
         units=len(units),
@@ -106,7 +106,7 @@ def read_source(file: str) -> TreeSource:
         Example(**{name: np.asarray(ids, np.int32) for name, ids in example.items()}, backtracks=True)
         for example in held["examples"]
     ]
-    return TreeSource(examples, Recipe(**held["recipe"]), SEED)
+    return TreeSource(examples, TreeSpec(**held["recipe"]), SEED)
 
 
 def read_units(file: str) -> list[dict]:

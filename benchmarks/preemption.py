@@ -27,7 +27,7 @@ from flax import nnx
 from benchmarks.worker import ROOT, print_table, say, write_model
 from jax_backtrack import load
 from jax_backtrack.distributed.preemption import RESTART
-from jax_backtrack.utils.fingerprint import checksum
+from jax_backtrack.utils.fingerprint import fingerprint
 
 STEPS = 1000  # more than a round takes
 
@@ -101,9 +101,9 @@ def _checkpoints(workdir: Path) -> list[str]:
 def _seconds_of_fingerprint(folder: Path) -> float:
     """Of the model's parameters, once it is compiled."""
     params = nnx.state(load(str(folder))[0], nnx.Param)
-    checksum(params)
+    fingerprint(params)
     started = time.perf_counter()
-    checksum(params)
+    fingerprint(params)
     return time.perf_counter() - started
 
 

@@ -32,7 +32,7 @@ from jax_backtrack.training.checkpoints import DamagedCheckpoint
 from jax_backtrack.training.loop import train
 from jax_backtrack.training.show_data import show_data
 from jax_backtrack.utils.console import bold, console
-from jax_backtrack.utils.resume_cache import journal_of
+from jax_backtrack.utils.resume_cache import resume_cache_of
 from jax_backtrack.utils.settings import check_recipe, no_such_field, settings
 from jax_backtrack.utils.workdir import EXPORT, MT_BENCH, RECIPE, SAMPLES, check_links
 
@@ -229,8 +229,8 @@ def _evaluate(config: ConfigDict, workdir: Path, _prompts) -> None:
         mt_bench.write_answers(sampler, questions, name, workdir / MT_BENCH)
     if read or questions:
         return
-    with journal_of(workdir / EVALUATION) as journal:
-        evaluation = stages.evaluate_with_progress(sampler, settings.prompts, "evaluating", journal)
+    with resume_cache_of(workdir / EVALUATION) as resume_cache:
+        evaluation = stages.evaluate_with_progress(sampler, settings.prompts, "evaluating", resume_cache)
         report.write({name: evaluation}, workdir / EVALUATION)
     report.show({name: evaluation})
     console.print(f"numbers and replies in {bold(workdir)}: {EVALUATION}", highlight=False)

@@ -178,7 +178,7 @@ def test_understand_it(folder):
     """Scores of the tree are those of its paths, packed too; and of a draft no slot is seen behind its reset."""
     results = """{
         "differences": [float(each) for each in (tree_difference, pack_difference, without_draft, with_draft)],
-        "tokens": [len(row), in_sequences, in_rows, in_trees],
+        "tokens": [row.length, in_sequences, in_rows, in_trees],
         "scored": int(scored.sum()),
         "reset": tokenizer.reset_id,
         "prompt": looks[0].prompt,

@@ -81,7 +81,7 @@ def branches(draw, depth: int = 3):
     tokens = draw(st.lists(token_ids, min_size=1, max_size=3))
     count = draw(st.integers(0, 3)) if depth else 0
     children = tuple(draw(branches(depth=depth - 1)) for _ in range(count))
-    return Branch(tokens, pair=0, weight=draw(st.sampled_from([0.0, 1.0, -1.0])), children=children)
+    return Branch(tokens, pair_id=0, loss_weight=draw(st.sampled_from([0.0, 1.0, -1.0])), children=children)
 
 
 @st.composite

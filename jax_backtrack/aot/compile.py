@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from jax_backtrack.aot.hlo import BETWEEN_SLICES, HloProgram
 from jax_backtrack.aot.tpu_specs import Chip, chip
-from jax_backtrack.backtracking.trees import Rows
+from jax_backtrack.backtracking.trees import TokenTrees
 from jax_backtrack.distributed.mesh import check_rows, make_mesh, param_shardings, row_parts, rows_sharding
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.load import read_config
@@ -37,11 +37,11 @@ from jax_backtrack.models.flops import forward_flops, step_flops
 from jax_backtrack.models.transformer import Compute, Transformer
 from jax_backtrack.sampling.batching import steps_of
 from jax_backtrack.sampling.loop import Knobs, Plan, State, decode, read, start
-from jax_backtrack.training.settings import add_adapters, check_length, check_sizes, check_step, step_plan
-from jax_backtrack.training.step import Batch, compile_step, new_state, sides, state_shardings
+from jax_backtrack.training.settings import add_adapters, check_length, check_sizes, check_step, train_config
+from jax_backtrack.training.step import Batch, compile_step, logps, new_state, state_shardings
 from jax_backtrack.utils.console import console
 from jax_backtrack.utils.tables import add_figures, add_names, new_table
-from jax_backtrack.utils.workdir import COMPILED, write_whole
+from jax_backtrack.utils.workdir import COMPILED, atomic_write
 
 _GIB = 2**30
 _read_once = functools.cache(read_config)  # of a model on the Hub, each reading is a request
@@ -98,7 +98,7 @@ def compile_recipe(config: ConfigDict, topologies: Sequence[str], workdir: Path)
         if len(compiled_by_topology) == 1
         else {"topologies": compiled_by_topology}
     )
-    write_whole(workdir / COMPILED, json.dumps(content, indent=2) + "\n")
+    atomic_write(workdir / COMPILED, json.dumps(content, indent=2) + "\n")
     _show(config, compiled_by_topology, chips)
     console.print(f"figures in {workdir / COMPILED}", highlight=False)
     return compiled_by_topology
@@ -114,21 +114,21 @@ def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dic
     model, without_adapters = (abstract_model(config, how, adapted) for adapted in (True, False))
     rows = _like(jnp.int32, (config.train.batch_size, config.train.max_seq_len), rows_sharding(mesh))
     floats = _like(jnp.float32, rows.shape, rows_sharding(mesh))
-    trees = Rows(rows, rows, rows, rows, rows, floats)
+    trees = TokenTrees(rows, rows, rows, rows, rows, floats)
     reference = _like(jnp.float32, (*rows.shape, 2), rows_sharding(mesh))
 
     def train_step():
         graph, trained, frozen = lora.split(model)
         trained, frozen = _in_places(trained, model, mesh), _in_places(frozen, model, mesh)
-        plan = step_plan(config, _ANY_ID)
-        state = jax.eval_shape(lambda params: new_state(params, plan), trained)
-        places = state_shardings(trained, plan)
+        step_config = train_config(config, _ANY_ID)
+        state = jax.eval_shape(lambda params: new_state(params, step_config), trained)
+        places = state_shardings(trained, step_config)
         state = jax.tree.map(lambda leaf, place: _like(leaf.dtype, leaf.shape, place), state, places)
-        return compile_step(graph, plan, state).trace(state, frozen, Batch(trees, reference))
+        return compile_step(graph, step_config, state).trace(state, frozen, Batch(trees, reference))
 
     def reference_pass():
         graph, params = nnx.split(without_adapters)
-        return sides.trace(graph, _in_places(params, model, mesh), trees, config.train.logits_chunk_size)
+        return logps.trace(graph, _in_places(params, model, mesh), trees, config.train.logits_chunk_size)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
 

@@ -6,54 +6,54 @@ import jax.numpy as jnp
 from jax_backtrack.backtracking.trees import NO_PAIR
 
 
-def sft_loss(score_BxS: jax.Array, weight_BxS: jax.Array, total_weight: jax.Array | None = None) -> jax.Array:
+def sft_loss(logprob_BxS: jax.Array, loss_weights_BxS: jax.Array, total_weight: jax.Array | None = None) -> jax.Array:
     """Mean negative score of the scored tokens, `-sum(weight * score) / sum(weight)`; scalar, in nats per token.
 
     `total_weight` is that of the whole batch where these rows are a part of it; the losses of the parts add up.
     """
-    total_weight = jnp.sum(weight_BxS) if total_weight is None else total_weight
-    return -jnp.sum(weight_BxS * score_BxS) / total_weight
+    total_weight = jnp.sum(loss_weights_BxS) if total_weight is None else total_weight
+    return -jnp.sum(loss_weights_BxS * logprob_BxS) / total_weight
 
 
-def pair_slots(pair_BxS: jax.Array, weight_BxS: jax.Array) -> jax.Array:
+def pair_slots(pair_id_BxS: jax.Array, loss_weights_BxS: jax.Array) -> jax.Array:
     """bool `[B, S]`: is slot `p` of a row the number of one of its preference pairs?"""
 
-    def one_row(pair_S, weight_S):
-        return jnp.zeros(pair_S.shape, bool).at[_slots(pair_S)].max(weight_S != 0)
+    def one_row(pair_id_S, loss_weights_S):
+        return jnp.zeros(pair_id_S.shape, bool).at[_slots(pair_id_S)].max(loss_weights_S != 0)
 
-    return jax.vmap(one_row)(pair_BxS, weight_BxS)
+    return jax.vmap(one_row)(pair_id_BxS, loss_weights_BxS)
 
 
-def pair_margins(score_BxS: jax.Array, pair_BxS: jax.Array, weight_BxS: jax.Array) -> jax.Array:
+def pair_margins(logprob_BxS: jax.Array, pair_id_BxS: jax.Array, loss_weights_BxS: jax.Array) -> jax.Array:
     """Margin of every preference pair: summed score of the chosen side less that of the rejected side, in nats.
 
     float32 `[B, S]`, with pair `p` of a row in slot `p`; `pair_slots` says which slots hold one. What both sides share
     (prompt and prefix) has weight 0: it would cancel.
     """
 
-    def one_row(score_S, pair_S, weight_S):
-        return jnp.zeros_like(score_S).at[_slots(pair_S)].add(weight_S * score_S)
+    def one_row(logprob_S, pair_id_S, loss_weights_S):
+        return jnp.zeros_like(logprob_S).at[_slots(pair_id_S)].add(loss_weights_S * logprob_S)
 
-    return jax.vmap(one_row)(score_BxS, pair_BxS, weight_BxS)
-
-
-def _slots(pair_S: jax.Array) -> jax.Array:
-    return jnp.where(pair_S == NO_PAIR, 0, pair_S)
+    return jax.vmap(one_row)(logprob_BxS, pair_id_BxS, loss_weights_BxS)
 
 
-def pair_sides(score_BxS: jax.Array, pair_BxS: jax.Array, weight_BxS: jax.Array) -> jax.Array:
+def _slots(pair_id_S: jax.Array) -> jax.Array:
+    return jnp.where(pair_id_S == NO_PAIR, 0, pair_id_S)
+
+
+def pair_logps(logprob_BxS: jax.Array, pair_id_BxS: jax.Array, loss_weights_BxS: jax.Array) -> jax.Array:
     """Summed scores of the chosen and of the rejected side of every preference pair, in nats: float32 `[B, S, 2]`.
 
     They stand where `pair_margins` has the pair's margin, which is their difference.
     """
-    chosen_BxS = pair_margins(score_BxS, pair_BxS, jnp.maximum(weight_BxS, 0))
-    rejected_BxS = pair_margins(score_BxS, pair_BxS, jnp.maximum(-weight_BxS, 0))
+    chosen_BxS = pair_margins(logprob_BxS, pair_id_BxS, jnp.maximum(loss_weights_BxS, 0))
+    rejected_BxS = pair_margins(logprob_BxS, pair_id_BxS, jnp.maximum(-loss_weights_BxS, 0))
     return jnp.stack([chosen_BxS, rejected_BxS], axis=-1)
 
 
 def dpo_loss(
-    sides: jax.Array,
-    reference_sides: jax.Array,
+    logps: jax.Array,
+    reference_logps: jax.Array,
     is_pair: jax.Array,
     beta: float,
     total_pairs: jax.Array | None = None,
@@ -61,14 +61,14 @@ def dpo_loss(
     """Direct preference optimisation, `-log sigmoid(reward of chosen - reward of rejected)`, mean over the pairs.
 
     Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. The reward of a side is `beta * (its score - the
-    reference's)`. `sides` and `reference_sides` are as `pair_sides` gives them, `[..., 2]`; slots where `is_pair`,
+    reference's)`. `logps` and `reference_logps` are as `pair_logps` gives them, `[..., 2]`; slots where `is_pair`,
     `[...]`, is False do not count. Returns the scalar loss and scalars by the names that TRL's DPOTrainer has for them:
     means over the pairs of rewards (`rewards/chosen`, `rewards/rejected`, `rewards/margins`) and of scores
     (`logps/chosen`, `logps/rejected`), and the share of pairs whose chosen side has the larger reward
     (`rewards/accuracies`). `total_pairs` is that of the whole batch where these rows are a part of it; what the parts
     return adds up.
     """
-    reward = jnp.where(is_pair[..., None], beta * (sides - reference_sides), 0.0)
+    reward = jnp.where(is_pair[..., None], beta * (logps - reference_logps), 0.0)
     margin = reward[..., 0] - reward[..., 1]
     pairs = jnp.sum(is_pair) if total_pairs is None else total_pairs
 
@@ -80,7 +80,7 @@ def dpo_loss(
         "rewards/rejected": mean(reward[..., 1]),
         "rewards/margins": mean(margin),
         "rewards/accuracies": mean(margin > 0),
-        "logps/chosen": mean(sides[..., 0]),
-        "logps/rejected": mean(sides[..., 1]),
+        "logps/chosen": mean(logps[..., 0]),
+        "logps/rejected": mean(logps[..., 1]),
     }
     return mean(-jax.nn.log_sigmoid(margin)), metrics

@@ -7,8 +7,8 @@ A row of `S` tokens in depth-first order holds one or more trees side by side, a
        └─ y+[:j] ─┬─ y+[j:] <eot>             +   guard pair
                   └─ [RESET] ─ y- <eot>       -   guard pair
 
-Every token names the row index of its parent, and `end` is one past the last index of its subtree. That one integer
-says who may attend to whom: `k` is an ancestor of `q` exactly when `k <= q < end[k]`.
+Every token names the row index of its parent, and `subtree_end` is one past the last index of its subtree. That one
+integer says who may attend to whom: `k` is an ancestor of `q` exactly when `k <= q < subtree_end[k]`.
 
 With the reset context `keep` the reply after a reset hangs under the draft, as drawn. With `rewind` it hangs under a
 second, unscored `[RESET]` that is a child of the prompt, because the sampler drops the draft from the cache there.
@@ -30,25 +30,26 @@ NO_PAIR = -1
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class TokenTrees:
     """Token trees as arrays, `[S]` for one row or `[B, S]` for a batch.
 
-    tokens:   int32, token ids
-    parent:   int32, row index of the token before it on its path; -1 at a root
-    position: int32, depth in the tree, which is what rope sees
-    end:      int32, one past the last row index of the token's subtree
-    pair:     int32, loss term that the token belongs to, a number below S and unique in its row; -1 for none
-    weight:   float32, sign or weight of the token's score in that term; 0 where the token is context only
+    tokens:       int32, token ids
+    parent:       int32, row index of the token before it on its path; -1 at a root
+    position:     int32, depth in the tree, which is what rope sees
+    subtree_end:  int32, one past the last row index of the token's subtree
+    pair_id:      int32, loss term that the token belongs to, a number below S and unique in its row; -1 for none
+    loss_weights: float32, sign or weight of the token's score in that term; 0 where the token is context only
     """
 
     tokens: np.ndarray | jax.Array
     parent: np.ndarray | jax.Array
     position: np.ndarray | jax.Array
-    end: np.ndarray | jax.Array
-    pair: np.ndarray | jax.Array
-    weight: np.ndarray | jax.Array
+    subtree_end: np.ndarray | jax.Array
+    pair_id: np.ndarray | jax.Array
+    loss_weights: np.ndarray | jax.Array
 
-    def __len__(self) -> int:
+    @property
+    def length(self) -> int:
         return self.tokens.shape[-1]
 
 
@@ -57,8 +58,8 @@ class Branch:
     """A run of tokens with one loss term, and the branches that go on from its last token."""
 
     tokens: Sequence[int]
-    pair: int = NO_PAIR
-    weight: float = 0.0
+    pair_id: int = NO_PAIR
+    loss_weight: float = 0.0
     children: tuple["Branch", ...] = ()
 
 
@@ -82,7 +83,7 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class TreeSpec:
     """What becomes of an example: the objective, whether drafts and resets take part, and the ids that it needs.
 
     `reset_weight` is the weight of a `[RESET]` in SFT, where a token of a reply has 1: one reset stands against a whole
@@ -116,7 +117,7 @@ class Recipe:
 # --------------------------------------------------------------------------------------------------- building
 
 
-def flatten(root: Branch) -> Rows:
+def flatten(root: Branch) -> TokenTrees:
     """Lays a tree out in depth-first order. An empty branch passes its children on to its parent."""
     tokens, parent, position, pair, weight = [], [], [], [], []
     last_of_path: list[tuple[Branch, int]] = [(root, NO_PARENT)]
@@ -127,16 +128,16 @@ def flatten(root: Branch) -> Rows:
             position.append(0 if above == NO_PARENT else position[above] + 1)
             above = len(tokens)
             tokens.append(token)
-            pair.append(branch.pair)
-            weight.append(branch.weight)
+            pair.append(branch.pair_id)
+            weight.append(branch.loss_weight)
         last_of_path.extend((child, above) for child in reversed(branch.children))
-    rows = Rows(
+    rows = TokenTrees(
         tokens=np.asarray(tokens, np.int32),
         parent=np.asarray(parent, np.int32),
         position=np.asarray(position, np.int32),
-        end=_subtree_ends(parent),
-        pair=np.asarray(pair, np.int32),
-        weight=np.asarray(weight, np.float32),
+        subtree_end=_subtree_ends(parent),
+        pair_id=np.asarray(pair, np.int32),
+        loss_weights=np.asarray(weight, np.float32),
     )
     check(rows)
     return rows
@@ -169,7 +170,7 @@ class Cuts:
 def draw_cuts(example: Example, rng: np.random.Generator) -> Cuts:
     """Draws both cuts uniformly over 1..length of the reply; a draft is at least `shortest_draft` long.
 
-    Both are drawn for every example, used or not, so that the recipe does not change what the next draw gives.
+    Both are drawn for every example, used or not, so that the spec does not change what the next draw gives.
     """
     guard = int(rng.integers(1, len(example.chosen) + 1))
     if example.rejected is None:
@@ -180,71 +181,71 @@ def draw_cuts(example: Example, rng: np.random.Generator) -> Cuts:
     return Cuts(draft=int(rng.integers(shortest, len(example.rejected) + 1)), guard=guard)
 
 
-def build_tree(example: Example, recipe: Recipe, cuts: Cuts) -> Rows:
-    """The token tree of one example under one recipe, `[S]`."""
-    if recipe.objective == "sft":
-        branches = _sft_branches(example, recipe, cuts.draft)
+def build_tree(example: Example, spec: TreeSpec, cuts: Cuts) -> TokenTrees:
+    """The token tree of one example under one spec, `[S]`."""
+    if spec.objective == "sft":
+        branches = _sft_branches(example, spec, cuts.draft)
     else:
-        branches = _dpo_branches(example, recipe, cuts)
+        branches = _dpo_branches(example, spec, cuts)
     return flatten(Branch(example.prompt, children=branches))
 
 
-def tree_length(example: Example, recipe: Recipe, cuts: Cuts) -> int:
-    """Number of tokens of `build_tree(example, recipe, cuts)`, without building it."""
+def tree_length(example: Example, spec: TreeSpec, cuts: Cuts) -> int:
+    """Number of tokens of `build_tree(example, spec, cuts)`, without building it."""
     prompt, chosen = len(example.prompt), len(example.chosen) + 1
     rejected = 0 if example.rejected is None else len(example.rejected) + 1
-    rewound = int(recipe.context == "rewind")
-    backtracks = recipe.backtrack and example.backtracks
-    if recipe.objective == "sft":
-        direct = chosen if recipe.initial_reply_weight or not backtracks else 0
+    rewound = int(spec.context == "rewind")
+    backtracks = spec.backtrack and example.backtracks
+    if spec.objective == "sft":
+        direct = chosen if spec.initial_reply_weight or not backtracks else 0
         return prompt + direct + (cuts.draft + 1 + rewound + chosen if backtracks else 0)
     first = chosen + rejected + int(backtracks)
-    guarded = chosen + 1 + rejected + rewound if recipe.backtrack else 0
+    guarded = chosen + 1 + rejected + rewound if spec.backtrack else 0
     return prompt + first + guarded
 
 
-def _chosen(example: Example, recipe: Recipe) -> list[int]:
-    return [*example.chosen, recipe.eot_id if example.chosen_end is None else example.chosen_end]
+def _chosen(example: Example, spec: TreeSpec) -> list[int]:
+    return [*example.chosen, spec.eot_id if example.chosen_end is None else example.chosen_end]
 
 
-def _sft_branches(example: Example, recipe: Recipe, draft: int) -> tuple[Branch, ...]:
+def _sft_branches(example: Example, spec: TreeSpec, draft: int) -> tuple[Branch, ...]:
     """Loss on `y+` after the prompt, unless `initial_reply_weight` is 0, and on `[RESET]` and `y+` after a draft of
     `y-`; the draft itself is context."""
-    chosen = _chosen(example, recipe)
-    if not (recipe.backtrack and example.backtracks):
-        return (Branch(chosen, pair=0, weight=1.0),)
-    plain = (Branch(chosen, pair=0, weight=recipe.initial_reply_weight),) if recipe.initial_reply_weight else ()
+    chosen = _chosen(example, spec)
+    if not (spec.backtrack and example.backtracks):
+        return (Branch(chosen, pair_id=0, loss_weight=1.0),)
+    plain = (Branch(chosen, pair_id=0, loss_weight=spec.initial_reply_weight),) if spec.initial_reply_weight else ()
     taken_back = example.rejected[:draft]
-    reset = Branch([recipe.reset_id], pair=0, weight=recipe.reset_weight)
-    after_reset = Branch(chosen, pair=0, weight=1.0)
-    if recipe.context == "rewind":
-        return Branch(taken_back, children=(reset,)), Branch([recipe.reset_id], children=(after_reset,)), *plain
+    reset = Branch([spec.reset_id], pair_id=0, loss_weight=spec.reset_weight)
+    after_reset = Branch(chosen, pair_id=0, loss_weight=1.0)
+    if spec.context == "rewind":
+        return Branch(taken_back, children=(reset,)), Branch([spec.reset_id], children=(after_reset,)), *plain
     reset = dataclasses.replace(reset, children=(after_reset,))
     return Branch(taken_back, children=(reset,)), *plain
 
 
-def _dpo_branches(example: Example, recipe: Recipe, cuts: Cuts) -> tuple[Branch, ...]:
+def _dpo_branches(example: Example, spec: TreeSpec, cuts: Cuts) -> tuple[Branch, ...]:
     """A backtrack pair, or a plain pair for utility data and the baseline; then a guard pair. Drawn atop this file."""
-    chosen = _chosen(example, recipe)
-    rejected = [*example.rejected, recipe.eot_id if example.rejected_end is None else example.rejected_end]
-    plain = Branch(chosen, pair=0, weight=1.0), Branch(rejected, pair=0, weight=-1.0)
-    if not recipe.backtrack:
+    chosen = _chosen(example, spec)
+    rejected = [*example.rejected, spec.eot_id if example.rejected_end is None else example.rejected_end]
+    plain = Branch(chosen, pair_id=0, loss_weight=1.0), Branch(rejected, pair_id=0, loss_weight=-1.0)
+    if not spec.backtrack:
         return plain
-    reset = recipe.reset_id
+    reset = spec.reset_id
     rewound: tuple[Branch, ...] = ()
-    if recipe.context == "rewind":
-        after_backtrack = Branch([reset], pair=0, weight=1.0)
-        after_guard = Branch([reset], pair=1, weight=-1.0)
-        replies = (Branch(chosen, pair=0, weight=1.0),) if example.backtracks else ()
-        rewound = (Branch([reset], children=(*replies, Branch(rejected, pair=1, weight=-1.0))),)
+    if spec.context == "rewind":
+        after_backtrack = Branch([reset], pair_id=0, loss_weight=1.0)
+        after_guard = Branch([reset], pair_id=1, loss_weight=-1.0)
+        replies = (Branch(chosen, pair_id=0, loss_weight=1.0),) if example.backtracks else ()
+        rewound = (Branch([reset], children=(*replies, Branch(rejected, pair_id=1, loss_weight=-1.0))),)
     else:
-        after_backtrack = Branch([reset, *chosen], pair=0, weight=1.0)
-        after_guard = Branch([reset, *rejected], pair=1, weight=-1.0)
-    left_to_write = Branch(rejected[cuts.draft :], pair=0, weight=-1.0)
+        after_backtrack = Branch([reset, *chosen], pair_id=0, loss_weight=1.0)
+        after_guard = Branch([reset, *rejected], pair_id=1, loss_weight=-1.0)
+    left_to_write = Branch(rejected[cuts.draft :], pair_id=0, loss_weight=-1.0)
     first = plain
     if example.backtracks:
         first = (Branch(rejected[: cuts.draft], children=(after_backtrack, left_to_write)),)
-    goes_on = Branch(chosen[cuts.guard :], pair=1, weight=1.0)
+    goes_on = Branch(chosen[cuts.guard :], pair_id=1, loss_weight=1.0)
     guarded = Branch(chosen[: cuts.guard], children=(goes_on, after_guard))
     return (*first, guarded, *rewound)
 
@@ -252,11 +253,11 @@ def _dpo_branches(example: Example, recipe: Recipe, cuts: Cuts) -> tuple[Branch,
 # ---------------------------------------------------------------------------------------------------- packing
 
 
-def pack(trees: Iterable[Rows], max_seq_len: int) -> Rows:
+def pack(trees: Iterable[TokenTrees], max_seq_len: int) -> TokenTrees:
     """Lays trees side by side in one row `[S = max_seq_len]` and pads it.
 
     What the prompt of a tree has in common with that of the tree before it stands in the row once, above both: scores
-    and gradients are those of the trees alone. So trees that begin alike go one behind the other (`plan_rows`). The
+    and gradients are those of the trees alone. So trees that begin alike go one behind the other (`best_fit_pack`). The
     pairs of a tree are numbered behind those of the trees before it. A padding token is a root of its own: it attends
     to itself, nothing attends to it, and it carries no weight.
     """
@@ -266,31 +267,31 @@ def pack(trees: Iterable[Rows], max_seq_len: int) -> Rows:
     for tree in trees:
         its_prompt = tree.tokens[: _prompt_length(tree)]
         shared = common_beginning(prompt, its_prompt)
-        own = np.arange(used, used + len(tree) - shared, dtype=np.int32)
+        own = np.arange(used, used + tree.length - shared, dtype=np.int32)
         prompt, places = its_prompt, np.concatenate([places[:shared], own])
         placed = dataclasses.replace(
             tree,
             parent=np.where(tree.parent == NO_PARENT, NO_PARENT, places[tree.parent]),
-            end=tree.end + (used - shared),
-            pair=np.where(tree.pair == NO_PAIR, NO_PAIR, tree.pair + pairs),
+            subtree_end=tree.subtree_end + (used - shared),
+            pair_id=np.where(tree.pair_id == NO_PAIR, NO_PAIR, tree.pair_id + pairs),
         )
         parts.append(jax.tree.map(lambda array, shared=shared: array[shared:], placed))
         used += len(own)
-        pairs += int(tree.pair.max(initial=NO_PAIR)) + 1
+        pairs += int(tree.pair_id.max(initial=NO_PAIR)) + 1
         reaches.append((places[:shared], used))
     if used > max_seq_len:
         raise InputError(f"{used} tokens do not fit into a row of {max_seq_len}: raise train.max_seq_len")
-    padding = Rows(
+    padding = TokenTrees(
         tokens=np.zeros(max_seq_len - used, np.int32),
         parent=np.full(max_seq_len - used, NO_PARENT, np.int32),
         position=np.zeros(max_seq_len - used, np.int32),
-        end=np.arange(used + 1, max_seq_len + 1, dtype=np.int32),
-        pair=np.full(max_seq_len - used, NO_PAIR, np.int32),
-        weight=np.zeros(max_seq_len - used, np.float32),
+        subtree_end=np.arange(used + 1, max_seq_len + 1, dtype=np.int32),
+        pair_id=np.full(max_seq_len - used, NO_PAIR, np.int32),
+        loss_weights=np.zeros(max_seq_len - used, np.float32),
     )
     row = jax.tree.map(lambda *arrays: np.concatenate(arrays).astype(arrays[-1].dtype), *parts, padding)
     for shared_places, end in reaches:
-        row.end[shared_places] = end
+        row.subtree_end[shared_places] = end
     return row
 
 
@@ -301,27 +302,27 @@ def common_beginning(one: np.ndarray, other: np.ndarray) -> int:
     return int(differs[0]) if len(differs) else shortest
 
 
-def _prompt_length(tree: Rows) -> int:
+def _prompt_length(tree: TokenTrees) -> int:
     """Length of what every path of a tree begins with and no loss term holds."""
-    is_prompt = (tree.end == len(tree)) & (tree.pair == NO_PAIR)
-    return len(tree) if is_prompt.all() else int(np.argmin(is_prompt))
+    is_prompt = (tree.subtree_end == tree.length) & (tree.pair_id == NO_PAIR)
+    return tree.length if is_prompt.all() else int(np.argmin(is_prompt))
 
 
-def stack(rows: Sequence[Rows]) -> Rows:
+def stack(rows: Sequence[TokenTrees]) -> TokenTrees:
     """Stacks rows of one length into a batch `[B, S]`."""
     return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
 
 
-def causal(tokens_BxS: jax.Array) -> Rows:
+def causal(tokens_BxS: jax.Array) -> TokenTrees:
     """Plain sequences as trees without branches: what a model sees outside training. Traceable."""
     index_BxS = jnp.broadcast_to(jnp.arange(tokens_BxS.shape[1], dtype=jnp.int32), tokens_BxS.shape)
-    return Rows(
+    return TokenTrees(
         tokens=tokens_BxS,
         parent=index_BxS - 1,
         position=index_BxS,
-        end=jnp.full_like(index_BxS, tokens_BxS.shape[1]),
-        pair=jnp.full_like(index_BxS, NO_PAIR),
-        weight=jnp.zeros(tokens_BxS.shape, jnp.float32),
+        subtree_end=jnp.full_like(index_BxS, tokens_BxS.shape[1]),
+        pair_id=jnp.full_like(index_BxS, NO_PAIR),
+        loss_weights=jnp.zeros(tokens_BxS.shape, jnp.float32),
     )
 
 
@@ -333,7 +334,8 @@ def tree_attention_mask(
 ) -> jax.Array:
     """bool `[B, T, S]`: may query `q` (second axis) attend to key `k` (third axis)? Queries begin at `first`.
 
-    `k <= q and q < end[k] and position[q] - position[k] < window`: an ancestor of `q` or `q` itself, in the window.
+    `k <= q and q < subtree_end[k] and position[q] - position[k] < window`: an ancestor of `q` or `q` itself, in the
+    window.
     """
     index = jnp.arange(end_BxS.shape[1])
     query, key = index[None, first:, None], index[None, None, :]
@@ -343,18 +345,18 @@ def tree_attention_mask(
     return visible_BxTxS
 
 
-def check(rows: Rows) -> None:
+def check(rows: TokenTrees) -> None:
     """Raises InputError where the arrays of one row `[S]` contradict each other, naming the first such token."""
-    size = len(rows)
+    size = rows.length
 
     def broken(index: int, what: str):
         raise InputError(f"broken token tree at index {index}: {what}")
 
-    for field in dataclasses.fields(Rows):
+    for field in dataclasses.fields(TokenTrees):
         shape = getattr(rows, field.name).shape
         if shape != (size,):
             raise InputError(f"broken token tree: {field.name} has shape {shape}, tokens has ({size},)")
-    parent, position, end = rows.parent.tolist(), rows.position.tolist(), rows.end.tolist()
+    parent, position, end = rows.parent.tolist(), rows.position.tolist(), rows.subtree_end.tolist()
     path: list[int] = []
     for index in range(size):
         above = parent[index]
@@ -368,11 +370,11 @@ def check(rows: Rows) -> None:
         if above != NO_PARENT and not path:
             broken(index, f"its parent {above} is not on the path of the token before it: not depth-first order")
         path.append(index)
-        if rows.weight[index] and (above == NO_PARENT or rows.pair[index] == NO_PAIR):
+        if rows.loss_weights[index] and (above == NO_PARENT or rows.pair_id[index] == NO_PAIR):
             broken(index, "it is scored, but is a root or belongs to no loss term")
-        if not NO_PAIR <= rows.pair[index] < size:
-            broken(index, f"its loss term {rows.pair[index]} is outside -1..{size - 1}")
+        if not NO_PAIR <= rows.pair_id[index] < size:
+            broken(index, f"its loss term {rows.pair_id[index]} is outside -1..{size - 1}")
     last = _subtree_ends(parent)
-    wrong = np.flatnonzero(last != rows.end)
+    wrong = np.flatnonzero(last != rows.subtree_end)
     if len(wrong):
         broken(int(wrong[0]), f"its subtree ends at {end[wrong[0]]}, its last descendant is {last[wrong[0]] - 1}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jax_backtrack.backtracking.trees import Cuts, Example, Recipe, common_beginning, shortest_draft, tree_length
+from jax_backtrack.backtracking.trees import Cuts, Example, TreeSpec, common_beginning, shortest_draft, tree_length
 from jax_backtrack.data.preferences import NoUsableRow, Preference, Report
 from jax_backtrack.errors import InputError
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
@@ -14,25 +14,25 @@ from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 def encode(
     preferences: Sequence[Preference],
     tokenizer: ChatTokenizer,
-    recipe: Recipe,
+    spec: TreeSpec,
     max_seq_len: int,
     report: Report,
     max_response_length: int = 0,
 ) -> list[Example]:
-    """Renders and encodes preferences; drops, and counts in `report`, what the recipe cannot use or a row not hold.
+    """Renders and encodes preferences; drops, and counts in `report`, what the spec cannot use or a row not hold.
 
     The first `max_response_length` tokens of a reply are used, its end of turn among them; all for 0. Those cut are
     counted.
     """
     return [
-        example for _, example in encode_each(preferences, tokenizer, recipe, max_seq_len, report, max_response_length)
+        example for _, example in encode_each(preferences, tokenizer, spec, max_seq_len, report, max_response_length)
     ]
 
 
 def encode_each(
     preferences: Sequence[Preference],
     tokenizer: ChatTokenizer,
-    recipe: Recipe,
+    spec: TreeSpec,
     max_seq_len: int,
     report: Report,
     max_response_length: int = 0,
@@ -40,7 +40,7 @@ def encode_each(
     """Encodes as `encode` does, and returns each example with the preference that it was made of."""
     used = []
     for preference in preferences:
-        reason, example = _encode_one(preference, tokenizer, recipe, max_seq_len, max_response_length, report)
+        reason, example = _encode_one(preference, tokenizer, spec, max_seq_len, max_response_length, report)
         if reason:
             report.drop(reason, preference.origin)
         else:
@@ -66,13 +66,13 @@ def content_hash(examples: Sequence[Example]) -> str:
 def _encode_one(
     preference: Preference,
     tokenizer: ChatTokenizer,
-    recipe: Recipe,
+    spec: TreeSpec,
     max_seq_len: int,
     max_response_length: int,
     report: Report,
 ) -> tuple[str | None, Example | None]:
     """The reason to drop a preference, or its example; counts in `report` where its texts are not kept as they are."""
-    if recipe.objective == "dpo" and preference.rejected is None:
+    if spec.objective == "dpo" and preference.rejected is None:
         return "no rejected reply for a preference pair", None
     replies = [preference.chosen] if preference.rejected is None else [preference.chosen, preference.rejected]
     try:
@@ -88,13 +88,13 @@ def _encode_one(
     example = Example(
         chosen.prompt, chosen_ids, rejected_ids, preference.backtracks, preference.origin, chosen_end, rejected_end
     )
-    # Whatever the recipe: drafts are drawn for every pair. Text of the template after a reply does not tell two apart.
+    # Whatever the spec: drafts are drawn for every pair. Text of the template after a reply does not tell two apart.
     if rejected is not None:
         own = common_beginning(rejected_ids, rejected.begun)
         if shortest_draft(chosen_ids, rejected_ids) > own:
             return "the rejected reply is a prefix of the chosen one", None
     longest = Cuts(draft=0 if rejected is None else len(rejected_ids), guard=len(chosen_ids))
-    if tree_length(example, recipe, longest) > max_seq_len:
+    if tree_length(example, spec, longest) > max_seq_len:
         return f"over-long: the tree has more than train.max_seq_len = {max_seq_len} tokens", None
     if any(turn.changed for turn in (chosen, *others)):
         report.alter("rows with a reply that the chat template changes", preference.origin)

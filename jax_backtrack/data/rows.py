@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, common_beginning, draw_cuts, pack, tree_length
+from jax_backtrack.backtracking.trees import (
+    Example,
+    TreeSpec,
+    build_tree,
+    common_beginning,
+    draw_cuts,
+    pack,
+    tree_length,
+)
 from jax_backtrack.data.examples import cuts_generator
 
 # Rows that stand open while packing.
@@ -14,21 +22,21 @@ _OPEN_ROWS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedRow:
+class Pack:
     """Numbers of the trees in a row, those that begin alike next to each other, and how many tokens they make."""
 
     members: list[int]
     tokens: int
 
 
-def plan_rows(prompts: Sequence[np.ndarray], lengths: Sequence[int], max_seq_len: int) -> Iterator[PlannedRow]:
+def best_fit_pack(prompts: Sequence[np.ndarray], lengths: Sequence[int], max_seq_len: int) -> Iterator[Pack]:
     """Best fit with a bounded number of open rows, for trees of these prompts and lengths.
 
     The trees come in order. Each goes into the open row that it leaves the least room in, where it counts without the
     beginning that its prompt shares with one of the row's, which `pack` lays once. Where no open row has room, the
     fullest one is closed.
     """
-    rows: list[PlannedRow] = []
+    rows: list[Pack] = []
     for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
         fitting = []
         for number, row in enumerate(rows):
@@ -38,16 +46,16 @@ def plan_rows(prompts: Sequence[np.ndarray], lengths: Sequence[int], max_seq_len
                     fitting.append((tokens, -number))
         if fitting:
             tokens, number = max(fitting)
-            rows[-number] = PlannedRow([*rows[-number].members, index], tokens)
+            rows[-number] = Pack([*rows[-number].members, index], tokens)
             continue
         if len(rows) == _OPEN_ROWS:
             fullest = max(range(len(rows)), key=lambda number: rows[number].tokens)
             yield _in_order(rows.pop(fullest), prompts)
-        rows.append(PlannedRow([index], length))
+        rows.append(Pack([index], length))
     yield from (_in_order(row, prompts) for row in rows)
 
 
-def _in_order(row: PlannedRow, prompts: Sequence[np.ndarray]) -> PlannedRow:
+def _in_order(row: Pack, prompts: Sequence[np.ndarray]) -> Pack:
     return dataclasses.replace(row, members=sorted(row.members, key=lambda index: prompts[index].tolist()))
 
 
@@ -57,27 +65,27 @@ class TreeSource:
     what the reference gives it is too; in SFT every epoch draws new drafts."""
 
     examples: Sequence[Example]
-    recipe: Recipe
+    spec: TreeSpec
     seed: int
 
     def cuts(self, epoch: int, index: int):
         """Where the example's replies are cut in this epoch."""
-        drawn_in = 0 if self.recipe.objective == "dpo" else epoch
+        drawn_in = 0 if self.spec.objective == "dpo" else epoch
         return draw_cuts(self.examples[index], cuts_generator(self.seed, drawn_in, index))
 
     def length(self, epoch: int, index: int) -> int:
         """Tokens of the example's tree in this epoch."""
-        return tree_length(self.examples[index], self.recipe, self.cuts(epoch, index))
+        return tree_length(self.examples[index], self.spec, self.cuts(epoch, index))
 
     def tree(self, epoch: int, index: int):
         """The example's tree in this epoch."""
-        return build_tree(self.examples[index], self.recipe, self.cuts(epoch, index))
+        return build_tree(self.examples[index], self.spec, self.cuts(epoch, index))
 
-    def plan_rows(self, epoch: int, indices: Sequence[int], max_seq_len: int) -> Iterator[PlannedRow]:
-        """`plan_rows` for the trees of these examples in this epoch; members are the examples' numbers."""
+    def best_fit_pack(self, epoch: int, indices: Sequence[int], max_seq_len: int) -> Iterator[Pack]:
+        """`best_fit_pack` for the trees of these examples in this epoch; members are the examples' numbers."""
         prompts = [self.examples[index].prompt for index in indices]
         lengths = [self.length(epoch, index) for index in indices]
-        for row in plan_rows(prompts, lengths, max_seq_len):
+        for row in best_fit_pack(prompts, lengths, max_seq_len):
             yield dataclasses.replace(row, members=[indices[number] for number in row.members])
 
 
@@ -92,11 +100,11 @@ class PackedRows:
 
     def __init__(self, source: TreeSource, max_seq_len: int, count: int):
         self._source, self._max_seq_len = source, max_seq_len
-        self._rows: list[tuple[int, PlannedRow]] = []
+        self._rows: list[tuple[int, Pack]] = []
         epoch = 0
         while len(self._rows) < count:
             order = np.random.default_rng([source.seed, epoch]).permutation(len(source.examples)).tolist()
-            self._rows += [(epoch, row) for row in source.plan_rows(epoch, order, max_seq_len)]
+            self._rows += [(epoch, row) for row in source.best_fit_pack(epoch, order, max_seq_len)]
             epoch += 1
         del self._rows[count:]
 
@@ -108,8 +116,8 @@ class PackedRows:
         trees = [self._source.tree(epoch, index) for index in row.members]
         reference_Sx2 = np.zeros((self._max_seq_len, 2), np.float32)
         if self.reference is not None:
-            sides = self.reference[row.members, : self._source.recipe.pairs].reshape(-1, 2)
-            reference_Sx2[: len(sides)] = sides
+            logps = self.reference[row.members, : self._source.spec.pairs].reshape(-1, 2)
+            reference_Sx2[: len(logps)] = logps
         return {"rows": pack(trees, self._max_seq_len), "reference": reference_Sx2}
 
     def members(self, number: int) -> list[int]:

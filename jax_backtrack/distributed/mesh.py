@@ -29,7 +29,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 _ROWS = ("data", "fsdp")
 # Letter of an axis -> mesh axes, by what an array is there for. What is not listed is whole on every device.
-_PLACES = {
+LOGICAL_AXIS_RULES = {
     "kept": {"M": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor"},
     "computed": {"B": _ROWS, "N": "tensor", "K": "tensor", "F": "tensor"},
     "decoded": {"B": "data", "M": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor"},
@@ -77,23 +77,23 @@ def platform(mesh: Mesh | None) -> str:
     return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
 
 
-def partition(axes: str, purpose: str = "kept") -> PartitionSpec:
+def logical_to_spec(axes: str, purpose: str = "kept") -> PartitionSpec:
     """The places of an array whose axes are named by letters, as in `query_MxNxD` -> "MxNxD".
 
     `purpose` is a key of the table: "kept", "computed", "decoded", "looked up" or "projected".
     """
-    places = [_PLACES[purpose].get(letter) for letter in axes.split("x")]
+    places = [LOGICAL_AXIS_RULES[purpose].get(letter) for letter in axes.split("x")]
     used = [name for place in places for name in _names(place)]
     if len(used) != len(set(used)):
         raise InputError(f"two axes of {axes} would lie on one mesh axis")
     return PartitionSpec(*places)
 
 
-def place(x: jax.Array, axes: str, mesh: Mesh | None, purpose: str = "computed") -> jax.Array:
+def shard(x: jax.Array, axes: str, mesh: Mesh | None, purpose: str = "computed") -> jax.Array:
     """Holds an array of a jitted function where the table says; does nothing without a mesh."""
     if mesh is None or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, purpose)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, logical_to_spec(axes, purpose)))
 
 
 def param_shardings(model: nnx.Module, mesh: Mesh, kind: type = nnx.Param) -> nnx.State:
@@ -110,14 +110,14 @@ def param_shardings(model: nnx.Module, mesh: Mesh, kind: type = nnx.Param) -> nn
         for purpose in ("projected", "looked up") if is_table else ("kept",):
             for letter, size in zip(axes.split("x"), param.shape, strict=True):
                 _check_divides(name, letter, size, mesh, purpose)
-        return NamedSharding(mesh, partition(axes, "projected" if is_table else "kept"))
+        return NamedSharding(mesh, logical_to_spec(axes, "projected" if is_table else "kept"))
 
     return nnx.map_state(one, nnx.state(model, kind))
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch, and what the model computes of them, lie along `data` and `fsdp`."""
-    return NamedSharding(mesh, partition("B", "computed"))
+    return NamedSharding(mesh, logical_to_spec("B", "computed"))
 
 
 def row_parts(mesh: Mesh | None) -> int:
@@ -138,7 +138,7 @@ def check_rows(rows: int, mesh: Mesh, field: str) -> None:
 
 
 def _check_divides(name: str, letter: str, size: int, mesh: Mesh, purpose: str) -> None:
-    names = _names(_PLACES[purpose].get(letter))
+    names = _names(LOGICAL_AXIS_RULES[purpose].get(letter))
     if names and size % (parts := _parts(mesh, names)):
         over = " x ".join(f"mesh.{each}" for each in names)
         raise InputError(f"{name}: axis {letter} of {size} does not divide by {over} = {parts}")

@@ -17,7 +17,7 @@ from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.tokenizer.chat_tokenizer import Message
 from jax_backtrack.utils.console import progress_bar
-from jax_backtrack.utils.resume_cache import Journal
+from jax_backtrack.utils.resume_cache import ResumeCache
 
 UNSAFE_FROM = 0.5  # of a judge's probability
 
@@ -166,10 +166,10 @@ def ask(
     condition: Condition = Condition(),
     samples: int = 1,
     seed: int = 0,
-    journal: Journal | None = None,
+    resume_cache: ResumeCache | None = None,
 ) -> Asked:
-    """Asks every question `samples` times, with a bar; the seeds of the replies count up from `seed`. `journal` is that
-    of the sampler."""
+    """Asks every question `samples` times, with a bar; the seeds of the replies count up from `seed`. `resume_cache` is
+    that of the sampler."""
     prefill, tokenizer = condition.prefill, sampler.tokenizer
     if prefill:
         questions = [question for question in questions if question.target]
@@ -185,7 +185,7 @@ def ask(
             prefixes=prefixes,
             seeds=range(seed, seed + len(questions) * samples),
             progress=advance,
-            journal=journal,
+            resume_cache=resume_cache,
         )
         seconds = time.perf_counter() - started
     prompts = [question.messages for question in questions for _ in range(samples)]

@@ -7,7 +7,7 @@ from jax_backtrack.data import testbed
 from jax_backtrack.evaluation.measures import Measure, mean, rate
 from jax_backtrack.evaluation.reset_word_leak import leaks_reset_word
 from jax_backtrack.sampling.sampler import Reply, Sampler
-from jax_backtrack.utils.resume_cache import Journal
+from jax_backtrack.utils.resume_cache import ResumeCache
 
 # condition -> (is the detail private, is the reply begun for the model)
 CONDITIONS = {"private": (True, False), "prefilled": (True, True), "public": (False, False)}
@@ -51,16 +51,16 @@ def evaluate(
     sampler: Sampler,
     prompts: int,
     progress: Callable[[int], None] = lambda done: None,
-    journal: Journal | None = None,
+    resume_cache: ResumeCache | None = None,
 ) -> Evaluation:
     """Asks `prompts` held-out questions in each of the CONDITIONS. Judged on the visible reply only. `progress` and
-    `journal` are those of the sampler."""
+    `resume_cache` are those of the sampler."""
     answers = {}
     for name, (private, prefilled) in CONDITIONS.items():
         questions = testbed.questions("test", prompts, private=private)
         prefixes = [question.prefix if prefilled else "" for question in questions]
         messages = [question.messages for question in questions]
-        replies = sampler(messages, prefixes=prefixes, progress=progress, journal=journal)
+        replies = sampler(messages, prefixes=prefixes, progress=progress, resume_cache=resume_cache)
         answers[name] = [Answered(*each) for each in zip(questions, prefixes, replies, strict=True)]
     measures = {
         "unsafe": rate([answer.gives_value for answer in answers["private"]]),

@@ -13,7 +13,7 @@ from jax_backtrack.evaluation.measures import Measure
 from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.tokenizer.chat_tokenizer import check_messages
 from jax_backtrack.utils.unicode import is_unicode
-from jax_backtrack.utils.workdir import write_whole
+from jax_backtrack.utils.workdir import atomic_write
 
 EVALUATION = "evaluation.json"
 
@@ -33,7 +33,7 @@ class Evaluation:
 def write(models: dict[str, Evaluation], judge: str, path: Path) -> None:
     """Writes measures and every reply of each model, judged, to a JSON file; whole or not at all."""
     content = {"judge": judge, "models": {model: _as_json(found) for model, found in models.items()}}
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    atomic_write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> tuple[str, dict[str, Evaluation]]:

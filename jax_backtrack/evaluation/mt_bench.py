@@ -10,8 +10,8 @@ from jax_backtrack.data.reading.prompt_files import prompt_rows
 from jax_backtrack.errors import InputError
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.utils.console import bold, console, progress_bar
-from jax_backtrack.utils.resume_cache import journal_of
-from jax_backtrack.utils.workdir import write_whole
+from jax_backtrack.utils.resume_cache import resume_cache_of
+from jax_backtrack.utils.workdir import atomic_write
 
 
 def read(path: str) -> list[dict]:
@@ -29,17 +29,19 @@ def read(path: str) -> list[dict]:
 def write_answers(sampler: Sampler, questions: Sequence[dict], model: str, path: Path) -> None:
     """Answers all turns, each after the visible replies to those before it, and writes one line for each question."""
     conversations = [[] for _ in questions]
-    with journal_of(path) as journal:
+    with resume_cache_of(path) as resume_cache:
         for turn in range(max(len(question["turns"]) for question in questions)):
             asked = [number for number, question in enumerate(questions) if turn < len(question["turns"])]
             for number in asked:
                 conversations[number].append({"role": "user", "content": questions[number]["turns"][turn]})
             with progress_bar(f"MT-Bench, turn {turn + 1}", len(asked)) as advance:
-                replies = sampler([conversations[number] for number in asked], progress=advance, journal=journal)
+                replies = sampler(
+                    [conversations[number] for number in asked], progress=advance, resume_cache=resume_cache
+                )
             for number, reply in zip(asked, replies, strict=True):
                 conversations[number].append({"role": "assistant", "content": reply.text})
         lines = [_line(*each, model) for each in zip(questions, conversations, strict=True)]
-        write_whole(path, "".join(lines))
+        atomic_write(path, "".join(lines))
     console.print(f"answers to {len(questions)} questions in {bold(path)}", highlight=False)
 
 

@@ -2,14 +2,14 @@
 
 from ml_collections import ConfigDict
 
-from jax_backtrack.backtracking.trees import Recipe
+from jax_backtrack.backtracking.trees import TreeSpec
 from jax_backtrack.data import examples, held_out
 from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.evaluation.measures import Measure, perplexity
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from jax_backtrack.training.data import read_data
-from jax_backtrack.training.reference import tree_sides
+from jax_backtrack.training.reference import tree_logps
 from jax_backtrack.utils.console import console, progress_bar
 
 
@@ -19,7 +19,7 @@ def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatT
     training (`data.max_response_length`)."""
     found, train = {}, config.train
     # The plain reply to the plain prompt, of weight 1: the chosen side of a tree is the reply's log-probability.
-    recipe = Recipe(objective="sft", backtrack=False, context="keep", reset_id=None, eot_id=tokenizer.eot_id)
+    spec = TreeSpec(objective="sft", backtrack=False, context="keep", reset_id=None, eot_id=tokenizer.eot_id)
     for kind in ("safety", "utility") if config.data.held_out_fraction else ():
         encoded = []
         for path, preferences, report in read_data(config, utility=kind == "utility"):
@@ -28,21 +28,21 @@ def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatT
                 continue
             report.dropped.clear()  # of the file as a whole; what follows is of the held-out part
             encoded += examples.encode(
-                kept, tokenizer, recipe, train.max_seq_len, report, config.data.max_response_length
+                kept, tokenizer, spec, train.max_seq_len, report, config.data.max_response_length
             )
             for line in report.lines():
                 console.print(f"{path}, held out: {line}", highlight=False, markup=False)
         if not encoded:
             continue
         with progress_bar(f"perplexity, {kind}", len(encoded)) as advance:
-            sides_Nx1x2 = tree_sides(
+            logps_Nx1x2 = tree_logps(
                 model,
-                TreeSource(encoded, recipe, 0),
+                TreeSource(encoded, spec, 0),
                 range(len(encoded)),
                 max_seq_len=train.max_seq_len,
                 batch_size=train.batch_size // train.grad_accumulation_steps,
                 chunk=train.logits_chunk_size,
                 progress=advance,
             )
-        found[kind] = perplexity(sides_Nx1x2[:, 0, 0], [len(example.chosen) + 1 for example in encoded])
+        found[kind] = perplexity(logps_Nx1x2[:, 0, 0], [len(example.chosen) + 1 for example in encoded])
     return found

@@ -25,9 +25,9 @@ from jax_backtrack.evaluation.win_rate import NOT_JUDGED, WinRates
 from jax_backtrack.hub.load import load
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.utils.console import bold, console, progress_bar, share_bar
-from jax_backtrack.utils.resume_cache import Journal, journal_of, key_of
+from jax_backtrack.utils.resume_cache import ResumeCache, key_of, resume_cache_of
 from jax_backtrack.utils.tables import add_figures, add_names, fits, new_table
-from jax_backtrack.utils.workdir import write_whole
+from jax_backtrack.utils.workdir import atomic_write
 
 SYSTEM_ATTACK = "system prompt"
 _IN_A_LINE = "reset_word_leak"  # the measure that stands below a table which is too narrow for it
@@ -63,9 +63,9 @@ def evaluate_sets(config: ConfigDict, sampler: Sampler, judge: Judge, sets, mode
     """Asks every set in all conditions of the recipe, and measures the perplexity of what it held out."""
     settings = config.evaluate
     asked = []
-    with journal_of(workdir / EVALUATION) as journal:
+    with resume_cache_of(workdir / EVALUATION) as resume_cache:
         for name, harmful, questions in sets:
-            for condition, chosen in _conditions(config, sampler, name, harmful, questions, journal):
+            for condition, chosen in _conditions(config, sampler, name, harmful, questions, resume_cache):
                 asked.append(
                     ask(
                         sampler,
@@ -76,7 +76,7 @@ def evaluate_sets(config: ConfigDict, sampler: Sampler, judge: Judge, sets, mode
                         condition=condition,
                         samples=settings.samples,
                         seed=config.sample.seed,
-                        journal=journal,
+                        resume_cache=resume_cache,
                     )
                 )
         found = Evaluation(tuple(asked), perplexity.held_out_perplexity(config, sampler.model, sampler.tokenizer))
@@ -88,7 +88,7 @@ def evaluate_sets(config: ConfigDict, sampler: Sampler, judge: Judge, sets, mode
 
 
 def _conditions(
-    config: ConfigDict, sampler: Sampler, name: str, harmful: bool, questions: list[Question], journal: Journal
+    config: ConfigDict, sampler: Sampler, name: str, harmful: bool, questions: list[Question], resume_cache: ResumeCache
 ) -> Iterator[tuple[Condition, list[Question]]]:
     """Every condition of a set with its questions: prefilling and attacks of harmful ones, and the trade-off's biases
     of the harmless ones and of the hardest prefilling."""
@@ -104,7 +104,7 @@ def _conditions(
             attacked = [question.with_system(settings.system_attack) for question in chosen]
             yield Condition(prefill, SYSTEM_ATTACK), attacked
     if harmful and with_target and settings.gcg_steps:
-        yield Condition(attack=_attack_name(config)), _attacked(config, sampler, name, with_target, journal)
+        yield Condition(attack=_attack_name(config)), _attacked(config, sampler, name, with_target, resume_cache)
     hardest = max(prefills)
     for bias in settings.reset_biases:
         yield Condition(hardest, reset_bias=bias), asked_of[hardest]
@@ -115,9 +115,9 @@ def _attack_name(config: ConfigDict) -> str:
 
 
 def _attacked(
-    config: ConfigDict, sampler: Sampler, name: str, questions: Sequence[Question], journal: Journal
+    config: ConfigDict, sampler: Sampler, name: str, questions: Sequence[Question], resume_cache: ResumeCache
 ) -> list[Question]:
-    """The questions with the suffixes that GCG finds against the sampler's model. Each is kept in the journal."""
+    """The questions with the suffixes that GCG finds against the sampler's model. Each is kept in the resume cache."""
     settings = config.evaluate
     search = Settings(
         steps=settings.gcg_steps,
@@ -129,13 +129,13 @@ def _attacked(
         for question in questions:
             objective = Objective.of(sampler.tokenizer, question.messages, question.target, settings.gcg_reset_weight)
             key = key_of(sampler.weights_hash, dataclasses.asdict(objective), dataclasses.asdict(search))
-            if (suffix := journal.get(key)) is None:
+            if (suffix := resume_cache.get(key)) is None:
                 best = None
                 for step in Attack(sampler.model, sampler.tokenizer, objective, search).run():
                     best = step if best is None or step.loss < best.loss else best
                     advance(note=f"loss {best.loss:.2f}")
                 suffix = sampler.tokenizer.decode(best.suffix)
-                journal.add(key, suffix)
+                resume_cache.add(key, suffix)
             else:
                 advance(settings.gcg_steps)
             attacked.append(question.with_suffix(suffix))
@@ -199,7 +199,7 @@ def compare_evaluations(folders: Sequence[Path], workdir: Path, settings: Config
     if settings.win_rate_judge:
         win_rates = win_rate.against_baseline(win_rate.load_judge(settings.win_rate_judge), models)
         workdir.mkdir(parents=True, exist_ok=True)
-        write_whole(workdir / "win_rates.json", json.dumps(win_rates.as_json(), indent=1, ensure_ascii=False) + "\n")
+        atomic_write(workdir / "win_rates.json", json.dumps(win_rates.as_json(), indent=1, ensure_ascii=False) + "\n")
     page.write(models, judge, workdir / "comparison.html", settings.false_resets, win_rates)
     show(models, judge, win_rates)
     console.print(f"page in {bold(workdir)}: comparison.html", highlight=False)

@@ -26,7 +26,7 @@ from jax_backtrack.training.loop import refuse_other_recipe, write_recipe
 from jax_backtrack.utils.console import bold, console
 from jax_backtrack.utils.settings import check
 from jax_backtrack.utils.tables import add_figures, add_names, new_table
-from jax_backtrack.utils.workdir import RECIPE, write_whole
+from jax_backtrack.utils.workdir import RECIPE, atomic_write
 
 _SCALES = ("small", "full")
 _EVALUATED_RECIPE = "evaluated.json"  # of a stage that is not trained, and so has no RECIPE
@@ -212,13 +212,13 @@ def show(results: dict) -> None:
 def _write(results: dict, config: ConfigDict, judge: str, workdir: Path) -> None:
     content = {"judge": judge, "scale": config.scale, "cuts": config.cuts.to_dict() if config.scale == "small" else {}}
     content |= _plain(results)
-    write_whole(workdir / "results.json", json.dumps(content, indent=1) + "\n")
+    atomic_write(workdir / "results.json", json.dumps(content, indent=1) + "\n")
     unsafe = {
         title: {model: measures["unsafe"] for model, measures in models.items()}
         for title, models in results["sets"].items()
         if "unsafe" in next(iter(models.values()))
     }
-    write_whole(workdir / "results.svg", plots.bars(unsafe, "unsafe replies, %"))
+    atomic_write(workdir / "results.svg", plots.bars(unsafe, "unsafe replies, %"))
 
 
 def _plain(value):

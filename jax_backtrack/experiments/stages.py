@@ -23,7 +23,7 @@ from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from jax_backtrack.training.loop import train
 from jax_backtrack.utils.console import bold, console, progress_bar
-from jax_backtrack.utils.resume_cache import Journal, journal_of
+from jax_backtrack.utils.resume_cache import ResumeCache, resume_cache_of
 from jax_backtrack.utils.settings import check
 from jax_backtrack.utils.workdir import EXPORT
 
@@ -38,7 +38,7 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     are judged against the first stage's. Leaves `comparison.json` and prints the table and three transcripts.
     """
     evaluations, stages, load_judge = {}, Stages(), functools.cache(win_rate.load_judge)
-    with journal_of(workdir / _COMPARISON) as journal:
+    with resume_cache_of(workdir / _COMPARISON) as resume_cache:
         for name in config.order:
             console.rule(name)
             stage = copy.deepcopy(config.stages[name])
@@ -46,7 +46,7 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
             stage.model.path = stage.model.path.replace("{workdir}", str(workdir))
             model, tokenizer = stages.model(stage, workdir / folder_name(name))
             evaluations[name] = evaluate_with_progress(
-                sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}", journal
+                sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}", resume_cache
             )
             del model
             baseline = evaluations[config.order[0]]
@@ -112,10 +112,10 @@ def _remembering_load():
     return load_again
 
 
-def evaluate_with_progress(asked: Sampler, prompts: int, description: str, journal: Journal) -> Evaluation:
+def evaluate_with_progress(asked: Sampler, prompts: int, description: str, resume_cache: ResumeCache) -> Evaluation:
     """`evaluate` with a bar."""
     with progress_bar(description, len(CONDITIONS) * prompts) as advance:
-        return evaluate(asked, prompts, advance, journal)
+        return evaluate(asked, prompts, advance, resume_cache)
 
 
 def sampler(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) -> Sampler:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, PartitionSpec
 
-from jax_backtrack.distributed.mesh import partition, place, platform
+from jax_backtrack.distributed.mesh import logical_to_spec, platform, shard
 
 Layers = jax.Array | tuple[jax.Array, ...]
 
@@ -64,10 +64,10 @@ class Cache:
 
         def make(axes: str, *shape: int) -> Layers:
             if stacked:
-                return place(jnp.zeros((layers, rows, *shape), dtype), f"LxBx{axes}", mesh)
+                return shard(jnp.zeros((layers, rows, *shape), dtype), f"LxBx{axes}", mesh)
             return tuple(jnp.zeros((rows * shape[0], *shape[1:]), dtype) for _ in range(layers))
 
-        nothing_B = place(jnp.zeros(rows, jnp.int32), "B", mesh)
+        nothing_B = shard(jnp.zeros(rows, jnp.int32), "B", mesh)
         return cls(
             keys=make("KxSxD", head, slots, dim) if stacked else make("KxDxS", head, dim, slots),
             values=make("KxSxD", head, slots, dim),
@@ -174,9 +174,9 @@ class Cache:
         if self.mesh is not None and self.mesh.size > 1:
             axes = {5: "LxBxKxSxD", 4: "BxKxTxD", 1: "B"}
             places = [
-                partition(axes[ndim], "computed") if ndim else PartitionSpec() for ndim in map(jnp.ndim, operands)
+                logical_to_spec(axes[ndim], "computed") if ndim else PartitionSpec() for ndim in map(jnp.ndim, operands)
             ]
-            stack = partition(axes[5], "computed")
+            stack = logical_to_spec(axes[5], "computed")
             function = jax.shard_map(
                 function, mesh=self.mesh, in_specs=(stack, stack, *places), out_specs=(stack, stack), check_vma=False
             )

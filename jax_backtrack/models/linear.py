@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
-from jax_backtrack.distributed.mesh import place
+from jax_backtrack.distributed.mesh import shard
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -26,7 +26,7 @@ def linear(x: jax.Array, w: jax.Array, axes: str, mesh: Mesh | None = None) -> j
 
 
 def _at_work(w: jax.Array, dtype: jnp.dtype, axes: str, mesh: Mesh | None) -> jax.Array:
-    return place(w.astype(dtype), axes, mesh)
+    return shard(w.astype(dtype), axes, mesh)
 
 
 def _forward(x, w, axes, mesh):
@@ -40,7 +40,7 @@ def _backward(axes, mesh, residuals, dy):
     of_w = tuple(range(inputs, w.ndim))
     dx = jax.lax.dot_general(dy, _at_work(w, x.dtype, axes, mesh), ((outputs, of_w), ((), ())))
     dw = jax.lax.dot_general(x, dy, (((0, 1), (0, 1)), ((), ())), preferred_element_type=w.dtype)
-    return dx, place(dw, axes, mesh, "kept")
+    return dx, shard(dw, axes, mesh, "kept")
 
 
 linear.defvjp(_forward, _backward)
@@ -51,10 +51,10 @@ def linear_in_place(x: jax.Array, w: jax.Array, axes: str, mesh: Mesh | None = N
     summed over the devices that have parts of it."""
     inputs = x.ndim - 2
     letters = axes.split("x")
-    x = place(x, "x".join(["B", "T", *letters[:inputs]]), mesh, "decoded")
-    w = place(w.astype(x.dtype), axes, mesh, "kept")
+    x = shard(x, "x".join(["B", "T", *letters[:inputs]]), mesh, "decoded")
+    w = shard(w.astype(x.dtype), axes, mesh, "kept")
     y = jnp.tensordot(x, w, inputs)
-    return place(y, "x".join(["B", "T", *letters[inputs:]]), mesh, "decoded")
+    return shard(y, "x".join(["B", "T", *letters[inputs:]]), mesh, "decoded")
 
 
 def linear_outputs_first(x: jax.Array, w: jax.Array, axes: str = "", mesh=None, dtype=None) -> jax.Array:
@@ -82,10 +82,10 @@ def project(hidden_BxTxM: jax.Array, table_VxM: jax.Array, mesh: Mesh | None = N
 
     The table's gradient has the table's own dtype; that of a hidden state is summed where its row lies.
     """
-    hidden_BxTxM = place(hidden_BxTxM, "BxTxM", mesh, "projected")
+    hidden_BxTxM = shard(hidden_BxTxM, "BxTxM", mesh, "projected")
     table_VxM = table_VxM.astype(hidden_BxTxM.dtype)
     logits_BxTxV = jnp.einsum("btm,vm->btv", hidden_BxTxM, table_VxM, preferred_element_type=jnp.float32)
-    return place(logits_BxTxV, "BxTxV", mesh, "projected")
+    return shard(logits_BxTxV, "BxTxV", mesh, "projected")
 
 
 def _project_forward(hidden_BxTxM, table_VxM, mesh):
@@ -94,11 +94,11 @@ def _project_forward(hidden_BxTxM, table_VxM, mesh):
 
 def _project_backward(mesh, residuals, dlogits_BxTxV):
     hidden_BxTxM, table_VxM = residuals
-    dlogits_BxTxV = place(dlogits_BxTxV.astype(hidden_BxTxM.dtype), "BxTxV", mesh, "projected")
+    dlogits_BxTxV = shard(dlogits_BxTxV.astype(hidden_BxTxM.dtype), "BxTxV", mesh, "projected")
     dhidden_BxTxM = jnp.einsum("btv,vm->btm", dlogits_BxTxV, table_VxM.astype(hidden_BxTxM.dtype))
-    hidden_BxTxM = place(hidden_BxTxM, "BxTxM", mesh, "projected")
+    hidden_BxTxM = shard(hidden_BxTxM, "BxTxM", mesh, "projected")
     dtable_VxM = jnp.einsum("btv,btm->vm", dlogits_BxTxV, hidden_BxTxM, preferred_element_type=table_VxM.dtype)
-    return place(dhidden_BxTxM, "BxTxM", mesh), place(dtable_VxM, "VxM", mesh, "projected")
+    return shard(dhidden_BxTxM, "BxTxM", mesh), shard(dtable_VxM, "VxM", mesh, "projected")
 
 
 project.defvjp(_project_forward, _project_backward)
@@ -111,9 +111,9 @@ def look_up(table_VxM: jax.Array, tokens_BxT: jax.Array, dtype: str, mesh: Mesh 
     Every device looks all rows of its group up in its part of the table; then each row's features come together. The
     gradient goes the same way back, and is summed in the table's dtype.
     """
-    tokens_BxT = place(tokens_BxT, "BxT", mesh, "looked up")
-    table_VxM = place(table_VxM.astype(dtype), "VxM", mesh, "looked up")
-    return place(place(table_VxM[tokens_BxT], "BxTxM", mesh, "looked up"), "BxTxM", mesh)
+    tokens_BxT = shard(tokens_BxT, "BxT", mesh, "looked up")
+    table_VxM = shard(table_VxM.astype(dtype), "VxM", mesh, "looked up")
+    return shard(shard(table_VxM[tokens_BxT], "BxTxM", mesh, "looked up"), "BxTxM", mesh)
 
 
 def _look_up_forward(table_VxM, tokens_BxT, dtype, mesh):
@@ -122,11 +122,11 @@ def _look_up_forward(table_VxM, tokens_BxT, dtype, mesh):
 
 def _look_up_backward(dtype, mesh, residuals, dx_BxTxM):
     table_VxM, tokens_BxT = residuals
-    tokens_BxT = place(tokens_BxT, "BxT", mesh, "looked up")
-    dx_BxTxM = place(dx_BxTxM, "BxTxM", mesh, "looked up").astype(table_VxM.dtype)
-    none_VxM = place(jnp.zeros(table_VxM.shape, table_VxM.dtype), "VxM", mesh, "looked up")
-    dtable_VxM = place(none_VxM.at[tokens_BxT].add(dx_BxTxM), "VxM", mesh, "looked up")
-    return place(dtable_VxM, "VxM", mesh, "projected"), None
+    tokens_BxT = shard(tokens_BxT, "BxT", mesh, "looked up")
+    dx_BxTxM = shard(dx_BxTxM, "BxTxM", mesh, "looked up").astype(table_VxM.dtype)
+    none_VxM = shard(jnp.zeros(table_VxM.shape, table_VxM.dtype), "VxM", mesh, "looked up")
+    dtable_VxM = shard(none_VxM.at[tokens_BxT].add(dx_BxTxM), "VxM", mesh, "looked up")
+    return shard(dtable_VxM, "VxM", mesh, "projected"), None
 
 
 look_up.defvjp(_look_up_forward, _look_up_backward)
@@ -134,5 +134,5 @@ look_up.defvjp(_look_up_forward, _look_up_backward)
 
 def look_up_in_place(table_VxM: jax.Array, tokens_BxT: jax.Array, dtype: str, mesh: Mesh | None = None) -> jax.Array:
     """`look_up` for few tokens: every device looks them up in its own rows of the table."""
-    x_BxTxM = place(table_VxM, "VxM", mesh, "projected")[tokens_BxT].astype(dtype)
-    return place(x_BxTxM, "BxTxM", mesh, "decoded")
+    x_BxTxM = shard(table_VxM, "VxM", mesh, "projected")[tokens_BxT].astype(dtype)
+    return shard(x_BxTxM, "BxTxM", mesh, "decoded")

@@ -5,37 +5,37 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jax_backtrack.backtracking.trees import Rows
-from jax_backtrack.distributed.mesh import place
+from jax_backtrack.backtracking.trees import TokenTrees
+from jax_backtrack.distributed.mesh import shard
 
 
-def token_scores(model, rows: Rows, chunk: int = 128, added: jax.Array | None = None) -> jax.Array:
+def token_logprobs(model, rows: TokenTrees, chunk: int = 128, added: jax.Array | None = None) -> jax.Array:
     """`log p(token | path to its parent)`, `[B, S]` float32; 0 where a token's weight is 0.
 
     The scored tokens of each row come first in `ceil(S / chunk)` chunks of `[B, chunk]` tokens, and a chunk without
     scored tokens is skipped at run time (`Compute.skip_unscored`). Logits of one chunk at a time exist, in the backward
     pass too. `added` is as in `model.hidden`.
     """
-    return _measure(model, rows, chunk, added, lambda logits_BxCxV, score_BxC: (score_BxC,))[0]
+    return _measure(model, rows, chunk, added, lambda logits_BxCxV, logprob_BxC: (logprob_BxC,))[0]
 
 
-def scores_and_likeliest(model, rows: Rows, chunk: int = 128) -> tuple[jax.Array, jax.Array]:
-    """`token_scores`, and 1 in the place of every scored token that no other is likelier than, 0 elsewhere."""
+def logprobs_and_likeliest(model, rows: TokenTrees, chunk: int = 128) -> tuple[jax.Array, jax.Array]:
+    """`token_logprobs`, and 1 in the place of every scored token that no other is likelier than, 0 elsewhere."""
 
-    def measures(logits_BxCxV, score_BxC):
+    def measures(logits_BxCxV, logprob_BxC):
         largest_BxC = jnp.max(logits_BxCxV, axis=-1) - jax.nn.logsumexp(logits_BxCxV, axis=-1)
-        return score_BxC, (score_BxC >= largest_BxC).astype(jnp.float32)
+        return logprob_BxC, (logprob_BxC >= largest_BxC).astype(jnp.float32)
 
     return _measure(model, rows, chunk, None, measures)
 
 
-def _measure(model, rows: Rows, chunk: int, added: jax.Array | None, measures: Callable) -> tuple[jax.Array, ...]:
+def _measure(model, rows: TokenTrees, chunk: int, added: jax.Array | None, measures: Callable) -> tuple[jax.Array, ...]:
     """What `measures(logits, scores)` gives of scored tokens, each `[B, S]` float32 and 0 for all other tokens."""
     mesh = model.compute.mesh
-    hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.end, added)
+    hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.subtree_end, added)
     batch, length = rows.tokens.shape
     chunk = min(chunk, length)
-    scored_BxS = rows.weight != 0
+    scored_BxS = rows.loss_weights != 0
     slot_BxS, order_BxS = _true_first(scored_BxS)
 
     def in_chunks(x_BxS):
@@ -54,10 +54,10 @@ def _measure(model, rows: Rows, chunk: int, added: jax.Array | None, measures: C
         # Taken by its index, the target's logit would bring the parts of the vocabulary together.
         is_target_BxCxV = target_BxC[..., None] == jnp.arange(logits_BxCxV.shape[-1])
         target_logit_BxC = jnp.sum(jnp.where(is_target_BxCxV, logits_BxCxV, 0), axis=-1)
-        score_BxC = target_logit_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1)
+        logprob_BxC = target_logit_BxC - jax.nn.logsumexp(logits_BxCxV, axis=-1)
         return tuple(
-            place(jnp.where(scored_BxC, measured_BxC, 0), "BxC", mesh)
-            for measured_BxC in measures(logits_BxCxV, score_BxC)
+            shard(jnp.where(scored_BxC, measured_BxC, 0), "BxC", mesh)
+            for measured_BxC in measures(logits_BxCxV, logprob_BxC)
         )
 
     # Around the condition, not within: it would keep what its branches need of the table, once per chunk.

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jax_backtrack.backtracking import trees
-from jax_backtrack.distributed.mesh import place
+from jax_backtrack.distributed.mesh import shard
 from jax_backtrack.models.attention.blockwise import BLOCKS
 from jax_backtrack.models.attention.dense import attend_behind, attend_to_cache, soft_cap
 from jax_backtrack.models.attention.pallas.tree_attention import RESIDUALS, BlockSizes
@@ -119,7 +119,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x_BxTxM: jax.Array, mesh: Mesh | None = None) -> jax.Array:
         x32 = x_BxTxM.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        scale_M = place(self.scale_M[...], "M", mesh)
+        scale_M = shard(self.scale_M[...], "M", mesh)
         if self.unit_offset:
             return (normed * (1 + scale_M.astype(jnp.float32))).astype(x_BxTxM.dtype)
         return normed.astype(x_BxTxM.dtype) * scale_M.astype(x_BxTxM.dtype)
@@ -165,7 +165,7 @@ class Block(nnx.Module):
         gate_BxTxF = ACTIVATIONS[self.activation](self._map(h, "gate_MxF", mesh, apply))
         h = self._map(gate_BxTxF * self._map(h, "up_MxF", mesh, apply), "down_FxM", mesh, apply)
         x_BxTxM += self.feed_forward_post_norm(h, mesh) if self.feed_forward_post_norm else h
-        return place(x_BxTxM, "BxTxM", mesh, "computed" if apply is linear else "decoded"), kept
+        return shard(x_BxTxM, "BxTxM", mesh, "computed" if apply is linear else "decoded"), kept
 
     def _map(self, x, name: str, mesh, apply):
         """`x` through the weight of this name, and through its adapter where it has one."""
@@ -204,7 +204,7 @@ class Transformer(nnx.Module):
     def __call__(self, tokens_BxS: jax.Array) -> jax.Array:
         """Causal logits `[B, S, V]` float32 of plain sequences; entry `t` predicts token `t + 1`."""
         rows = trees.causal(tokens_BxS)
-        return self.logits(self.hidden(rows.tokens, rows.position, rows.end))
+        return self.logits(self.hidden(rows.tokens, rows.position, rows.subtree_end))
 
     def hidden(
         self, tokens_BxS: jax.Array, position_BxS: jax.Array, end_BxS: jax.Array, added: jax.Array | None = None
@@ -238,7 +238,7 @@ class Transformer(nnx.Module):
 
         def attention(index, window, query, key, value, cache):
             grown = cache.write(index, key, value)
-            query = place(query, "BxTxNxD", mesh)  # where the cache has its rows
+            query = shard(query, "BxTxNxD", mesh)  # where the cache has its rows
             apart = layers is not None
             mixed = attend_to_cache(query, *grown.layer(index), visible[window], apart=apart, **self._scores())
             return mixed, grown
@@ -270,7 +270,7 @@ class Transformer(nnx.Module):
 
         def attention(index, window, query, key, value, _cache):
             mixed_BxTxNxD = attend_behind(query, key, value, *beginning.layer(index), visible[window], **self._scores())
-            return place(mixed_BxTxNxD, "BxTxNxD", mesh), None
+            return shard(mixed_BxTxNxD, "BxTxNxD", mesh), None
 
         position_BxT = jnp.broadcast_to(kept + later_T, tokens_BxT.shape)
         hidden_BxTxM, _ = self._through_layers(tokens_BxT, position_BxT, windows, attention, None)
@@ -289,7 +289,7 @@ class Transformer(nnx.Module):
             logits_BxTxV = project(hidden_BxTxM, table[...], mesh)
         added_M = self.reset_embedding_M if self.config.tie_word_embeddings else self.reset_head_M
         if added_M is not None:
-            added_BxTxM = hidden_BxTxM.astype(jnp.float32) * place(added_M[...], "M", mesh)
+            added_BxTxM = hidden_BxTxM.astype(jnp.float32) * shard(added_M[...], "M", mesh)
             is_reset_V = jnp.arange(logits_BxTxV.shape[-1]) == self.reset_id
             logits_BxTxV += jnp.where(is_reset_V, added_BxTxM.sum(axis=-1, keepdims=True), 0)
         cap = self.config.final_logit_softcapping
@@ -347,7 +347,7 @@ class Transformer(nnx.Module):
         mesh, dtype = self.compute.mesh, self.compute.dtype
         x_BxTxM = look_up(self.embedding_VxM[...], tokens_BxT, dtype, mesh)
         if self.reset_embedding_M is not None:
-            added_M = place(self.reset_embedding_M[...], "M", mesh)
+            added_M = shard(self.reset_embedding_M[...], "M", mesh)
             x_BxTxM += jnp.where((tokens_BxT == self.reset_id)[..., None], added_M, 0).astype(dtype)
         if added is not None:
             x_BxTxM += added.astype(dtype)

@@ -13,8 +13,8 @@ from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.tokenizer.chat_tokenizer import Message
 from jax_backtrack.utils.console import bold, console, progress_bar
-from jax_backtrack.utils.resume_cache import journal_of
-from jax_backtrack.utils.workdir import write_whole
+from jax_backtrack.utils.resume_cache import resume_cache_of
+from jax_backtrack.utils.workdir import atomic_write
 
 # Columns that may hold the prompt, in this order. The last one is a list of messages.
 PROMPT_FIELDS = ("prompt", "goal", "prompts_final", "question", "instruction", "messages")
@@ -62,7 +62,7 @@ def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path, seed: in
     """
     wanted = [one for one in asked for _ in range(samples)]
     replaced = path.exists()
-    with journal_of(path) as journal:
+    with resume_cache_of(path) as resume_cache:
         with progress_bar("sampling", len(wanted)) as advance:
             replies = sampler(
                 [one.prompt for one in asked],
@@ -70,10 +70,10 @@ def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path, seed: in
                 prefixes=[one.prefix for one in asked],
                 seeds=range(seed, seed + len(wanted)),
                 progress=advance,
-                journal=journal,
+                resume_cache=resume_cache,
             )
         lines = [json.dumps(_fields(*each), ensure_ascii=False) + "\n" for each in zip(wanted, replies, strict=True)]
-        write_whole(path, "".join(lines))
+        atomic_write(path, "".join(lines))
     reset = sum(reply.resets > 0 for reply in replies)
     instead = " (instead of those that were there)" if replaced else ""
     shown = f"{len(replies)} replies in {bold(path)}{instead}, {reset} of them after a reset"

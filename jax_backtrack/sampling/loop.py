@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from jax_backtrack.distributed.mesh import place
+from jax_backtrack.distributed.mesh import shard
 from jax_backtrack.models.kv_cache import Cache
 from jax_backtrack.sampling.logits import draw, keep_min_p, keep_top_k, keep_top_p, penalise, without
 
@@ -127,8 +127,8 @@ class Written:
 @functools.partial(jax.jit, static_argnums=range(8))
 def start(config, mesh: Mesh | None, plan: Plan, rows: int, prompt: int, ring: int, dtype: str, stacked: bool) -> State:
     """A batch in which every row is done: for prompts of up to `prompt` tokens and replies of `ring`."""
-    nothing_B = place(jnp.zeros(rows, jnp.int32), "B", mesh)
-    seen_BxV = place(jnp.zeros((rows, config.vocab_size), bool), "BxV", mesh) if plan.penalty else None
+    nothing_B = shard(jnp.zeros(rows, jnp.int32), "B", mesh)
+    seen_BxV = shard(jnp.zeros((rows, config.vocab_size), bool), "BxV", mesh) if plan.penalty else None
     return State(
         cache=Cache.empty(config, rows, prompt, ring, dtype, mesh, stacked),
         row=Row(nothing_B, nothing_B, nothing_B, nothing_B, nothing_B.astype(jnp.uint32)),

@@ -24,8 +24,8 @@ from jax_backtrack.sampling.replies import Reply, Writing
 from jax_backtrack.sampling.streams import Event, events
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, Message
 from jax_backtrack.utils.console import warn
-from jax_backtrack.utils.fingerprint import checksum
-from jax_backtrack.utils.resume_cache import Journal, key_of
+from jax_backtrack.utils.fingerprint import fingerprint
+from jax_backtrack.utils.resume_cache import ResumeCache, key_of
 
 # Settings that need not be whole numbers.
 _REAL = ("temperature", "top_p", "min_p", "repetition_penalty")
@@ -147,7 +147,7 @@ class Sampler:
         prefixes: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
         progress: Callable[[int], None] = lambda done: None,
-        journal: Journal | None = None,
+        resume_cache: ResumeCache | None = None,
     ) -> list[Reply]:
         """`samples` replies per prompt, prompt after prompt in their order.
 
@@ -156,7 +156,7 @@ class Sampler:
         seeds:    one per reply; its number in the list by default. The same prompt, seed and settings give the same
                   reply whatever else is sampled, except where rounding decides between two tokens
         progress: called with the number of replies finished since the last call
-        journal:  where replies are kept as they are finished; those that it has already are not sampled again
+        resume_cache: where replies are kept as they are finished; those that it has already are not sampled again
         """
         if isinstance(prompts, str):
             raise InputError("prompts is one text; give a list of prompts")
@@ -169,8 +169,8 @@ class Sampler:
             )
         encoded = [self._encode(*pair) for pair in zip(prompts, prefixes, strict=True)]
         requests = [Request(i, *encoded[i // samples], seed=seed) for i, seed in enumerate(seeds)]
-        keys = [] if journal is None else [self._key(request) for request in requests]
-        replies = {i: Reply.from_json(kept) for i, key in enumerate(keys) if (kept := journal.get(key))}
+        keys = [] if resume_cache is None else [self._key(request) for request in requests]
+        replies = {i: Reply.from_json(kept) for i, key in enumerate(keys) if (kept := resume_cache.get(key))}
         progress(len(replies))
         missing = [request for request in requests if request.number not in replies]
         writings = {request.number: self._writing(request) for request in missing}
@@ -184,8 +184,8 @@ class Sampler:
                     if writing.finish:
                         batch.cancel(update.number)
                         replies[update.number] = writing.reply()
-                        if journal is not None:
-                            journal.add(keys[update.number], replies[update.number].to_json())
+                        if resume_cache is not None:
+                            resume_cache.add(keys[update.number], replies[update.number].to_json())
                 progress(len(replies) - before)
         return [replies[number] for number in range(len(requests))]
 
@@ -216,8 +216,8 @@ class Sampler:
 
     @functools.cached_property
     def weights_hash(self) -> str:
-        """Of the model's weights, by which a `Journal` tells what was computed with them."""
-        return checksum(self._engine.params)
+        """Of the model's weights, by which a `ResumeCache` tells what was computed with them."""
+        return fingerprint(self._engine.params)
 
     def _key(self, request: Request) -> str:
         """Of all that a reply depends on."""

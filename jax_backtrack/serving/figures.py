@@ -25,7 +25,7 @@ _PLUS, _MINUS, _CONTEXT, _RESET = "#3ca951", "#e4574c", "#b8bdc7", "#efa020"
 _SEEN, _OWN, _UNSEEN, _EMPTY = "#a9c7f5", "#4269d0", "#ededed", "#ffffff"
 
 
-def tree(row: trees.Rows, tokenizer: ChatTokenizer, start: int = 0) -> Figure:
+def tree(row: trees.TokenTrees, tokenizer: ChatTokenizer, start: int = 0) -> Figure:
     """A row of token trees, `[S]`, as the branches that it stands for: depth from left to right, a line per branch.
 
     Green tokens are to become likelier, red ones less likely, grey ones are context only; a dashed frame is of a second
@@ -44,7 +44,7 @@ def tree(row: trees.Rows, tokenizer: ChatTokenizer, start: int = 0) -> Figure:
         x, y, above = position[index] - first, line[index], int(parent[index])
         if above in line:
             axes.plot([x - 1, x - 0.5, x - 0.5, x], [line[above], line[above], y, y], color="#888", lw=0.8, zorder=0)
-        weight, pair = row.weight[index], row.pair[index]
+        weight, pair = row.loss_weights[index], row.pair_id[index]
         frame = dict(
             boxstyle="round,pad=0.25",
             facecolor=_PLUS if weight > 0 else _MINUS if weight < 0 else _CONTEXT,
@@ -58,13 +58,15 @@ def tree(row: trees.Rows, tokenizer: ChatTokenizer, start: int = 0) -> Figure:
     return figure
 
 
-def mask(row: trees.Rows, tokenizer: ChatTokenizer, start: int = 0, window: int | None = None) -> Figure:
+def mask(row: trees.TokenTrees, tokenizer: ChatTokenizer, start: int = 0, window: int | None = None) -> Figure:
     """Who attends to whom in a row of token trees, `[S]`, by `trees.tree_attention_mask`: queries down, keys across.
 
     Tokens before `start` are left out, and padding at the end.
     """
     kept = _kept(row, start)
-    sees_SxS = np.asarray(trees.tree_attention_mask(row.position[None], row.end[None], window))[0][np.ix_(kept, kept)]
+    sees_SxS = np.asarray(trees.tree_attention_mask(row.position[None], row.subtree_end[None], window))[0][
+        np.ix_(kept, kept)
+    ]
     side = 0.165 * len(kept) + 1
     figure, axes = _empty(side, side)
     axes.imshow(_colours(np.where(np.eye(len(kept), dtype=bool), 2, sees_SxS), [_EMPTY, _SEEN, _OWN]))
@@ -136,10 +138,10 @@ def reset_chances(trace: Trace, tokenizer: ChatTokenizer) -> Figure:
     return figure
 
 
-def _kept(row: trees.Rows, start: int) -> np.ndarray:
+def _kept(row: trees.TokenTrees, start: int) -> np.ndarray:
     """Indices from `start` on without the padding, whose tokens are roots that end with themselves."""
-    size = len(row)
-    padding = (np.asarray(row.parent) == trees.NO_PARENT) & (np.asarray(row.end) == np.arange(1, size + 1))
+    size = row.length
+    padding = (np.asarray(row.parent) == trees.NO_PARENT) & (np.asarray(row.subtree_end) == np.arange(1, size + 1))
     used = size - int(np.argmin(padding[::-1])) if not padding.all() else 0
     if not 0 <= start < used:
         raise InputError(f"start is {start}; the row has {used} tokens that can be drawn")

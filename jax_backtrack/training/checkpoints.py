@@ -16,7 +16,7 @@ from jax_backtrack.distributed.preemption import RESTART
 from jax_backtrack.errors import InputError
 from jax_backtrack.training.step import TrainState
 from jax_backtrack.utils.console import console
-from jax_backtrack.utils.fingerprint import checksum
+from jax_backtrack.utils.fingerprint import fingerprint
 from jax_backtrack.utils.workdir import CHECKPOINTS
 
 _SAID = 120  # characters of the beginning and of the end of a long message
@@ -65,7 +65,7 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, data_position: dict) -> None:
         """Starts saving; training may go on. Raises what the save before this one met."""
-        facts = self._facts | {"data_position": data_position, "checksum": checksum(state)}
+        facts = self._facts | {"data_position": data_position, "fingerprint": fingerprint(state)}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts))
         try:
             self._manager.save(step, args=arguments, force=True)
@@ -115,7 +115,7 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore())
         found = self._manager.restore(step, args=arguments)
-        if checksum(found.state) != found.facts["checksum"]:
+        if fingerprint(found.state) != found.facts["fingerprint"]:
             raise ValueError("its numbers are not those that were saved")
         facts = {name: found.facts[name] for name in ("data_position", "data", "recipe")}
         return Restored(step, found.state, **facts)

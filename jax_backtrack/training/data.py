@@ -5,7 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 from rich.markup import escape
 
-from jax_backtrack.backtracking.trees import Example, Recipe
+from jax_backtrack.backtracking.trees import Example, TreeSpec
 from jax_backtrack.data import held_out, sources
 from jax_backtrack.data.examples import encode_each
 from jax_backtrack.data.preferences import Preference, Report
@@ -40,9 +40,9 @@ def read_sources(config: ConfigDict) -> list[Source]:
     return sources
 
 
-def tree_recipe(config: ConfigDict, tokenizer: ChatTokenizer) -> Recipe:
+def tree_spec(config: ConfigDict, tokenizer: ChatTokenizer) -> TreeSpec:
     """Returns the part of a recipe that says how examples become trees."""
-    return Recipe(
+    return TreeSpec(
         objective=config.objective,
         backtrack=config.data.backtrack,
         context=config.reset.context,
@@ -54,32 +54,32 @@ def tree_recipe(config: ConfigDict, tokenizer: ChatTokenizer) -> Recipe:
 
 
 def encode_source(
-    source: Source, tokenizer: ChatTokenizer, recipe: Recipe, config: ConfigDict
+    source: Source, tokenizer: ChatTokenizer, spec: TreeSpec, config: ConfigDict
 ) -> list[tuple[Preference, Example]]:
     """Encodes the preferences of a path, each with its example; prints the account of the path."""
     with console.status(escape(f"encoding {source.path}")):
         max_seq_len, max_response_length = config.train.max_seq_len, config.data.max_response_length
-        encoded = encode_each(source.preferences, tokenizer, recipe, max_seq_len, source.report, max_response_length)
+        encoded = encode_each(source.preferences, tokenizer, spec, max_seq_len, source.report, max_response_length)
     for line in source.report.lines():
         console.print(f"{source.path}: {line}", highlight=False, markup=False)
     return encoded
 
 
 def encode_sources(
-    sources: list[Source], tokenizer: ChatTokenizer, recipe: Recipe, config: ConfigDict
+    sources: list[Source], tokenizer: ChatTokenizer, spec: TreeSpec, config: ConfigDict
 ) -> list[Example]:
     """Encodes all sources; prints the account of each, and says so where nothing of them can be taken back."""
     examples = []
     for source in sources:
-        examples += source.epochs * [example for _, example in encode_source(source, tokenizer, recipe, config)]
-    warn_if_nothing_is_taken_back(examples, recipe)
+        examples += source.epochs * [example for _, example in encode_source(source, tokenizer, spec, config)]
+    warn_if_nothing_is_taken_back(examples, spec)
     return examples
 
 
-def warn_if_nothing_is_taken_back(examples: list[Example], recipe: Recipe) -> None:
+def warn_if_nothing_is_taken_back(examples: list[Example], spec: TreeSpec) -> None:
     """Says so where a training that is to teach `[RESET]` has no example with an unsafe reply."""
-    if recipe.backtrack and not any(example.backtracks for example in examples):
-        what = "no [RESET] is learned" if recipe.objective == "sft" else "only guard pairs hold a [RESET]"
+    if spec.backtrack and not any(example.backtracks for example in examples):
+        what = "no [RESET] is learned" if spec.objective == "sft" else "only guard pairs hold a [RESET]"
         console.print(
             f"of {len(examples)} examples none has an unsafe reply to take back: {what}. Safety pairs, with chosen and "
             "rejected replies, belong in data.path; data.backtrack=False says that this is meant",

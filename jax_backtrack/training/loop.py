@@ -11,8 +11,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jax_backtrack.data import examples as examples_lib
+from jax_backtrack.data.process_local_batch import ProcessLocalBatch
 from jax_backtrack.data.rows import PackedRows, TreeSource, batches
-from jax_backtrack.data.share import Share
 from jax_backtrack.distributed import hosts, preemption
 from jax_backtrack.distributed.mesh import make_mesh, rows_sharding
 from jax_backtrack.errors import InputError
@@ -25,15 +25,15 @@ from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from jax_backtrack.training.agreement import agree_on_data, agree_on_start, check_shared
 from jax_backtrack.training.checkpoints import Checkpoints, newest_step
-from jax_backtrack.training.data import encode_sources, read_sources, tree_recipe
+from jax_backtrack.training.data import encode_sources, read_sources, tree_spec
 from jax_backtrack.training.metrics import MetricsWriter
-from jax_backtrack.training.reference import reference_sides
-from jax_backtrack.training.settings import add_adapters, check_length, check_sizes, check_training, step_plan
+from jax_backtrack.training.reference import reference_logps
+from jax_backtrack.training.settings import add_adapters, check_length, check_sizes, check_training, train_config
 from jax_backtrack.training.step import Batch, compile_step, init_state
 from jax_backtrack.training.template_date import pin_date, with_recorded_date
 from jax_backtrack.utils.console import bold, console, progress_bar
 from jax_backtrack.utils.settings import decisive_differences
-from jax_backtrack.utils.workdir import EXPORT, METRICS, RECIPE, write_whole
+from jax_backtrack.utils.workdir import EXPORT, METRICS, RECIPE, atomic_write
 
 
 def train(
@@ -65,11 +65,11 @@ def train(
     config = pin_date(config, tokenizer)
     if config.data.backtrack:
         tokenizer = _ready_to_backtrack(model, tokenizer, config)
-    recipe = tree_recipe(config, tokenizer)
-    examples = encode_sources(sources, tokenizer, recipe, config)
+    spec = tree_spec(config, tokenizer)
+    examples = encode_sources(sources, tokenizer, spec, config)
     data = examples_lib.content_hash(examples)
     agree_on_data(len(examples), data)
-    trees = TreeSource(examples, recipe, config.data.seed)
+    trees = TreeSource(examples, spec, config.data.seed)
     _claim(workdir, config)
     rows = PackedRows(trees, config.train.max_seq_len, config.train.steps * config.train.batch_size)
     shape = f"{len(rows)} rows of {config.train.max_seq_len} tokens"
@@ -112,7 +112,7 @@ def _claim(workdir: Path, config: ConfigDict) -> None:
 
 def write_recipe(path: Path, config: ConfigDict) -> None:
     """Writes a recipe as JSON, whole or not at all."""
-    write_whole(path, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+    atomic_write(path, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
 
 
 def _ready_to_backtrack(model: Transformer, tokenizer: ChatTokenizer, config: ConfigDict) -> ChatTokenizer:
@@ -129,7 +129,7 @@ def _ready_to_backtrack(model: Transformer, tokenizer: ChatTokenizer, config: Co
 def _reference(config: ConfigDict, workdir: Path, model: Transformer, trees: TreeSource, needed: list[int]):
     kept_in = config.train.reference_folder
     with progress_bar("reference", len(needed)) as advance:
-        sides, computed = reference_sides(
+        logps, computed = reference_logps(
             model,
             trees,
             needed,
@@ -140,7 +140,7 @@ def _reference(config: ConfigDict, workdir: Path, model: Transformer, trees: Tre
             progress=advance,
         )
         advance(0, note=f"{computed} computed, the others from cache")
-    return sides
+    return logps
 
 
 def _run_steps(
@@ -153,13 +153,13 @@ def _run_steps(
     data: str,
 ) -> None:
     """Trains the model in place, from the workdir's newest checkpoint if there is one; `data` is a hash of it all."""
-    plan = step_plan(config, tokenizer.reset_id)
+    step_config = train_config(config, tokenizer.reset_id)
     batch_size = config.train.batch_size
     graph, trained, frozen = split(model)
-    state = init_state(trained, plan)
-    train_step = compile_step(graph, plan, state)
-    share = Share(rows_sharding(mesh), batch_size)
-    fed = batches(rows, batch_size, share.rows)
+    state = init_state(trained, step_config)
+    train_step = compile_step(graph, step_config, state)
+    local_batch = ProcessLocalBatch(rows_sharding(mesh), batch_size)
+    fed = batches(rows, batch_size, local_batch.rows)
     checkpoints = Checkpoints(workdir, config, data) if config.train.checkpoint_every_steps else None
     first_step = skipped = 0
     if checkpoints and (restored := checkpoints.restore(state)):
@@ -198,7 +198,7 @@ def _run_steps(
         with preemption.deferred(), progress_bar(f"{config.objective} steps", last_step, first_step) as advance:
             for step in range(first_step + 1, last_step + 1):
                 with jax.transfer_guard("disallow"):
-                    batch = share.put(Batch(**next(fed)))
+                    batch = local_batch.to_global(Batch(**next(fed)))
                     state, metrics = train_step(state, frozen, batch)
                 if pending:
                     report(*pending, advance)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from jax_backtrack.training.wandb_run import WandbRun
-from jax_backtrack.utils.workdir import METRICS, TENSORBOARD, write_whole
+from jax_backtrack.utils.workdir import METRICS, TENSORBOARD, atomic_write
 
 
 class MetricsWriter:
@@ -25,7 +25,7 @@ class MetricsWriter:
             return
         path = workdir / METRICS
         kept = [line for line in path.read_text().splitlines() if _step(line) < first_step] if path.exists() else []
-        write_whole(path, "".join(line + "\n" for line in kept))
+        atomic_write(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir / TENSORBOARD), purge_step=first_step)
         if recipe.wandb.project:

@@ -13,12 +13,12 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from jax_backtrack.data.examples import content_hash
+from jax_backtrack.data.process_local_batch import packed_batches
 from jax_backtrack.data.rows import TreeSource
-from jax_backtrack.data.share import packed_batches
 from jax_backtrack.distributed.mesh import on_host, platform
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.training.step import sides
-from jax_backtrack.utils.fingerprint import checksum
+from jax_backtrack.training.step import logps
+from jax_backtrack.utils.fingerprint import fingerprint
 
 PORTION = 2048  # examples after which what was computed is written: a run that is stopped loses no more
 PAIRS = 2  # the most pairs that a tree holds: a backtrack or plain pair, and a guard pair
@@ -28,9 +28,9 @@ def reference_hash(model: Transformer, source: TreeSource) -> str:
     """A hash of the reference's weights, configuration, dtype and kind of device, the examples, and how trees are made
     of them. Two kinds of device multiply float32 differently."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(checksum(nnx.state(model, nnx.Param)).encode())
+    digest.update(fingerprint(nnx.state(model, nnx.Param)).encode())
     digest.update(content_hash(source.examples).encode())
-    facts = dataclasses.asdict(source.recipe) | {"seed": source.seed, "compute": model.compute.dtype}
+    facts = dataclasses.asdict(source.spec) | {"seed": source.seed, "compute": model.compute.dtype}
     facts["device"] = platform(model.compute.mesh), jax.config.jax_default_matmul_precision
     facts["holds"] = "the sides of each pair"
     facts["model"] = dataclasses.asdict(model.config)
@@ -38,7 +38,7 @@ def reference_hash(model: Transformer, source: TreeSource) -> str:
     return digest.hexdigest()
 
 
-def reference_sides(
+def reference_logps(
     model: Transformer,
     source: TreeSource,
     needed: Sequence[int],
@@ -49,7 +49,7 @@ def reference_sides(
     chunk: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[np.ndarray, int]:
-    """The reference's sides of the needed examples' pairs (`losses.pair_sides`), float32 `[examples, PAIRS, 2]`, and of
+    """The reference's sides of the needed examples' pairs (`losses.pair_logps`), float32 `[examples, PAIRS, 2]`, and of
     how many examples they were computed.
 
     What was computed before for this reference and these examples stands in `folder` and is not computed again;
@@ -66,7 +66,7 @@ def reference_sides(
     for start in range(0, len(missing), PORTION):
         portion = missing[start : start + PORTION]
         result[portion] = 0
-        result[portion, : source.recipe.pairs] = tree_sides(
+        result[portion, : source.spec.pairs] = tree_logps(
             model, source, portion, max_seq_len=max_seq_len, batch_size=batch_size, chunk=chunk, progress=progress
         )
         if jax.process_index() == 0:
@@ -77,7 +77,7 @@ def reference_sides(
     return result, len(missing)
 
 
-def tree_sides(
+def tree_logps(
     model: Transformer,
     source: TreeSource,
     indices: Sequence[int],
@@ -91,13 +91,13 @@ def tree_sides(
     a tree is one pair, whose chosen side is the weighted sum of the tree's scores. Of several processes all must call
     this, and all get the same."""
     graph, params = nnx.split(model)
-    packed = [row.members for row in source.plan_rows(0, indices, max_seq_len)]
-    pairs, found = source.recipe.pairs, {}
+    packed = [row.members for row in source.best_fit_pack(0, indices, max_seq_len)]
+    pairs, found = source.spec.pairs, {}
     tree = functools.partial(source.tree, 0)
     for members, batch in packed_batches(packed, tree, max_seq_len, batch_size, model.compute.mesh):
-        sides_BxSx2 = on_host(sides(graph, params, batch, chunk))
+        logps_BxSx2 = on_host(logps(graph, params, batch, chunk))
         for number, row in enumerate(members):
-            found.update(zip(row, sides_BxSx2[number, : len(row) * pairs].reshape(-1, pairs, 2), strict=True))
+            found.update(zip(row, logps_BxSx2[number, : len(row) * pairs].reshape(-1, pairs, 2), strict=True))
         progress(sum(map(len, members)))
     return np.array([found[index] for index in indices])
 

@@ -9,7 +9,7 @@ from jax_backtrack.hub.load import DTYPES
 from jax_backtrack.hub.settings import compute
 from jax_backtrack.models import lora
 from jax_backtrack.models.transformer import REMAT, Transformer, TransformerConfig
-from jax_backtrack.training.step import StepPlan
+from jax_backtrack.training.step import TrainConfig
 from jax_backtrack.training.wandb_run import check_wandb
 from jax_backtrack.utils.settings import check, field, section
 
@@ -162,10 +162,10 @@ def check_length(config: ConfigDict, model: TransformerConfig) -> None:
         raise InputError(f"train.max_seq_len = {config.train.max_seq_len} exceeds the model's {limit} positions")
 
 
-def step_plan(config: ConfigDict, reset_id: int | None) -> StepPlan:
+def train_config(config: ConfigDict, reset_id: int | None) -> TrainConfig:
     """Returns what the recipe's training step depends on."""
     train = config.train
-    return StepPlan(
+    return TrainConfig(
         objective=config.objective,
         reset_id=reset_id if config.data.backtrack else None,
         beta=train.beta,

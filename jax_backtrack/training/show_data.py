@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rich.text import Text
 from rich.tree import Tree
 
-from jax_backtrack.backtracking.trees import NO_PARENT, Example, Recipe, Rows
+from jax_backtrack.backtracking.trees import NO_PARENT, Example, TokenTrees, TreeSpec
 from jax_backtrack.data.preferences import NoUsableRow, Preference
 from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.errors import InputError
@@ -22,13 +22,13 @@ from jax_backtrack.training.data import (
     data_paths,
     encode_source,
     read_sources,
-    tree_recipe,
+    tree_spec,
     warn_if_nothing_is_taken_back,
 )
 from jax_backtrack.training.template_date import pin_date
 from jax_backtrack.utils.console import bold, console
 from jax_backtrack.utils.settings import check
-from jax_backtrack.utils.workdir import DATA_ACCOUNT, SHOWN_DATA, write_whole
+from jax_backtrack.utils.workdir import DATA_ACCOUNT, SHOWN_DATA, atomic_write
 
 _STYLES = {"prompt": "dim", "draft": "yellow strike", "context": "dim", "raised": "green", "lowered": "red"}
 _RESET_STYLE = "bold magenta"
@@ -48,7 +48,9 @@ def show_data(config: ConfigDict, workdir: Path | None, count: int) -> None:
         _show(config, workdir, count)
     except NoUsableRow as error:
         if workdir is not None:
-            write_whole(workdir / DATA_ACCOUNT, json.dumps(error.report.account(), indent=1, ensure_ascii=False) + "\n")
+            atomic_write(
+                workdir / DATA_ACCOUNT, json.dumps(error.report.account(), indent=1, ensure_ascii=False) + "\n"
+            )
         raise
 
 
@@ -59,22 +61,22 @@ def _show(config: ConfigDict, workdir: Path | None, count: int) -> None:
     config = pin_date(config, tokenizer)
     if config.data.backtrack:
         tokenizer = with_reset(tokenizer)
-    recipe = tree_recipe(config, tokenizer)
+    spec = tree_spec(config, tokenizer)
     examples, lines = [], []
     for source in sources:
-        encoded = encode_source(source, tokenizer, recipe, config)
-        trees = TreeSource([example for _, example in encoded], recipe, config.data.seed)
+        encoded = encode_source(source, tokenizer, spec, config)
+        trees = TreeSource([example for _, example in encoded], spec, config.data.seed)
         for number, (preference, example) in enumerate(encoded):
             if number < count:
                 title = f"record {number + 1} of {len(encoded)}   {preference.origin}"
-                console.print(_drawn(title, trees.tree(0, number), len(example.prompt), tokenizer, recipe))
+                console.print(_drawn(title, trees.tree(0, number), len(example.prompt), tokenizer, spec))
             lines.append(json.dumps(_record(source, preference, example, tokenizer), ensure_ascii=False) + "\n")
         examples += [example for _, example in encoded]
     _say_legend()
-    warn_if_nothing_is_taken_back(examples, recipe)
+    warn_if_nothing_is_taken_back(examples, spec)
     if workdir is not None:
-        write_whole(workdir / SHOWN_DATA, "".join(lines))
-        write_whole(workdir / DATA_ACCOUNT, json.dumps(_account(sources), indent=1, ensure_ascii=False) + "\n")
+        atomic_write(workdir / SHOWN_DATA, "".join(lines))
+        atomic_write(workdir / DATA_ACCOUNT, json.dumps(_account(sources), indent=1, ensure_ascii=False) + "\n")
         console.print(
             f"{len(lines)} records in {bold(workdir / SHOWN_DATA)}, their account in {bold(workdir / DATA_ACCOUNT)}",
             highlight=False,
@@ -127,11 +129,11 @@ class _Run:
     kind: str
 
 
-def _runs(tree: Rows, prompt_length: int) -> Iterator[_Run]:
+def _runs(tree: TokenTrees, prompt_length: int) -> Iterator[_Run]:
     """Yields the runs of a tree in depth-first order; a run ends where the tree branches."""
     children = Counter(int(parent) for parent in tree.parent)
     run = None
-    for index in range(len(tree)):
+    for index in range(tree.length):
         kind = _kind(tree, index, prompt_length)
         follows = run is not None and tree.parent[index] == run.last and children[run.last] == 1
         if follows and kind == run.kind:
@@ -144,32 +146,32 @@ def _runs(tree: Rows, prompt_length: int) -> Iterator[_Run]:
         yield run
 
 
-def _kind(tree: Rows, index: int, prompt_length: int) -> str:
+def _kind(tree: TokenTrees, index: int, prompt_length: int) -> str:
     if index < prompt_length:
         return "prompt"
-    weight = float(tree.weight[index])
+    weight = float(tree.loss_weights[index])
     return "context" if not weight else "raised" if weight > 0 else "lowered"
 
 
-def _drawn(title: str, tree: Rows, prompt_length: int, tokenizer: ChatTokenizer, recipe: Recipe) -> Tree:
+def _drawn(title: str, tree: TokenTrees, prompt_length: int, tokenizer: ChatTokenizer, spec: TreeSpec) -> Tree:
     """The tree of one record as lines: its runs with their parts in the loss."""
     root = Tree(Text(title, style="bold"), guide_style="dim")
     places: dict[int, Tree] = {NO_PARENT: root}  # by the last token of each run
     for run in _runs(tree, prompt_length):
         ids = tree.tokens[run.first : run.last + 1]
         at = places[int(tree.parent[run.first])]
-        places[run.last] = at.add(_line(run, ids, tree, tokenizer, recipe))
+        places[run.last] = at.add(_line(run, ids, tree, tokenizer, spec))
     return root
 
 
-def _line(run: _Run, ids: np.ndarray, tree: Rows, tokenizer: ChatTokenizer, recipe: Recipe) -> Text:
-    resets = recipe.reset_id is not None and recipe.reset_id in ids
+def _line(run: _Run, ids: np.ndarray, tree: TokenTrees, tokenizer: ChatTokenizer, spec: TreeSpec) -> Text:
+    resets = spec.reset_id is not None and spec.reset_id in ids
     kind = "draft" if run.kind == "context" and not resets else run.kind
-    weights = sorted({round(float(weight), 4) for weight in tree.weight[run.first : run.last + 1]})
+    weights = sorted({round(float(weight), 4) for weight in tree.loss_weights[run.first : run.last + 1]})
     part = f"{kind} {' '.join(f'{weight:+g}' for weight in weights)}" if any(weights) else kind
     line = Text(f"{part:<12} ", style="cyan")
-    for token in _pieces(ids, recipe.reset_id):
-        is_reset = recipe.reset_id is not None and recipe.reset_id in token
+    for token in _pieces(ids, spec.reset_id):
+        is_reset = spec.reset_id is not None and spec.reset_id in token
         line.append(_visible(_decode(tokenizer, token)), style=_RESET_STYLE if is_reset else _STYLES[kind])
     return line
 

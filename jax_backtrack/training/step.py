@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jax_backtrack.backtracking.losses import dpo_loss, pair_sides, pair_slots, sft_loss
-from jax_backtrack.backtracking.trees import Rows
-from jax_backtrack.models.logprobs import token_scores
+from jax_backtrack.backtracking.losses import dpo_loss, pair_logps, pair_slots, sft_loss
+from jax_backtrack.backtracking.trees import TokenTrees
+from jax_backtrack.models.logprobs import token_logprobs
 from jax_backtrack.training.optimizer import adamw, reset_rows_faster
 
 
 @dataclasses.dataclass(frozen=True)
-class StepPlan:
+class TrainConfig:
     """What the compiled step depends on. The fields are those of the recipe (`configs/base.py`)."""
 
     objective: str
@@ -60,12 +60,12 @@ class StepPlan:
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """step: int32 scalar, batches so far; skipped: int32 scalar, those of them that changed nothing; params: the
-    model's; optimizer: optax's state."""
+    model's; opt_state: optax's."""
 
     step: jax.Array
     skipped: jax.Array
     params: nnx.State
-    optimizer: optax.OptState
+    opt_state: optax.OptState
 
 
 @jax.tree_util.register_dataclass
@@ -73,105 +73,109 @@ class TrainState:
 class Batch:
     """rows: `[B, S]` token trees; reference: for DPO its two sides of each pair, in the pair's slot, `[B, S, 2]`."""
 
-    rows: Rows
+    rows: TokenTrees
     reference: jax.Array
 
 
-def state_shardings(params: nnx.State, plan: StepPlan) -> TrainState:
+def state_shardings(params: nnx.State, config: TrainConfig) -> TrainState:
     """Where the state lies, for params that have a sharding: moments with their parameters, scalars everywhere."""
-    places = jax.tree.map(lambda param: param.sharding, params)
-    everywhere = jax.sharding.NamedSharding(jax.tree.leaves(places)[0].mesh, jax.sharding.PartitionSpec())
-    moments = optax.tree_map_params(
-        plan.optimizer(),
+    shardings = jax.tree.map(lambda param: param.sharding, params)
+    everywhere = jax.sharding.NamedSharding(jax.tree.leaves(shardings)[0].mesh, jax.sharding.PartitionSpec())
+    opt_state = optax.tree_map_params(
+        config.optimizer(),
         lambda _, place: place,
-        jax.eval_shape(plan.optimizer().init, params),
-        places,
+        jax.eval_shape(config.optimizer().init, params),
+        shardings,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(everywhere, everywhere, places, moments)
+    return TrainState(everywhere, everywhere, shardings, opt_state)
 
 
-def new_state(params: nnx.State, plan: StepPlan) -> TrainState:
+def new_state(params: nnx.State, config: TrainConfig) -> TrainState:
     """The state before the first step; traceable."""
-    return TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), params, plan.optimizer().init(params))
+    return TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), params, config.optimizer().init(params))
 
 
-def init_state(params: nnx.State, plan: StepPlan) -> TrainState:
-    """The state before the first step, in its places. `params` is donated: it lives on in the state only."""
-    make = functools.partial(new_state, plan=plan)
-    return jax.jit(make, out_shardings=state_shardings(params, plan), donate_argnums=0)(params)
+def init_state(params: nnx.State, config: TrainConfig) -> TrainState:
+    """The state before the first step, in its shardings. `params` is donated: it lives on in the state only."""
+    make = functools.partial(new_state, config=config)
+    return jax.jit(make, out_shardings=state_shardings(params, config), donate_argnums=0)(params)
 
 
 def compile_step(
-    graph: nnx.GraphDef, plan: StepPlan, state: TrainState
+    graph: nnx.GraphDef, config: TrainConfig, state: TrainState
 ) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state and leaves it where it lies.
 
     `frozen` are the parameters beside the state's, which are not trained; an empty state where all are. Metrics are
     those of `batch_gradients`, and `grad_norm` (before clipping), `learning_rate`, `scored_tokens` and `skipped`.
 
-    A batch whose loss or gradient is not finite, or whose gradient's norm is above `plan.skip_above_norm` (0: any norm
-    will do), changes nothing but the counts `step` and `skipped`.
+    A batch whose loss or gradient is not finite, or whose gradient's norm is above `config.skip_above_norm` (0: any
+    norm will do), changes nothing but the counts `step` and `skipped`.
     """
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    optimizer, gradients_of = plan.optimizer(), batch_gradients(graph, plan, places.params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    optimizer, gradients_of = config.optimizer(), batch_gradients(graph, config, shardings.params)
 
     def step(state: TrainState, frozen: nnx.State, batch: Batch):
         gradients, metrics = gradients_of(state.params, frozen, batch)
         norm = optax.tree.norm(gradients)
         usable = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        if plan.skip_above_norm:
-            usable &= norm <= plan.skip_above_norm
-        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
-        changed = optax.apply_updates(state.params, updates), moments
-        params, moments = jax.tree.map(functools.partial(jnp.where, usable), changed, (state.params, state.optimizer))
+        if config.skip_above_norm:
+            usable &= norm <= config.skip_above_norm
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        changed = optax.apply_updates(state.params, updates), opt_state
+        params, opt_state = jax.tree.map(functools.partial(jnp.where, usable), changed, (state.params, state.opt_state))
         skipped = state.skipped + ~usable
         metrics |= {
             "grad_norm": norm,
-            "learning_rate": plan.schedule()(state.step - state.skipped),
-            "scored_tokens": jnp.sum(batch.rows.weight != 0),
+            "learning_rate": config.schedule()(state.step - state.skipped),
+            "scored_tokens": jnp.sum(batch.rows.loss_weights != 0),
             "skipped": skipped,
         }
-        return TrainState(state.step + 1, skipped, params, moments), metrics
+        return TrainState(state.step + 1, skipped, params, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, places.step))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.step))
 
 
 def batch_gradients(
-    graph: nnx.GraphDef, plan: StepPlan, places: nnx.State
+    graph: nnx.GraphDef, config: TrainConfig, shardings: nnx.State
 ) -> Callable[[nnx.State, nnx.State, Batch], tuple[nnx.State, dict[str, jax.Array]]]:
     """A traceable function `(params, frozen, batch) -> (gradients, metrics)` of the loss of a whole batch.
 
-    Gradients lie at `places`, as their parameters do. The rows are taken in `plan.grad_accumulation_steps` parts, one
-    after the other; what comes out is the same.
+    Gradients lie at `shardings`, as their parameters do. The rows are taken in `config.grad_accumulation_steps` parts,
+    one after the other; what comes out is the same.
 
     Metrics are scalars: `loss`, `reset_loss` (mean `-log p` of the [RESET] tokens that are to be said, where there are
     any); for DPO `dpo_loss`, without the part of `rpo_alpha`, and the metrics of that function.
     """
 
-    def is_said(rows: Rows):
-        return (rows.tokens == plan.reset_id) & (rows.weight > 0)
+    def is_said(rows: TokenTrees):
+        return (rows.tokens == config.reset_id) & (rows.loss_weights > 0)
 
-    def totals_of(rows: Rows):
+    def totals_of(rows: TokenTrees):
         """What the terms of the whole batch are divided by."""
-        chosen_weight = jnp.sum(jnp.maximum(rows.weight, 0))
-        return chosen_weight, jnp.sum(pair_slots(rows.pair, rows.weight)), jnp.maximum(jnp.sum(is_said(rows)), 1)
+        chosen_weight = jnp.sum(jnp.maximum(rows.loss_weights, 0))
+        return (
+            chosen_weight,
+            jnp.sum(pair_slots(rows.pair_id, rows.loss_weights)),
+            jnp.maximum(jnp.sum(is_said(rows)), 1),
+        )
 
     def loss_of(params: nnx.State, frozen: nnx.State, batch: Batch, totals):
         """Loss and metrics of some rows, as their share of the batch's."""
         rows, (chosen_weight, pairs, said) = batch.rows, totals
-        score_BxS = token_scores(nnx.merge(graph, params, frozen), rows, plan.logits_chunk_size)
-        if plan.objective == "sft":
-            loss, metrics = sft_loss(score_BxS, rows.weight, chosen_weight), {}
+        logprob_BxS = token_logprobs(nnx.merge(graph, params, frozen), rows, config.logits_chunk_size)
+        if config.objective == "sft":
+            loss, metrics = sft_loss(logprob_BxS, rows.loss_weights, chosen_weight), {}
         else:
-            sides_BxSx2 = pair_sides(score_BxS, rows.pair, rows.weight)
-            is_pair_BxS = pair_slots(rows.pair, rows.weight)
-            loss, metrics = dpo_loss(sides_BxSx2, batch.reference, is_pair_BxS, plan.beta, pairs)
+            logps_BxSx2 = pair_logps(logprob_BxS, rows.pair_id, rows.loss_weights)
+            is_pair_BxS = pair_slots(rows.pair_id, rows.loss_weights)
+            loss, metrics = dpo_loss(logps_BxSx2, batch.reference, is_pair_BxS, config.beta, pairs)
             metrics["dpo_loss"] = loss
-            if plan.rpo_alpha:
-                loss += plan.rpo_alpha * sft_loss(score_BxS, jnp.maximum(rows.weight, 0), chosen_weight)
-        if plan.reset_id is not None:
-            metrics["reset_loss"] = -jnp.sum(jnp.where(is_said(rows), score_BxS, 0)) / said
+            if config.rpo_alpha:
+                loss += config.rpo_alpha * sft_loss(logprob_BxS, jnp.maximum(rows.loss_weights, 0), chosen_weight)
+        if config.reset_id is not None:
+            metrics["reset_loss"] = -jnp.sum(jnp.where(is_said(rows), logprob_BxS, 0)) / said
         return loss, metrics | {"loss": loss}
 
     def gradients_of(params: nnx.State, frozen: nnx.State, batch: Batch):
@@ -179,9 +183,9 @@ def batch_gradients(
 
         def gradient_of(*arguments):
             gradients, metrics = jax.grad(loss_of, has_aux=True)(*arguments)
-            return jax.lax.with_sharding_constraint(gradients, places), metrics
+            return jax.lax.with_sharding_constraint(gradients, shardings), metrics
 
-        if plan.grad_accumulation_steps == 1:
+        if config.grad_accumulation_steps == 1:
             return gradient_of(params, frozen, batch, totals)
 
         def add(sums, part: Batch):
@@ -189,7 +193,7 @@ def batch_gradients(
 
         # Every n-th row makes a part, not every n-th of the batch: so each device finds its rows of it among its own.
         parts = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, plan.grad_accumulation_steps, *x.shape[1:]), 1, 0), batch
+            lambda x: jnp.moveaxis(x.reshape(-1, config.grad_accumulation_steps, *x.shape[1:]), 1, 0), batch
         )
         first = jax.tree.map(lambda x: x[0], parts)
         none = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient_of, params, frozen, first, totals))
@@ -199,7 +203,7 @@ def batch_gradients(
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunk"))
-def sides(graph: nnx.GraphDef, params: nnx.State, rows: Rows, chunk: int) -> jax.Array:
+def logps(graph: nnx.GraphDef, params: nnx.State, rows: TokenTrees, chunk: int) -> jax.Array:
     """Both sides of every pair of a batch under these parameters, `[B, S, 2]` float32 in each pair's slot."""
-    score_BxS = token_scores(nnx.merge(graph, params), rows, chunk)
-    return pair_sides(score_BxS, rows.pair, rows.weight)
+    logprob_BxS = token_logprobs(nnx.merge(graph, params), rows, chunk)
+    return pair_logps(logprob_BxS, rows.pair_id, rows.loss_weights)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.utils.workdir import WANDB_RUN, write_whole
+from jax_backtrack.utils.workdir import WANDB_RUN, atomic_write
 
 
 def check_wandb() -> None:
@@ -62,4 +62,4 @@ class WandbRun:
         self._keep()
 
     def _keep(self) -> None:
-        write_whole(self._path, json.dumps(self._known) + "\n")
+        atomic_write(self._path, json.dumps(self._known) + "\n")

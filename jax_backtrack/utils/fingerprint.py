@@ -9,7 +9,7 @@ import jax.numpy as jnp
 _LANES = (0x9E3779B9, 0x85EBCA6B)  # seeds of two 32-bit sums, which together make 64 bits
 
 
-def checksum(tree) -> str:
+def fingerprint(tree) -> str:
     """A hash of names, shapes, dtypes and bits of a tree's arrays; depends on where each element stands.
 
     Every process of a run must call this; each gets the same. It finds any change of one element, and other changes,

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jax_backtrack.utils.console import console
-from jax_backtrack.utils.workdir import write_whole
+from jax_backtrack.utils.workdir import atomic_write
 
 
-class Journal:
+class ResumeCache:
     """A file of JSON lines, each a result under a key that tells all that it depends on (`key_of`).
 
     Every line is on disk before the next one is computed. The last line of a killed process may be cut short; it
@@ -32,7 +32,7 @@ class Journal:
     def add(self, key: str, result: object) -> None:
         """Keeps a result, which JSON can hold."""
         if self._file is None:
-            write_whole(self._path, "".join(_line(*entry) for entry in self._known.items()))
+            atomic_write(self._path, "".join(_line(*entry) for entry in self._known.items()))
             self._file = self._path.open("a", encoding="utf-8")
         self._known[key] = result
         self._file.write(_line(key, result))
@@ -50,17 +50,19 @@ class Journal:
 
 
 @contextlib.contextmanager
-def journal_of(result: Path) -> Iterator[Journal]:
-    """The journal of work that ends in the file `result`; it lies beside it, and goes when the work is done."""
-    journal = Journal(result.with_name(f"{result.name}.partial"))
-    if journal:
-        console.print(f"{result} was begun before: {len(journal)} parts of it are taken from there", highlight=False)
+def resume_cache_of(result: Path) -> Iterator[ResumeCache]:
+    """The resume cache of work that ends in the file `result`; it lies beside it, and goes when the work is done."""
+    resume_cache = ResumeCache(result.with_name(f"{result.name}.partial"))
+    if resume_cache:
+        console.print(
+            f"{result} was begun before: {len(resume_cache)} parts of it are taken from there", highlight=False
+        )
     try:
-        yield journal
+        yield resume_cache
     except BaseException:
-        journal.close()
+        resume_cache.close()
         raise
-    journal.remove()
+    resume_cache.remove()
 
 
 def key_of(*facts) -> str:

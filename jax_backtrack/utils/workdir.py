@@ -18,7 +18,7 @@ SHOWN_DATA, DATA_ACCOUNT = "data.jsonl", "account.json"
 COMPILED = "compile.json"
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write(path: Path, text: str) -> None:
     """Writes a file under another name first: it is there whole, or as it was before. Its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writing = path.with_name(f"{path.name}.writing")

@@ -9,9 +9,9 @@ import torch
 from flax import nnx
 from hypothesis import given, settings
 
-from jax_backtrack.backtracking.losses import dpo_loss, pair_margins, pair_sides, pair_slots, sft_loss
-from jax_backtrack.backtracking.trees import Recipe, build_tree, draw_cuts, pack, stack
-from jax_backtrack.training.step import sides
+from jax_backtrack.backtracking.losses import dpo_loss, pair_logps, pair_margins, pair_slots, sft_loss
+from jax_backtrack.backtracking.trees import TreeSpec, build_tree, draw_cuts, pack, stack
+from jax_backtrack.training.step import logps
 from tests import tiny
 
 
@@ -28,7 +28,7 @@ def test_margins_by_hand():
     margin, is_pair = pair_margins(score, pair, weight), pair_slots(pair, weight)
     np.testing.assert_allclose(margin, [[1.0, 0.0, 0.0, 4.0, 0.0]])
     assert is_pair.tolist() == [[True, False, False, True, False]]
-    np.testing.assert_allclose(pair_sides(score, pair, weight)[0, [0, 3]], [[-1.0, -2.0], [-4.0, -8.0]])
+    np.testing.assert_allclose(pair_logps(score, pair, weight)[0, [0, 3]], [[-1.0, -2.0], [-4.0, -8.0]])
 
 
 def test_dpo_loss_by_hand():
@@ -53,8 +53,8 @@ def test_dpo_loss_by_hand():
 
 
 def test_dpo_starts_at_log_2():
-    sides = jnp.asarray([[-5.0, -7.5], [-17.25, -3.0], [-0.125, -9.0]])
-    loss, _ = dpo_loss(sides, sides, jnp.ones(3, bool), beta=0.3)
+    logps = jnp.asarray([[-5.0, -7.5], [-17.25, -3.0], [-0.125, -9.0]])
+    loss, _ = dpo_loss(logps, logps, jnp.ones(3, bool), beta=0.3)
     assert loss == np.float32(math.log(2))
 
 
@@ -85,8 +85,8 @@ def test_rewards_are_those_of_the_published_loss_on_whole_sequences(example):
         (draft, [reset, *yes], no[cuts.draft :]) if example.backtracks else ([], yes, no),
         (guard, yes[cuts.guard :], [reset, *no]),
     ]
-    row = pack([build_tree(example, Recipe("dpo", True, "keep", reset, tiny.EOT_ID), cuts)], 64)
-    ours = [np.asarray(sides(graph, params, stack([row]), 16))[0, :2] for params in (policy, reference)]
+    row = pack([build_tree(example, TreeSpec("dpo", True, "keep", reset, tiny.EOT_ID), cuts)], 64)
+    ours = [np.asarray(logps(graph, params, stack([row]), 16))[0, :2] for params in (policy, reference)]
 
     def log_p(of_pair) -> np.ndarray:
         return np.array([[of_pair(params, *pair) for pair in pairs] for params in (policy, reference)])

@@ -16,7 +16,7 @@ from jax_backtrack.backtracking.trees import (
     Branch,
     Cuts,
     Example,
-    Recipe,
+    TreeSpec,
     check,
     flatten,
     pack,
@@ -24,27 +24,27 @@ from jax_backtrack.backtracking.trees import (
 )
 from jax_backtrack.data.examples import content_hash, encode
 from jax_backtrack.data.preferences import BadRow, Preference, Report
-from jax_backtrack.data.rows import PackedRows, TreeSource, batches, plan_rows
+from jax_backtrack.data.rows import PackedRows, TreeSource, batches, best_fit_pack
 from jax_backtrack.errors import InputError
 from jax_backtrack.training.reference import reference_hash
 from tests import tiny
 
 RECIPES = [
-    Recipe(objective, backtrack, context, tiny.RESET_ID, tiny.EOT_ID)
+    TreeSpec(objective, backtrack, context, tiny.RESET_ID, tiny.EOT_ID)
     for objective in ("sft", "dpo")
     for backtrack, context in [(False, "rewind"), *((True, context) for context in CONTEXTS)]
 ]
 every_recipe = pytest.mark.parametrize(
     "recipe", RECIPES, ids=lambda recipe: f"{recipe.objective} {recipe.context if recipe.backtrack else 'baseline'}"
 )
-SFT, DPO = (Recipe(objective, True, "rewind", tiny.RESET_ID, tiny.EOT_ID) for objective in ("sft", "dpo"))
+SFT, DPO = (TreeSpec(objective, True, "rewind", tiny.RESET_ID, tiny.EOT_ID) for objective in ("sft", "dpo"))
 
 
 def preference(chosen="In France.", rejected="No idea.", question="Where is Paris?", backtracks=True) -> Preference:
     return Preference(({"role": "user", "content": question},), chosen, rejected, backtracks, origin=question)
 
 
-def of(recipe: Recipe, tokenizer) -> Recipe:
+def of(recipe: TreeSpec, tokenizer) -> TreeSpec:
     return dataclasses.replace(recipe, reset_id=tokenizer.reset_id, eot_id=tokenizer.eot_id)
 
 
@@ -182,7 +182,7 @@ def test_the_hash_sees_borders_flags_and_order():
 @given(st.integers(1, 40), st.integers(0, 300), st.integers(0, 2**32 - 1))
 def test_planned_rows_fit_and_hold_everything_once(max_seq_len, count, seed):
     lengths = np.random.default_rng(seed).integers(1, max_seq_len + 1, count).tolist()
-    rows = list(plan_rows([np.zeros(0, np.int32)] * count, lengths, max_seq_len))
+    rows = list(best_fit_pack([np.zeros(0, np.int32)] * count, lengths, max_seq_len))
     assert all(row.tokens == sum(lengths[index] for index in row.members) <= max_seq_len for row in rows)
     assert sorted(index for row in rows for index in row.members) == list(range(len(lengths)))
     # A row is opened only where no open one has room, so two neighbours are never both half empty.
@@ -191,7 +191,7 @@ def test_planned_rows_fit_and_hold_everything_once(max_seq_len, count, seed):
 
 def test_a_tree_goes_where_it_leaves_the_least_room():
     nothing = np.zeros(0, np.int32)
-    rows = list(plan_rows([nothing] * 5, [5, 7, 8, 3, 2], 10))
+    rows = list(best_fit_pack([nothing] * 5, [5, 7, 8, 3, 2], 10))
     assert [row.members for row in rows] == [[0], [1, 3], [2, 4]]
 
 
@@ -202,10 +202,10 @@ def test_planned_rows_are_as_long_as_the_rows_that_are_packed(count, seed):
     trees = []
     for _ in range(count):
         prompt = rng.integers(5, 7, rng.integers(1, 6)).tolist()
-        reply = Branch(rng.integers(5, 7, rng.integers(1, 4)).tolist(), pair=0, weight=1.0)
+        reply = Branch(rng.integers(5, 7, rng.integers(1, 4)).tolist(), pair_id=0, loss_weight=1.0)
         trees.append(flatten(Branch(prompt, children=(reply, reply))))
-    prompts = [tree.tokens[tree.pair == NO_PAIR] for tree in trees]
-    for row in plan_rows(prompts, list(map(len, trees)), 24):
+    prompts = [tree.tokens[tree.pair_id == NO_PAIR] for tree in trees]
+    for row in best_fit_pack(prompts, [tree.length for tree in trees], 24):
         packed_row = pack([trees[index] for index in row.members], 24)
         check(packed_row)
         assert row.tokens == np.sum(packed_row.tokens != 0)
@@ -213,7 +213,7 @@ def test_planned_rows_are_as_long_as_the_rows_that_are_packed(count, seed):
 
 def test_what_two_prompts_share_is_planned_once():
     prompts = [np.asarray(ids) for ids in ([5, 6, 7, 8], [9], [5, 6, 7, 9])]
-    (row,) = plan_rows(prompts, [6, 3, 6], 12)
+    (row,) = best_fit_pack(prompts, [6, 3, 6], 12)
     assert row.members == [0, 2, 1] and row.tokens == 12
 
 
@@ -236,7 +236,7 @@ EXAMPLES = numbered_examples()
 MAX_SEQ_LEN = 128
 
 
-def packed(recipe: Recipe, count: int, seed: int = 0, reference=None) -> PackedRows:
+def packed(recipe: TreeSpec, count: int, seed: int = 0, reference=None) -> PackedRows:
     rows = PackedRows(TreeSource(EXAMPLES, recipe, seed), MAX_SEQ_LEN, count)
     rows.reference = reference
     return rows
@@ -289,7 +289,7 @@ def test_cuts_are_new_in_every_epoch_of_sft_and_fixed_in_dpo(recipe):
 @given(st.integers(0, 5), st.integers(0, len(EXAMPLES) - 1))
 def test_the_length_of_a_tree_is_known_before_it_is_built(recipe, epoch, index):
     source = TreeSource(EXAMPLES, recipe, seed=0)
-    assert source.length(epoch, index) == len(source.tree(epoch, index))
+    assert source.length(epoch, index) == source.tree(epoch, index).length
 
 
 def test_the_reference_of_a_pair_stands_at_its_number():
@@ -300,7 +300,7 @@ def test_the_reference_of_a_pair_stands_at_its_number():
         members = rows.members(number)
         assert reference_Sx2[: 2 * len(members)].tolist() == reference[members].reshape(-1, 2).tolist()
         assert not reference_Sx2[2 * len(members) :].any()
-        assert set(row.pair.tolist()) == {NO_PAIR, *range(2 * len(members))}
+        assert set(row.pair_id.tolist()) == {NO_PAIR, *range(2 * len(members))}
 
 
 def test_the_reference_of_another_configuration_is_another_one():
@@ -321,7 +321,7 @@ def test_batches_hold_the_rows_in_order():
     for batch, first in zip(served, (0, 4, 8), strict=True):
         assert all(array.shape == (4, MAX_SEQ_LEN) for array in vars(batch["rows"]).values())
         assert batch["reference"].shape == (4, MAX_SEQ_LEN, 2)
-        assert batch["rows"].tokens.dtype == np.int32 and batch["rows"].weight.dtype == np.float32
+        assert batch["rows"].tokens.dtype == np.int32 and batch["rows"].loss_weights.dtype == np.float32
         for row in range(4):
             assert np.array_equal(batch["rows"].tokens[row], rows[first + row]["rows"].tokens)
 

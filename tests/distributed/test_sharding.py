@@ -4,7 +4,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jax_backtrack.distributed.mesh import MESH_AXES, make_mesh, param_shardings, partition
+from jax_backtrack.distributed.mesh import MESH_AXES, logical_to_spec, make_mesh, param_shardings
 from jax_backtrack.errors import InputError
 from tests import processes, tiny
 
@@ -15,15 +15,15 @@ from jax_backtrack.models import lora
 from jax_backtrack.models.transformer import Compute, Transformer
 from jax_backtrack.models.attention.pallas.tree_attention import BlockSizes
 from jax_backtrack.distributed.mesh import make_mesh, param_shardings, rows_sharding
-from jax_backtrack.training.step import Batch, StepPlan, batch_gradients, compile_step, init_state
-from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
+from jax_backtrack.training.step import Batch, TrainConfig, batch_gradients, compile_step, init_state
+from jax_backtrack.backtracking.trees import Example, TreeSpec, build_tree, draw_cuts, pack, stack
 from tests import tiny
 
 ROWS, LENGTH = 16, 32
 
 def batch_of(objective):
     rng = np.random.default_rng(0)
-    recipe = Recipe(objective, True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
+    recipe = TreeSpec(objective, True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
     rows = []
     for _ in range(ROWS):
         prompt, chosen, rejected = (rng.integers(5, 60, rng.integers(2, 5)).astype(np.int32) for _ in range(3))
@@ -46,7 +46,7 @@ def on_mesh(mesh, shape, with_adapters=False, **how):
     return model
 
 def plan(objective, grad_accumulation_steps=1):
-    return StepPlan(objective, 0.1, 0.5, 4, 1e-3, 1, 0.0, 1.0, 8, tiny.RESET_ID, grad_accumulation_steps)
+    return TrainConfig(objective, 0.1, 0.5, 4, 1e-3, 1, 0.0, 1.0, 8, tiny.RESET_ID, grad_accumulation_steps)
 """
 
 # Widths that divide by 8 along every axis of the mesh.
@@ -90,14 +90,14 @@ from jax_backtrack.sampling import loop
 
 mesh = make_mesh(data=2, fsdp=2, tensor=2)
 graph, params, frozen = lora.split(on_mesh(mesh, dict(vocab_size=64)))
-step_plan = plan("sft", grad_accumulation_steps=2)
-state = init_state(jax.tree.map(lambda leaf: leaf.copy(), params), step_plan)
+train_config = plan("sft", grad_accumulation_steps=2)
+state = init_state(jax.tree.map(lambda leaf: leaf.copy(), params), train_config)
 places = jax.tree.map(lambda leaf: leaf.sharding, state)
-spread = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim > 1 and not leaf.sharding.is_fully_replicated]
+spread = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim > 1 and not leaf.sharding.is_fully_replicated]
 assert len(spread) >= 2 * 7, "moments lie where their parameters do"
 
 batch = jax.device_put(batch_of("sft"), rows_sharding(mesh))
-train_step = compile_step(graph, step_plan, state)
+train_step = compile_step(graph, train_config, state)
 for _ in range(3):
     state, _ = train_step(state, frozen, batch)
 assert train_step._cache_size() == 1, "one compilation"
@@ -128,10 +128,10 @@ def test_state_rows_and_cache_are_spread_over_eight_devices():
 
 
 def test_two_axes_never_claim_one_mesh_axis():
-    assert partition("MxF") == PartitionSpec("fsdp", "tensor")
-    assert partition("VxM", "projected") == PartitionSpec(("fsdp", "tensor"), None)
+    assert logical_to_spec("MxF") == PartitionSpec("fsdp", "tensor")
+    assert logical_to_spec("VxM", "projected") == PartitionSpec(("fsdp", "tensor"), None)
     with pytest.raises(InputError, match="two axes of NxF"):
-        partition("NxF")
+        logical_to_spec("NxF")
 
 
 @pytest.mark.parametrize(

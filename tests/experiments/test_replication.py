@@ -9,7 +9,7 @@ import pytest
 from configs import base
 from configs.replication import table
 from jax_backtrack import load
-from jax_backtrack.backtracking.trees import Recipe
+from jax_backtrack.backtracking.trees import TreeSpec
 from jax_backtrack.data import examples, held_out, sources
 from jax_backtrack.data.preferences import Report
 from jax_backtrack.errors import InputError
@@ -125,7 +125,7 @@ def test_perplexity_is_that_of_each_reply_alone(start, shared):
     found = held_out_perplexity(config, model, tokenizer)
     preferences, _ = sources.read(config.data.utility_path, utility=True)
     kept = [each for each in preferences if held_out.is_held_out(each.prompt, 0.25)]
-    recipe = Recipe("sft", False, "keep", None, tokenizer.eot_id)
+    recipe = TreeSpec("sft", False, "keep", None, tokenizer.eot_id)
     alone = examples.encode(kept, tokenizer, recipe, 512, Report(), 12)
     nats, tokens, forward = 0.0, 0, jax.jit(lambda model, tokens: model(tokens))
     for example in alone:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from jax_backtrack.backtracking.trees import Recipe
+from jax_backtrack.backtracking.trees import TreeSpec
 from jax_backtrack.data import prompt_sets, sources
 from jax_backtrack.data.examples import encode
 from jax_backtrack.sampling.files import read_prompts
@@ -44,8 +44,8 @@ def file(tmp_path):
     return write
 
 
-def recipe(tokenizer) -> Recipe:
-    return Recipe("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
+def recipe(tokenizer) -> TreeSpec:
+    return TreeSpec("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
 
 
 def read_and_encode(path: str, format: str | None, tokenizer) -> None:

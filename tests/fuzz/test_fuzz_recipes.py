@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 import main
 from configs import base, dpo_gemma_lora, dpo_llama, sft_smollm
 from jax_backtrack import cli
-from jax_backtrack.backtracking.trees import Recipe
+from jax_backtrack.backtracking.trees import TreeSpec
 from jax_backtrack.distributed.mesh import make_mesh
-from jax_backtrack.training.settings import check_sizes, check_training, step_plan
+from jax_backtrack.training.settings import check_sizes, check_training, train_config
 from tests.fuzz.odd import odd_values
 from tests.fuzz.trials import Refused, fuzz
 
@@ -47,9 +47,9 @@ def check_all(config: ConfigDict) -> None:
     check_training(config)
     mesh = make_mesh(**config.mesh)
     check_sizes(config, mesh)
-    step_plan(config, 3)
+    train_config(config, 3)
     weights = config.train.reset_weight, config.train.initial_reply_weight
-    Recipe(config.objective, config.data.backtrack, config.reset.context, 3, 2, *weights)
+    TreeSpec(config.objective, config.data.backtrack, config.reset.context, 3, 2, *weights)
     jax.numpy.float32(config.reset.logit_bias), jax.numpy.int32(config.data.seed)
 
 

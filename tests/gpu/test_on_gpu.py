@@ -14,14 +14,14 @@ from flax import nnx
 from configs import dpo_llama, sft_llama
 from jax_backtrack.aot.compile import programs
 from jax_backtrack.aot.hlo import HloProgram
-from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
+from jax_backtrack.backtracking.trees import Example, TreeSpec, build_tree, draw_cuts, pack, stack
 from jax_backtrack.distributed.mesh import param_shardings, rows_sharding
 from jax_backtrack.models.families.published import PUBLISHED
 from jax_backtrack.models.lora import split
 from jax_backtrack.models.transformer import Compute, Transformer
 from jax_backtrack.sampling.batching import Batch as ContinuousBatch
 from jax_backtrack.sampling.batching import Request
-from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
+from jax_backtrack.training.step import Batch, TrainConfig, compile_step, init_state
 from tests import tiny
 from tests.checkpoints import TOLERANCE, port, random_model, random_tokens, relative_error, torch_logits
 from tests.decoding import engine, knobs
@@ -68,11 +68,11 @@ ROWS, LENGTH = 2, 700
 def batch_of(objective: str) -> Batch:
     """Rows of as many trees as they hold."""
     rng = np.random.default_rng(0)
-    recipe = Recipe(objective, True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
+    recipe = TreeSpec(objective, True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
     rows = []
     for _ in range(ROWS):
         packed = []
-        while sum(map(len, packed)) < LENGTH - 60:
+        while sum(tree.length for tree in packed) < LENGTH - 60:
             prompt, chosen, rejected = (rng.integers(5, 60, rng.integers(2, 13)).astype(np.int32) for _ in range(3))
             rejected[0] = 5 + (chosen[0] - 4) % 50
             example = Example(prompt, chosen, rejected, True)
@@ -87,11 +87,11 @@ def one_step(mesh, objective: str, family: str, dtype: str = "float32", **form):
     params = nnx.state(model, nnx.Param)
     nnx.update(model, jax.device_put(params, param_shardings(model, mesh)))
     graph, trained, frozen = split(model)
-    plan = StepPlan(objective, 0.1, 0.5, 4, 1e-3, 1, 0.0, 1.0, 64, tiny.RESET_ID)
+    plan = TrainConfig(objective, 0.1, 0.5, 4, 1e-3, 1, 0.0, 1.0, 64, tiny.RESET_ID)
     state = init_state(trained, plan)
     batch = jax.device_put(batch_of(objective), rows_sharding(mesh))
     state, metrics = compile_step(graph, plan, state)(state, frozen, batch)
-    return jax.device_get((metrics, state.optimizer))
+    return jax.device_get((metrics, state.opt_state))
 
 
 @every_family

@@ -52,7 +52,7 @@ def in_chunks(query, key, value, position_BxS, end_BxS, cotangent, window, softc
 def assert_same(rows, sizes, window=None, softcap=None, dtype="float32", error=1e-5):
     """`sizes` are those of blocks, or of a chunk."""
     query, key, value, cotangent = operands(dtype)
-    arguments = query, key, value, rows.position, rows.end, cotangent
+    arguments = query, key, value, rows.position, rows.subtree_end, cotangent
     ours = (by_blocks if isinstance(sizes, BlockSizes) else in_chunks)(*arguments, window, softcap, sizes)
     for name, one, other in zip("out query key value".split(), ours, dense(*arguments, window, softcap), strict=True):
         assert one.dtype == other.dtype and one.shape == other.shape
@@ -60,7 +60,7 @@ def assert_same(rows, sizes, window=None, softcap=None, dtype="float32", error=1
         np.testing.assert_allclose(np.asarray(one, np.float32), other, atol=error * scale, err_msg=name)
 
 
-def rows_of(branches) -> trees.Rows:
+def rows_of(branches) -> trees.TokenTrees:
     rows, open_trees = [], []
     for tree in map(flatten, branches):
         if sum(map(len, open_trees)) + len(tree) > S:
@@ -97,7 +97,7 @@ def test_bfloat16_stays_bfloat16_with_sums_in_float32(sizes):
 
 def test_a_query_block_takes_up_no_more_key_blocks_than_it_sees():
     rows = stack([pack([flatten(trees.Branch([first] * 16)) for first in (5, 6, 7)], S)] * B)
-    mask = block_mask(jnp.asarray(rows.position), jnp.asarray(rows.end), None, BlockSizes(8, 4))
+    mask = block_mask(jnp.asarray(rows.position), jnp.asarray(rows.subtree_end), None, BlockSizes(8, 4))
     # Every tree of 16 tokens makes two query blocks, which see two and four key blocks; then two tokens of padding.
     assert mask.count.tolist() == [[2, 4] * 3 + [1]] * B
     assert mask.order[0, 3, :4].tolist() == [4, 5, 6, 7]

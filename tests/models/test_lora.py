@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
+from jax_backtrack.backtracking.trees import Example, TreeSpec, build_tree, draw_cuts, pack, stack
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
 from jax_backtrack.models import lora
 from jax_backtrack.models.lora import TARGETS, WEIGHTS, add_adapters, merge_adapters
 from jax_backtrack.models.transformer import Compute
-from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
+from jax_backtrack.training.step import Batch, TrainConfig, compile_step, init_state
 from tests import tiny
 
 TOKENS = np.random.default_rng(0).integers(5, tiny.VOCAB, (2, 20), dtype=np.int32)
@@ -56,13 +56,13 @@ def test_a_step_trains_the_adapters_alone():
     """Loss falls, what is frozen is not touched, and [RESET]'s rows are trained."""
     ids = np.arange(5, 13, dtype=np.int32)
     example = Example(ids, ids, ids[::-1].copy(), True)
-    recipe = Recipe("sft", True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
+    recipe = TreeSpec("sft", True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
     rows = stack([pack([build_tree(example, recipe, draw_cuts(example, np.random.default_rng(0)))], 64)])
     model = tiny.model(compute=Compute(mesh=make_mesh()))
     add_adapters(model, **SETTINGS)
     graph, trained, frozen = lora.split(model)
     before = jax.device_get((trained, frozen))
-    plan = StepPlan("sft", 0.1, 0.0, 8, 1e-2, 1, 0.0, 1.0, 16, tiny.RESET_ID)
+    plan = TrainConfig("sft", 0.1, 0.0, 8, 1e-2, 1, 0.0, 1.0, 16, tiny.RESET_ID)
     state = init_state(trained, plan)
     step = compile_step(graph, plan, state)
     losses = []

@@ -46,7 +46,7 @@ def random_branch(rng: np.random.Generator, size: int) -> Branch:
     return Branch([5] * own, children=tuple(children))
 
 
-def random_row(rng: np.random.Generator, length: int = S) -> trees.Rows:
+def random_row(rng: np.random.Generator, length: int = S) -> trees.TokenTrees:
     """Trees side by side, and up to a quarter of padding."""
     left = length - int(rng.integers(0, length // 4))
     packed = []
@@ -57,16 +57,16 @@ def random_row(rng: np.random.Generator, length: int = S) -> trees.Rows:
     return pack(packed, length)
 
 
-def random_rows(seed: int, count: int = 2, length: int = S) -> trees.Rows:
+def random_rows(seed: int, count: int = 2, length: int = S) -> trees.TokenTrees:
     rng = np.random.default_rng(seed)
     return trees.stack([random_row(rng, length) for _ in range(count)])
 
 
-def causal_rows(length: int, count: int = 1) -> trees.Rows:
+def causal_rows(length: int, count: int = 1) -> trees.TokenTrees:
     return trees.causal(jnp.zeros((count, length), jnp.int32))
 
 
-def random_arrays(seed: int, rows: trees.Rows, heads: int, key_heads: int, dim: int, dtype=np.float32) -> tuple:
+def random_arrays(seed: int, rows: trees.TokenTrees, heads: int, key_heads: int, dim: int, dtype=np.float32) -> tuple:
     """Query, key, value, and the gradient of the output."""
     rng = np.random.default_rng(seed)
     sizes = heads, key_heads, key_heads, heads
@@ -118,7 +118,7 @@ def test_values_and_gradients_are_those_of_dense_attention(heads, key_heads, dim
     how = dict(scale=dim**-0.5) | how
     for seed, rows in enumerate([causal_rows(S, 2), *map(random_rows, range(4))]):
         arrays = random_arrays(seed, rows, heads, key_heads, dim)
-        ours, right = (run(*arrays, rows.position, rows.end) for run in (kernel(blocks, **how), dense(**how)))
+        ours, right = (run(*arrays, rows.position, rows.subtree_end) for run in (kernel(blocks, **how), dense(**how)))
         assert max(errors(ours, right)) < 1e-4
 
 
@@ -126,11 +126,13 @@ def test_values_and_gradients_are_those_of_dense_attention(heads, key_heads, dim
 @given(st.lists(tiny.rooted_trees(), min_size=1, max_size=6))
 def test_small_trees_attend_as_dense_attention_does(branches):
     flat = [flatten(branch) for branch in branches]
-    assume(sum(map(len, flat)) <= 64)
+    assume(sum(tree.length for tree in flat) <= 64)
     rows = trees.stack([pack(flat, 64)])
     arrays = random_arrays(len(flat), rows, 2, 1, 16)
     how = dict(scale=0.5, window=4)
-    ours, right = (run(*arrays, rows.position, rows.end) for run in (kernel(BlockSizes(16, 8), **how), dense(**how)))
+    ours, right = (
+        run(*arrays, rows.position, rows.subtree_end) for run in (kernel(BlockSizes(16, 8), **how), dense(**how))
+    )
     assert max(errors(ours, right)) < 1e-4
 
 
@@ -139,10 +141,10 @@ def test_bfloat16_is_as_close_to_float32_as_dense_attention_in_bfloat16():
     for seed in range(3):
         rows = random_rows(seed)
         arrays = random_arrays(seed, rows, 4, 2, 64, jnp.bfloat16)
-        right = dense(**how)(*(array.astype(jnp.float32) for array in arrays), rows.position, rows.end)
-        ours = kernel(BlockSizes(128, 128), **how)(*arrays, rows.position, rows.end)
+        right = dense(**how)(*(array.astype(jnp.float32) for array in arrays), rows.position, rows.subtree_end)
+        ours = kernel(BlockSizes(128, 128), **how)(*arrays, rows.position, rows.subtree_end)
         assert [array.dtype for array in ours] == [jnp.bfloat16] * 4
-        theirs = errors(dense(**how)(*arrays, rows.position, rows.end), right)
+        theirs = errors(dense(**how)(*arrays, rows.position, rows.subtree_end), right)
         for error, dense_error in zip(errors(ours, right), theirs, strict=True):
             assert error < 1.2 * dense_error + 1e-3
 
@@ -153,8 +155,8 @@ def test_nothing_is_read_before_it_is_written():
     arrays = random_arrays(3, rows, 2, 1, 64)
     memories = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
     attention = functools.partial(tree_attention, scale=0.1, blocks=BlockSizes(32, 32), interpret=memories)
-    ours = with_gradients(attention)(*arrays, rows.position, rows.end)
-    right = dense(scale=0.1)(*arrays, rows.position, rows.end)
+    ours = with_gradients(attention)(*arrays, rows.position, rows.subtree_end)
+    right = dense(scale=0.1)(*arrays, rows.position, rows.subtree_end)
     assert max(errors(ours, right)) < 1e-4
 
 
@@ -162,7 +164,7 @@ def test_nothing_is_read_before_it_is_written():
 def test_large_scores_make_no_nan(heads, key_heads, dim, blocks, how):
     rows = random_rows(1)
     arrays = tuple(array * 1e4 for array in random_arrays(1, rows, heads, key_heads, dim))
-    ours = kernel(blocks, scale=dim**-0.5, **how)(*arrays, rows.position, rows.end)
+    ours = kernel(blocks, scale=dim**-0.5, **how)(*arrays, rows.position, rows.subtree_end)
     assert all(np.isfinite(array).all() for array in ours)
 
 
@@ -185,9 +187,9 @@ def test_blocks_that_nobody_may_see_are_never_read(row, hidden, others, window):
     clean = random_arrays(0, rows, 4, 2, 64)
     broken = tuple(array.at[:, hidden].set(np.nan) for array in clean)
     run = kernel(BlockSizes(64, 64), scale=0.1, window=window)
-    right, ours = (run(*arrays, rows.position, rows.end) for arrays in (clean, broken))
+    right, ours = (run(*arrays, rows.position, rows.subtree_end) for arrays in (clean, broken))
     # The broken tokens are queries as well, so the keys and values that they see get broken gradients.
-    seen = np.asarray(tree_attention_mask(rows.position, rows.end, window))[0, hidden].any(axis=0)
+    seen = np.asarray(tree_attention_mask(rows.position, rows.subtree_end, window))[0, hidden].any(axis=0)
     for other in others:
         unseen = np.arange(S)[other][~seen[other]]
         for a, b in zip(ours[:2], right[:2], strict=True):
@@ -200,7 +202,7 @@ def test_a_row_of_padding_gives_each_token_its_own_value():
     rows = trees.stack([pack([], S)])
     query, key, value, dmixed = random_arrays(0, rows, 4, 2, 64)
     run = kernel(BlockSizes(64, 64), scale=0.1, window=None)
-    mixed, dquery, dkey, dvalue = run(query, key, value, dmixed, rows.position, rows.end)
+    mixed, dquery, dkey, dvalue = run(query, key, value, dmixed, rows.position, rows.subtree_end)
     np.testing.assert_allclose(mixed, np.repeat(value, 2, axis=2), rtol=1e-6)
     np.testing.assert_allclose(dvalue, dmixed.reshape(1, S, 2, 2, 64).sum(axis=3), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dquery, 0, atol=1e-4)
@@ -213,11 +215,11 @@ def test_visible_blocks_are_those_with_a_visible_pair(blocks, window):
     for seed in range(6):
         rows = random_rows(seed)
         fitted = blocks.fit(S)
-        rule = np.asarray(tree_attention_mask(rows.position, rows.end, window))
+        rule = np.asarray(tree_attention_mask(rows.position, rows.subtree_end, window))
         tiles = rule.reshape(2, S // fitted.query, fitted.query, S // fitted.key, fitted.key)
-        visible = np.asarray(visible_blocks(rows.position, rows.end, window, blocks))
+        visible = np.asarray(visible_blocks(rows.position, rows.subtree_end, window, blocks))
         np.testing.assert_array_equal(visible, tiles.any(axis=(2, 4)))
-        map = block_map(rows.position, rows.end, window, blocks)
+        map = block_map(rows.position, rows.subtree_end, window, blocks)
         for row in range(2):
             pairs = np.argwhere(visible[row])
             for visits, order in ((map.by_query, pairs), (map.by_key, pairs[np.lexsort(pairs.T)])):
@@ -232,7 +234,7 @@ def test_visible_blocks_are_those_with_a_visible_pair(blocks, window):
 def test_causal_rows_take_no_more_blocks_than_splash_attention(size, window):
     length = 2048
     rows = causal_rows(length)
-    map = block_map(rows.position, rows.end, window, BlockSizes(size, size))
+    map = block_map(rows.position, rows.subtree_end, window, BlockSizes(size, size))
     shape = (length, length)
     mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
     for visits, process in ((map.by_query, process_mask), (map.by_key, process_mask_dkv)):
@@ -256,16 +258,16 @@ def test_it_runs_in_a_scan_of_recomputed_layers_under_shard_map_with_a_map_made_
     def sharded(query, key, value):
         # Interpreting a kernel is not possible under check_vma; compiling one for a TPU is.
         along_data = PartitionSpec("data")
-        map = block_map(rows.position, rows.end, how["window"], how["blocks"])
+        map = block_map(rows.position, rows.subtree_end, how["window"], how["blocks"])
         attention = jax.shard_map(
             lambda *args: tree_attention(*args[:-1], map=args[-1], interpret=True, **how),
             mesh=mesh, in_specs=along_data, out_specs=along_data, check_vma=False,
         )  # fmt: skip
-        return attention(query, key, value, rows.position, rows.end, map)
+        return attention(query, key, value, rows.position, rows.subtree_end, map)
 
     def plain(query, key, value):
         return attend(
-            query, key, value, tree_attention_mask(rows.position, rows.end, how["window"]), scale=how["scale"]
+            query, key, value, tree_attention_mask(rows.position, rows.subtree_end, how["window"]), scale=how["scale"]
         )
 
     ours, right = (
@@ -292,9 +294,9 @@ def test_what_does_not_fit_is_refused(changed, message):
     rows = random_rows(0)
     query, key, value, _ = random_arrays(0, rows, 4, how.pop("key_heads", 2), 64)
     if "map" in how:
-        how["map"] = block_map(rows.position, rows.end, *how["map"])
+        how["map"] = block_map(rows.position, rows.subtree_end, *how["map"])
     with pytest.raises(InputError, match=re.escape(message)):
-        tree_attention(query, key, value, rows.position, rows.end, **how)
+        tree_attention(query, key, value, rows.position, rows.subtree_end, **how)
 
 
 # ------------------------------------------------------------------------------------------ the TPU compiler

@@ -14,10 +14,10 @@ PROMPT = "Price: $5 or $6"
 
 
 @pytest.fixture(scope="module")
-def row(reset_tokenizer) -> trees.Rows:
+def row(reset_tokenizer) -> trees.TokenTrees:
     ids = reset_tokenizer.encode
     example = trees.Example(ids(PROMPT), ids("No way."), ids("Yes it is."), backtracks=True)
-    recipe = trees.Recipe("dpo", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
+    recipe = trees.TreeSpec("dpo", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
     return trees.build_tree(example, recipe, trees.Cuts(draft=2, guard=1))
 
 
@@ -28,33 +28,34 @@ def texts(figure) -> list:
 
 
 def test_a_tree_has_every_token_once_on_a_line_per_branch(row, reset_tokenizer):
-    drawn = texts(figures.tree(trees.pack([row], len(row) + 9), reset_tokenizer))
+    drawn = texts(figures.tree(trees.pack([row], row.length + 9), reset_tokenizer))
     spelt = [reset_tokenizer.hf.decode([token]).strip() or "␣" for token in row.tokens]
     assert [text.get_text() for text in drawn] == spelt and "$" in spelt
     assert [text.get_position()[0] for text in drawn] == row.position.tolist()
-    leaves = [index for index in range(len(row)) if row.end[index] == index + 1]
+    leaves = [index for index in range(row.length) if row.subtree_end[index] == index + 1]
     assert len({text.get_position()[1] for text in drawn}) == len(leaves)
     colours = [to_hex(text.get_bbox_patch().get_facecolor()) for text in drawn]
-    assert len(set(colours)) == len(set(np.sign(row.weight))) == 3
+    assert len(set(colours)) == len(set(np.sign(row.loss_weights))) == 3
     assert all(
-        len({colour for colour, w in zip(colours, row.weight, strict=True) if w == sign}) == 1 for sign in (-1, 0, 1)
+        len({colour for colour, w in zip(colours, row.loss_weights, strict=True) if w == sign}) == 1
+        for sign in (-1, 0, 1)
     )
 
 
 def test_a_beginning_is_left_out(row, reset_tokenizer):
-    assert len(texts(figures.tree(row, reset_tokenizer, start=3))) == len(row) - 3
-    for wrong in (-1, len(row)):
+    assert len(texts(figures.tree(row, reset_tokenizer, start=3))) == row.length - 3
+    for wrong in (-1, row.length):
         with pytest.raises(InputError, match=f"start is {wrong}"):
             figures.tree(row, reset_tokenizer, start=wrong)
 
 
 def test_a_mask_is_the_rule_of_attention(row, reset_tokenizer):
-    packed = trees.pack([row, row], 2 * len(row))  # whose prompts stand once, so there is padding
-    used = 2 * len(row) - len(reset_tokenizer.encode(PROMPT))
+    packed = trees.pack([row, row], 2 * row.length)  # whose prompts stand once, so there is padding
+    used = 2 * row.length - len(reset_tokenizer.encode(PROMPT))
     for window in (None, 3):
         (axes,) = figures.mask(packed, reset_tokenizer, start=2, window=window).axes
         is_white = (np.asarray(axes.images[0].get_array()) == 1).all(-1)
-        rule = np.asarray(trees.tree_attention_mask(packed.position[None], packed.end[None], window))[0]
+        rule = np.asarray(trees.tree_attention_mask(packed.position[None], packed.subtree_end[None], window))[0]
         assert (~is_white == rule[2:used, 2:used]).all()
 
 

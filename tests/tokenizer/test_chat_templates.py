@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from jax_backtrack.backtracking.trees import Recipe
+from jax_backtrack.backtracking.trees import TreeSpec
 from jax_backtrack.data.examples import encode
 from jax_backtrack.data.preferences import Preference, Report
 from jax_backtrack.errors import InputError
@@ -290,7 +290,7 @@ def test_a_prefix_is_written_where_a_reply_is(framed):
 
 def test_no_draft_is_the_templates_text_alone(framed):
     """A rejected reply that the chosen one begins with differs from it in what the template writes after it only."""
-    recipe = Recipe("sft", True, "rewind", framed.reset_id, framed.eot_id)
+    recipe = TreeSpec("sft", True, "rewind", framed.reset_id, framed.eot_id)
 
     def preference(chosen, rejected, whole=True):
         return Preference(tuple(conversation(("user", "Hi"))), chosen, rejected, rejected is not None, "row", whole)
@@ -320,7 +320,7 @@ def test_a_template_without_a_generation_prompt_is_refused(tokenizer):
 
 
 def test_a_reply_is_cut_behind_what_the_template_writes_before_it(framed):
-    recipe = Recipe("sft", False, "keep", None, framed.eot_id)
+    recipe = TreeSpec("sft", False, "keep", None, framed.eot_id)
     row = Preference(tuple(conversation(("user", "Hi"))), "Paris is in the north.", None, False, "row")
     (cut,) = encode([row], framed, recipe, 256, Report(), max_response_length=3)
     _, whole = trained(framed, row.prompt, row.chosen)
@@ -332,7 +332,7 @@ def test_a_reply_is_cut_behind_what_the_template_writes_before_it(framed):
 
 def test_replies_that_a_template_changes_are_counted(tokenizer):
     made = with_template(tokenizer, CHATML.replace("message.content", "message.content[:20]"))
-    recipe = Recipe("sft", False, "keep", None, made.eot_id)
+    recipe = TreeSpec("sft", False, "keep", None, made.eot_id)
     rows = [
         Preference(tuple(conversation(("user", "Hi"))), "so " * count, None, False, f"row {count}")
         for count in (2, 9, 8)

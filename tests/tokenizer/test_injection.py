@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from jax_backtrack.backtracking.trees import Recipe
+from jax_backtrack.backtracking.trees import TreeSpec
 from jax_backtrack.data import prompt_sets, sources
 from jax_backtrack.data.examples import encode
 from jax_backtrack.errors import InputError
@@ -191,7 +191,7 @@ def from_rows(named: Named, rows: Sequence[dict], format: str, folder: Path) -> 
     path = folder / f"{format}.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     preferences, report = sources.read(str(path), format=format)
-    recipe = Recipe("sft", True, "rewind", named.tokenizer.reset_id, named.tokenizer.eot_id)
+    recipe = TreeSpec("sft", True, "rewind", named.tokenizer.reset_id, named.tokenizer.eot_id)
     examples = encode(preferences, named.tokenizer, recipe, 10**7, report)
     assert not report.dropped, report.lines()
     return [[*each.prompt, *each.chosen, *each.rejected] for each in examples]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import sft_smollm
-from jax_backtrack.backtracking.trees import Recipe
+from jax_backtrack.backtracking.trees import TreeSpec
 from jax_backtrack.cli import run
 from jax_backtrack.data import sources
 from jax_backtrack.data.conversations import tidy
@@ -145,7 +145,7 @@ def test_a_record_that_is_rendered_back_is_its_source(
     clean = (lambda text: text) if messages else tidy
     assert (made[0].prompt[0]["content"], made[0].chosen, made[0].rejected) == (prompt, clean(chosen), clean(rejected))
     assert (sources.TIDIED in report.altered) == ((clean(chosen), clean(rejected)) != (chosen, rejected))
-    recipe = Recipe("dpo", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
+    recipe = TreeSpec("dpo", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
     if made[0].chosen.startswith(made[0].rejected):  # no draft could be taken back, so the row is dropped
         return
     ((_, example),) = encode_each(made, reset_tokenizer, recipe, 2048, report)
@@ -165,6 +165,6 @@ def test_characters_that_the_tokenizer_does_not_have_are_counted(tmp_path, reset
         PAIR | {"chosen": "\u00e9 \u3000\ufb01."},
     ]
     preferences, report = sources.read(str(write(tmp_path / "rows.jsonl", rows)))
-    recipe = Recipe("dpo", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
+    recipe = TreeSpec("dpo", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
     assert len(encode_each(preferences, reset_tokenizer, recipe, 2048, report)) == 4
     assert report.altered == {"rows with characters that the tokenizer does not have": 2}

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_backtrack.backtracking.trees import Example, Recipe, build_tree, draw_cuts, pack, stack
+from jax_backtrack.backtracking.trees import Example, TreeSpec, build_tree, draw_cuts, pack, stack
 from jax_backtrack.distributed.mesh import make_mesh, param_shardings
 from jax_backtrack.models.transformer import Compute
-from jax_backtrack.training.step import Batch, StepPlan, compile_step, init_state
+from jax_backtrack.training.step import Batch, TrainConfig, compile_step, init_state
 from tests import tiny
 
-PLAN = StepPlan("dpo", 0.1, 0.0, 8, 1e-2, 1, 0.0, 1.0, 16, tiny.RESET_ID)
+PLAN = TrainConfig("dpo", 0.1, 0.0, 8, 1e-2, 1, 0.0, 1.0, 16, tiny.RESET_ID)
 
 
 def batch(seed: int, reference: float = 0.0) -> Batch:
@@ -21,11 +21,11 @@ def batch(seed: int, reference: float = 0.0) -> Batch:
     random = np.random.default_rng(seed)
     prompt, chosen, rejected = random.integers(5, tiny.VOCAB, (3, 8), dtype=np.int32)
     example = Example(prompt, chosen, rejected, True)
-    recipe = Recipe("dpo", True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
+    recipe = TreeSpec("dpo", True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
     rows = stack([pack([build_tree(example, recipe, draw_cuts(example, random))], 64)])
-    sides = np.zeros((1, 64, 2), np.float32)
-    sides[..., 0] = reference
-    return Batch(rows, sides)
+    logps = np.zeros((1, 64, 2), np.float32)
+    logps[..., 0] = reference
+    return Batch(rows, logps)
 
 
 def run(batches, **changes):
@@ -49,7 +49,7 @@ def test_a_batch_that_is_skipped_is_as_if_it_had_not_been(reference, settings):
     without, others = run(good, **settings)
     assert [each["skipped"] for each in metrics] == [0, 0, 1, 1, 1]
     assert (int(whole.step), int(whole.skipped), int(without.skipped)) == (5, 1, 0)
-    jax.tree.map(np.testing.assert_array_equal, (whole.params, whole.optimizer), (without.params, without.optimizer))
+    jax.tree.map(np.testing.assert_array_equal, (whole.params, whole.opt_state), (without.params, without.opt_state))
     for name in ("loss", "grad_norm", "learning_rate"):
         assert [each[name] for each in metrics[:2] + metrics[3:]] == [each[name] for each in others]
 

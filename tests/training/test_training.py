@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from jax_backtrack.backtracking.trees import Recipe
+from jax_backtrack.backtracking.trees import TreeSpec
 from jax_backtrack.data import examples, sources
 from jax_backtrack.data.rows import TreeSource
 from jax_backtrack.errors import InputError
@@ -16,7 +16,7 @@ from jax_backtrack.hub.load import load
 from jax_backtrack.models.assign import assign
 from jax_backtrack.training import reference
 from jax_backtrack.training.loop import train
-from jax_backtrack.training.reference import reference_sides
+from jax_backtrack.training.reference import reference_logps
 from tests import tiny
 from tests.processes import HANG
 from tests.runs import flags_of, leaves, metrics, recipe, run_main
@@ -152,13 +152,13 @@ def test_rows_too_short_for_every_tree_are_an_error_that_says_so(base, tmp_path)
 
 def test_the_reference_is_computed_once(sft_workdir, tmp_path):
     model, tokenizer = load(str(sft_workdir))
-    tree_recipe = Recipe("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
+    tree_spec = TreeSpec("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
     preferences, report = sources.read("testbed", limit=9)
-    source = TreeSource(examples.encode(preferences, tokenizer, tree_recipe, 256, report), tree_recipe, seed=0)
+    source = TreeSource(examples.encode(preferences, tokenizer, tree_spec, 256, report), tree_spec, seed=0)
     settings = dict(folder=tmp_path, max_seq_len=256, batch_size=2, chunk=32)
 
     def computed(model, source, needed=range(9), **changes):
-        return reference_sides(model, source, list(needed), **(settings | changes))
+        return reference_logps(model, source, list(needed), **(settings | changes))
 
     first, count = computed(model, source, [0, 2, 5])
     assert count == 3 and (np.isnan(first).all(axis=(1, 2)) == [i not in (0, 2, 5) for i in range(9)]).all()
@@ -172,17 +172,17 @@ def test_the_reference_is_computed_once(sft_workdir, tmp_path):
     np.testing.assert_allclose(whole, wider, rtol=1e-3, atol=1e-3)
     assign(model.final_norm.scale_M, model.final_norm.scale_M[...] * 1.01)
     assert computed(model, source)[1] == 9
-    assert computed(model, TreeSource(source.examples, tree_recipe, seed=1))[1] == 9
+    assert computed(model, TreeSource(source.examples, tree_spec, seed=1))[1] == 9
 
 
 def test_a_reference_pass_that_is_stopped_keeps_its_portions(sft_workdir, tmp_path, monkeypatch):
     model, tokenizer = load(str(sft_workdir))
-    tree_recipe = Recipe("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
+    tree_spec = TreeSpec("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
     preferences, report = sources.read("testbed", limit=9)
-    source = TreeSource(examples.encode(preferences, tokenizer, tree_recipe, 256, report), tree_recipe, seed=0)
+    source = TreeSource(examples.encode(preferences, tokenizer, tree_spec, 256, report), tree_spec, seed=0)
     settings = dict(max_seq_len=256, batch_size=2, chunk=32)
     monkeypatch.setattr(reference, "PORTION", 4)
-    whole, _ = reference_sides(model, source, range(9), folder=tmp_path / "whole", **settings)
+    whole, _ = reference_logps(model, source, range(9), folder=tmp_path / "whole", **settings)
 
     def stop(done: int) -> None:
         nonlocal reached
@@ -192,8 +192,8 @@ def test_a_reference_pass_that_is_stopped_keeps_its_portions(sft_workdir, tmp_pa
 
     reached = 0
     with pytest.raises(KeyboardInterrupt):
-        reference_sides(model, source, range(9), folder=tmp_path / "stopped", progress=stop, **settings)
-    again, count = reference_sides(model, source, range(9), folder=tmp_path / "stopped", **settings)
+        reference_logps(model, source, range(9), folder=tmp_path / "stopped", progress=stop, **settings)
+    again, count = reference_logps(model, source, range(9), folder=tmp_path / "stopped", **settings)
     assert count == 5
     np.testing.assert_array_equal(again, whole)
 

@@ -5,7 +5,7 @@ import importlib.util
 
 import pytest
 
-from jax_backtrack.backtracking.trees import Recipe
+from jax_backtrack.backtracking.trees import TreeSpec
 from jax_backtrack.data import sources
 from jax_backtrack.data.examples import encode
 from jax_backtrack.data.preferences import Report
@@ -111,7 +111,7 @@ def test_rows_are_those_of_trls_trainers(name, tokenizer, preferences, rows, mod
     hf.chat_template, hf.pad_token = TEMPLATES[name], "<|endoftext|>"
     ours = ChatTokenizer(hf)
     report = Report()
-    examples = encode(preferences, ours, Recipe("dpo", False, "keep", None, ours.eot_id), 10**6, report)
+    examples = encode(preferences, ours, TreeSpec("dpo", False, "keep", None, ours.eot_id), 10**6, report)
     assert len(examples) == ROWS, report.lines()
     newline = hf.encode("\n", add_special_tokens=False)
     # What some templates write after the end of turn is nothing to learn: sampling ends there.

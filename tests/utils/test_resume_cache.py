@@ -9,7 +9,7 @@ from jax_backtrack import Sampler
 from jax_backtrack.distributed.preemption import Interrupted
 from jax_backtrack.sampling.files import Asked, write_samples
 from jax_backtrack.sampling.replies import Reply
-from jax_backtrack.utils.resume_cache import Journal, journal_of, key_of
+from jax_backtrack.utils.resume_cache import ResumeCache, key_of, resume_cache_of
 from tests import tiny
 
 PROMPTS = ["hello", "there", "you", "all", "of", "them"]
@@ -45,26 +45,26 @@ def test_a_stopped_run_goes_on_with_what_it_had(sampler, tmp_path):
     undisturbed = sampler(PROMPTS)
     assert all(reply.resets == 1 for reply in undisturbed)
     with pytest.raises(Interrupted):
-        sampler(PROMPTS, journal=Journal(tmp_path / "kept"), progress=stop_after(2))
-    journal, seen = Journal(tmp_path / "kept"), []
-    assert 2 <= len(journal) < len(PROMPTS)
-    assert sampler(PROMPTS, journal=journal, progress=seen.append) == undisturbed
+        sampler(PROMPTS, resume_cache=ResumeCache(tmp_path / "kept"), progress=stop_after(2))
+    resume_cache, seen = ResumeCache(tmp_path / "kept"), []
+    assert 2 <= len(resume_cache) < len(PROMPTS)
+    assert sampler(PROMPTS, resume_cache=resume_cache, progress=seen.append) == undisturbed
     assert seen[0] >= 2 and sum(seen) == len(PROMPTS)
 
 
 def test_nothing_is_taken_from_other_settings_seeds_or_prompts(sampler, tmp_path):
-    journal = Journal(tmp_path / "kept")
-    sampler(PROMPTS[:2], seeds=[0, 1], journal=journal)
+    resume_cache = ResumeCache(tmp_path / "kept")
+    sampler(PROMPTS[:2], seeds=[0, 1], resume_cache=resume_cache)
     seen = []
-    sampler(PROMPTS[:2], seeds=[0, 2], journal=journal, progress=seen.append)
-    assert seen[0] == 1 and len(journal) == 3
+    sampler(PROMPTS[:2], seeds=[0, 2], resume_cache=resume_cache, progress=seen.append)
+    assert seen[0] == 1 and len(resume_cache) == 3
     without = sampler.with_resets(max_resets=0)
-    assert not any(reply.resets for reply in without(PROMPTS[:2], seeds=[0, 1], journal=journal))
-    assert len(journal) == 5
+    assert not any(reply.resets for reply in without(PROMPTS[:2], seeds=[0, 1], resume_cache=resume_cache))
+    assert len(resume_cache) == 5
     other = Sampler(tiny.model(seed=1, vocab_size=49152), sampler.tokenizer, max_new_tokens=6, batch_rows=2)
     seen.clear()
-    other(PROMPTS[:2], seeds=[0, 1], journal=journal, progress=seen.append)
-    assert seen[0] == 0 and len(journal) == 7
+    other(PROMPTS[:2], seeds=[0, 1], resume_cache=resume_cache, progress=seen.append)
+    assert seen[0] == 0 and len(resume_cache) == 7
 
 
 def test_a_reply_comes_back_from_json(sampler):
@@ -77,11 +77,11 @@ def test_samples_that_were_begun_are_finished(sampler, tmp_path, capsys):
     asked = [Asked(prompt) for prompt in PROMPTS]
     write_samples(sampler, asked, tmp_path / "undisturbed" / "samples.jsonl", seed=0)
     path = tmp_path / "w" / "samples.jsonl"
-    with pytest.raises(Interrupted), journal_of(path) as journal:
-        sampler(PROMPTS, journal=journal, progress=stop_after(2))
+    with pytest.raises(Interrupted), resume_cache_of(path) as resume_cache:
+        sampler(PROMPTS, resume_cache=resume_cache, progress=stop_after(2))
     assert [file.name for file in path.parent.iterdir()] == ["samples.jsonl.partial"]
     write_samples(sampler, asked, path, seed=0)
-    assert f"{len(journal)} parts of it are taken from there" in " ".join(capsys.readouterr().out.split())
+    assert f"{len(resume_cache)} parts of it are taken from there" in " ".join(capsys.readouterr().out.split())
     assert path.read_text() == (tmp_path / "undisturbed" / "samples.jsonl").read_text()
     assert [file.name for file in path.parent.iterdir()] == ["samples.jsonl"]
     write_samples(sampler, asked[:1], path, seed=0)
@@ -93,16 +93,16 @@ def test_a_line_that_is_cut_short_counts_as_not_there(tmp_path, damage):
     path = tmp_path / "kept"
     whole = "".join(json.dumps({"key": key, "result": key}) + "\n" for key in "ab")
     path.write_text(whole + damage)
-    journal = Journal(path)
-    assert [journal.get(key) for key in "abc"] == ["a", "b", None]
-    journal.add("c", [1])
-    journal.close()
+    resume_cache = ResumeCache(path)
+    assert [resume_cache.get(key) for key in "abc"] == ["a", "b", None]
+    resume_cache.add("c", [1])
+    resume_cache.close()
     assert path.read_text() == whole + json.dumps({"key": "c", "result": [1]}) + "\n"
 
 
-def test_the_journal_goes_when_its_work_is_done(tmp_path):
-    with journal_of(tmp_path / "new" / "result.json") as journal:
-        journal.add("a", 1)
+def test_the_resume_cache_goes_when_its_work_is_done(tmp_path):
+    with resume_cache_of(tmp_path / "new" / "result.json") as resume_cache:
+        resume_cache.add("a", 1)
         assert (tmp_path / "new" / "result.json.partial").exists()
     assert not list((tmp_path / "new").iterdir())
 

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_backtrack.backtracking.trees import Branch, Rows, common_beginning, flatten, pack, stack
-from jax_backtrack.distributed.mesh import place, row_parts, rows_sharding
+from jax_backtrack.backtracking.trees import Branch, TokenTrees, common_beginning, flatten, pack, stack
+from jax_backtrack.distributed.mesh import row_parts, rows_sharding, shard
 from jax_backtrack.errors import InputError
 from jax_backtrack.models.kv_cache import Cache
-from jax_backtrack.models.logprobs import token_scores
+from jax_backtrack.models.logprobs import token_logprobs
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sampling.batching import bucket
 from jax_backtrack.sampling.loop import read
@@ -99,15 +99,15 @@ class Objective:
         of_reset_R[begin:] = self.reset_weight / count
         return target_R, of_target_R, of_reset_R
 
-    def tree(self, suffix: Sequence[int]) -> Rows:
+    def tree(self, suffix: Sequence[int]) -> TokenTrees:
         """Prompt and target as a tree whose weighted scores add up to the negative loss; [RESET] hangs at every token
         of the target."""
         resets = ()
         if self.reset_weight:
-            resets = (Branch([self.reset_id], pair=0, weight=-self.reset_weight / (len(self.target) + 1)),)
+            resets = (Branch([self.reset_id], pair_id=0, loss_weight=-self.reset_weight / (len(self.target) + 1)),)
         below = resets
         for token in reversed(self.target):
-            below = (*resets, Branch([token], pair=0, weight=1 / len(self.target), children=below))
+            below = (*resets, Branch([token], pair_id=0, loss_weight=1 / len(self.target), children=below))
         return flatten(Branch([*self.before, *suffix, *self.after], children=below))
 
 
@@ -178,7 +178,7 @@ class Attack:
         """float32 `[tokens of the suffix, V]`: of the loss by the one-hot choice of each token (equation 2)."""
         objective, suffix = self._objective, self.suffix
         tree = objective.tree(suffix)
-        rows = self._spread(stack([pack([tree], _up(len(tree), _LENGTH_STEP))] * self._parts))
+        rows = self._spread(stack([pack([tree], _up(tree.length, _LENGTH_STEP))] * self._parts))
         places = len(objective.before) + np.arange(len(suffix))
         return np.asarray(_gradients(self._graph, self._params, rows, places))
 
@@ -232,7 +232,7 @@ class Attack:
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _gradients(graph, params, rows: Rows, place_T: jax.Array) -> jax.Array:
+def _gradients(graph, params, rows: TokenTrees, place_T: jax.Array) -> jax.Array:
     """`[T, V]` of the first row's loss: a token's embedding is its one-hot choice times the table, so the gradient is
     that by the embedding times the table."""
     model = nnx.merge(graph, params)
@@ -240,8 +240,8 @@ def _gradients(graph, params, rows: Rows, place_T: jax.Array) -> jax.Array:
     def loss(added_TxM):
         shape = (*rows.tokens.shape, model.config.hidden_size)
         added_BxSxM = jnp.zeros(shape, added_TxM.dtype).at[0, place_T].set(added_TxM)
-        scores_BxS = token_scores(model, rows, _GRADIENT_CHUNK, added_BxSxM)
-        return -jnp.sum(rows.weight * scores_BxS)
+        logprob_BxS = token_logprobs(model, rows, _GRADIENT_CHUNK, added_BxSxM)
+        return -jnp.sum(rows.loss_weights * logprob_BxS)
 
     by_embedding_TxM = jax.grad(loss)(jnp.zeros((len(place_T), model.config.hidden_size), model.compute.dtype))
     return jnp.einsum("tm,vm->tv", by_embedding_TxM.astype(jnp.float32), model.embedding_VxM[...].astype(jnp.float32))
@@ -276,7 +276,7 @@ def _losses(graph, params, beginning: Cache, kept, tokens_BxT, looked_at, reset_
     # Every n-th row makes a group, so that each device finds its rows of it among its own.
     in_groups = jnp.moveaxis(hidden_BxRxM.reshape(-1, groups, *hidden_BxRxM.shape[1:]), 1, 0)
     losses_B = jnp.moveaxis(jax.lax.map(losses, in_groups), 0, 1).reshape(-1)
-    return place(losses_B, "B", model.compute.mesh)
+    return shard(losses_B, "B", model.compute.mesh)
 
 
 def _up(length: int, step: int) -> int:

@@ -20,7 +20,7 @@ from jax_backtrack.evaluation.measures import Measure
 from jax_backtrack.hub.settings import load_model
 from jax_backtrack.tokenizer.chat_tokenizer import Message, check_messages
 from jax_backtrack.utils.console import bold, console, progress_bar
-from jax_backtrack.utils.workdir import write_whole
+from jax_backtrack.utils.workdir import atomic_write
 
 _COLUMNS = ("prompt", "response", "unsafe")
 
@@ -51,7 +51,7 @@ def fit(config: ConfigDict, workdir: Path) -> Measure:
     accuracy = float(((judged_N >= UNSAFE_FROM) == unsafe_N).mean())
     fitted.save(workdir, Heads.fit(replies, hidden_NxF, unsafe_N), config.model.path, settings.layers, settings.tokens)
     found = {"kappa": dataclasses.asdict(kappa), "accuracy": accuracy, "prompts": int(groups.max()) + 1}
-    write_whole(workdir / "agreement.json", json.dumps(found, indent=1) + "\n")
+    atomic_write(workdir / "agreement.json", json.dumps(found, indent=1) + "\n")
     console.print(
         f"{len(labelled)} replies to {found['prompts']} prompts, {unsafe_N.mean():.0%} unsafe. On prompts that were "
         f"left out ({settings.folds} folds): kappa {kappa.value:.2f} ({kappa.low:.2f}–{kappa.high:.2f}), "

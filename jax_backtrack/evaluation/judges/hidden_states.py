@@ -71,7 +71,7 @@ def _first_layers(model: Transformer, layers: int) -> Transformer:
 @functools.partial(jax.jit, static_argnames="graph")
 def _pooled(graph, params, tokens_BxS, begin_B, end_B) -> jax.Array:
     model, rows = nnx.merge(graph, params), trees.causal(tokens_BxS)
-    hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.end).astype(jnp.float32)
+    hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.subtree_end).astype(jnp.float32)
     index_S = jnp.arange(tokens_BxS.shape[1])
 
     def mean(end_B):

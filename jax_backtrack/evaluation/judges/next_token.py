@@ -43,6 +43,6 @@ class Verdict:
 def _next_logits(graph, params, tokens_BxS, last_B, ids_C) -> jax.Array:
     """Logits `[B, C]` of some tokens behind each row's `last` one."""
     model, rows = nnx.merge(graph, params), trees.causal(tokens_BxS)
-    hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.end)
+    hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.subtree_end)
     hidden_Bx1xM = jnp.take_along_axis(hidden_BxSxM, last_B[:, None, None], axis=1)
     return model.logits(hidden_Bx1xM)[:, 0, ids_C]

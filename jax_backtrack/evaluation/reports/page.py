@@ -12,7 +12,7 @@ from jax_backtrack.evaluation.measures import Measure, paired
 from jax_backtrack.evaluation.reports import plots
 from jax_backtrack.evaluation.reports.cells import HEADINGS, cell, in_line
 from jax_backtrack.evaluation.win_rate import NOT_JUDGED, WinRates
-from jax_backtrack.utils.workdir import write_whole
+from jax_backtrack.utils.workdir import atomic_write
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _TRANSCRIPTS = 20  # of each set and condition; those with resets first
@@ -50,7 +50,7 @@ def write(
             for one in asked
         ],
     )
-    write_whole(path, text)
+    atomic_write(path, text)
 
 
 def _shown(found: Evaluation) -> list[Asked]:

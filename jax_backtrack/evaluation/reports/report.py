@@ -11,7 +11,7 @@ from jax_backtrack.evaluation.measures import Measure
 from jax_backtrack.utils.console import console
 from jax_backtrack.utils.drafts import struck
 from jax_backtrack.utils.tables import add_figures, add_names, new_table
-from jax_backtrack.utils.workdir import write_whole
+from jax_backtrack.utils.workdir import atomic_write
 
 # Shares -> headings. With one reset a reply the mean number of resets is the share of replies with one.
 _COLUMNS = {
@@ -82,7 +82,7 @@ def write(evaluations: dict[str, Evaluation], path: Path) -> None:
         }
         for name, evaluation in evaluations.items()
     }
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    atomic_write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _cell(measure: Measure | None) -> str:

@@ -9,11 +9,11 @@ import numpy as np
 from flax import nnx
 
 from jax_backtrack.backtracking.losses import pair_margins
-from jax_backtrack.backtracking.trees import Branch, Rows, common_beginning, flatten
-from jax_backtrack.data.share import packed_batches
+from jax_backtrack.backtracking.trees import Branch, TokenTrees, common_beginning, flatten
+from jax_backtrack.data.process_local_batch import packed_batches
 from jax_backtrack.distributed.mesh import on_host
 from jax_backtrack.errors import InputError
-from jax_backtrack.models.logprobs import scores_and_likeliest
+from jax_backtrack.models.logprobs import logprobs_and_likeliest
 from jax_backtrack.models.transformer import Transformer
 
 _MULTIPLE = 256  # of a row's length: the blocks of the attention kernel
@@ -43,9 +43,9 @@ def log_likelihoods(
     max_seq_len = -(-max(max_seq_len, longest) // _MULTIPLE) * _MULTIPLE
     (graph, params), found = nnx.split(model), {}
 
-    def tree(index: int) -> Rows:
+    def tree(index: int) -> TokenTrees:
         context, continuation = pairs[index]
-        return flatten(Branch(context, children=(Branch(continuation, pair=0, weight=1.0),)))
+        return flatten(Branch(context, children=(Branch(continuation, pair_id=0, loss_weight=1.0),)))
 
     planned = plan(pairs, max_seq_len)
     for members, batch in packed_batches(planned, tree, max_seq_len, batch_size, model.compute.mesh):
@@ -73,8 +73,8 @@ def plan(pairs: Sequence[Pair], max_seq_len: int) -> list[list[int]]:
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunk"))
-def _sums(graph: nnx.GraphDef, params: nnx.State, rows: Rows, chunk: int) -> jax.Array:
+def _sums(graph: nnx.GraphDef, params: nnx.State, rows: TokenTrees, chunk: int) -> jax.Array:
     """`[2, B, S]`, in each pair's slot: its log-likelihood, and how many of its tokens are not the likeliest."""
-    score_BxS, likeliest_BxS = scores_and_likeliest(nnx.merge(graph, params), rows, chunk)
-    measured = score_BxS, 1 - likeliest_BxS
-    return jnp.stack([pair_margins(measured_BxS, rows.pair, rows.weight) for measured_BxS in measured])
+    logprob_BxS, likeliest_BxS = logprobs_and_likeliest(nnx.merge(graph, params), rows, chunk)
+    measured = logprob_BxS, 1 - likeliest_BxS
+    return jnp.stack([pair_margins(measured_BxS, rows.pair_id, rows.loss_weights) for measured_BxS in measured])

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from jax_backtrack.backtracking.trees import tree_attention_mask
-from jax_backtrack.distributed.mesh import partition, platform
+from jax_backtrack.distributed.mesh import logical_to_spec, platform
 from jax_backtrack.errors import InputError
 from jax_backtrack.models.attention.blockwise import BlockMask, attend_by_blocks, block_mask
 from jax_backtrack.models.attention.chunked import Chunks, attend_in_chunks
@@ -83,6 +83,6 @@ def attend_within_trees(
 def _on_each_device(function, operands, mask, mesh: Mesh | None, check: bool) -> jax.Array:
     if mesh is None or mesh.size == 1:
         return function(*operands, mask)
-    rows, queries, keys = (partition(axes, "computed") for axes in ("B", "BxSxNxD", "BxSxKxD"))
+    rows, queries, keys = (logical_to_spec(axes, "computed") for axes in ("B", "BxSxNxD", "BxSxKxD"))
     in_specs = queries, keys, keys, rows
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=queries, check_vma=check)(*operands, mask)

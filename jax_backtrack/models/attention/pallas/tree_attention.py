@@ -42,7 +42,7 @@ def tree_attention(
 
     query, key, value: bfloat16 or float32. `N` is a multiple of `K`; keys and values are not repeated. Scores, softmax
     and sums are float32; the products of float32 inputs are taken at full precision.
-    position, end: int32, as in `trees.Rows`; every token sees itself (`end > index`, `window >= 1`).
+    position, end: int32, as in `trees.TokenTrees`; every token sees itself (`end > index`, `window >= 1`).
     scale, softcap: scores are `scale * q.k`, then with `softcap` bent into `-softcap..softcap`.
     map: `block_map(position, end, window, blocks)`, where it has been made before; made here by default.
     interpret: run on any backend, slowly, for tests; with InterpretParams as a TPU's memories would have it. Under

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
-from jax_backtrack.backtracking.trees import Rows, pack, stack
+from jax_backtrack.backtracking.trees import TokenTrees, pack, stack
 from jax_backtrack.distributed.mesh import rows_sharding
 
 Tree = TypeVar("Tree")
 
 
-class Share:
+class ProcessLocalBatch:
     """This process's part of batches of `batch_size` rows under a sharding of their first axis.
 
     rows: numbers, within the batch, of the rows that the process's devices hold, in order. On one process these are
@@ -31,7 +31,7 @@ class Share:
         first = {device: self.rows.index(part.start) for device, part in parts.items()}
         self._parts = {device: slice(first[device], first[device] + len(part)) for device, part in parts.items()}
 
-    def put(self, local: Tree) -> Tree:
+    def to_global(self, local: Tree) -> Tree:
         """Puts arrays `[len(self.rows), ...]` onto the devices: a tree of global arrays `[batch_size, ...]`.
 
         Said to be a transfer (`jax.device_put`), so that it passes where `jax.transfer_guard` refuses the others.
@@ -45,13 +45,20 @@ class Share:
 
 
 def packed_batches(
-    planned: Sequence[list[int]], tree: Callable[[int], Rows], max_seq_len: int, batch_size: int, mesh: Mesh | None
-) -> Iterator[tuple[Sequence[list[int]], Rows]]:
+    planned: Sequence[list[int]],
+    tree: Callable[[int], TokenTrees],
+    max_seq_len: int,
+    batch_size: int,
+    mesh: Mesh | None,
+) -> Iterator[tuple[Sequence[list[int]], TokenTrees]]:
     """Planned rows, each the numbers of its trees, as batches `[batch_size, max_seq_len]` on the mesh's devices, with
     the rows of each. Of the last batch rows may be empty. Of several processes each builds the trees of its rows."""
-    share = Share(rows_sharding(mesh), batch_size) if mesh else None
+    local_batch = ProcessLocalBatch(rows_sharding(mesh), batch_size) if mesh else None
     for start in range(0, len(planned), batch_size):
         members = planned[start : start + batch_size]
-        held = [members[row] if row < len(members) else [] for row in (share.rows if share else range(batch_size))]
+        held = [
+            members[row] if row < len(members) else []
+            for row in (local_batch.rows if local_batch else range(batch_size))
+        ]
         batch = stack([pack([tree(index) for index in row], max_seq_len) for row in held])
-        yield members, share.put(batch) if share else batch
+        yield members, local_batch.to_global(batch) if local_batch else batch
