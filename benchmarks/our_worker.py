@@ -62,7 +62,7 @@ def best_max_seq_len(source: TreeSource, batch_size: int, effective_batch: float
     """The row length with which an update has nearest to `effective_batch` units on average."""
     # Other epochs of SFT may draw other drafts: room for the longest.
     lengths = [
-        tree_length(example, source.spec, Cuts(draft=len(example.rejected), guard=len(example.chosen)))
+        tree_length(example, source.spec, Cuts(draft=len(example.rejected) - 1, guard=len(example.chosen) - 1))
         for example in source.examples
     ]
     longest = max(max(lengths), sum(source.length(0, number) for number in range(CHECKED)))

@@ -39,7 +39,7 @@ def usable(path: str, tokenizer: ChatTokenizer, count: int) -> list[Example]:
 
 
 def make_recipe(objective: str, backtrack: bool, tokenizer: ChatTokenizer) -> TreeSpec:
-    return TreeSpec(objective, backtrack, "keep", tokenizer.reset_id, tokenizer.eot_id)
+    return TreeSpec(objective, backtrack, "keep", tokenizer.reset_id)
 
 
 def longest_sequence(pairs: list[dict]) -> int:
@@ -49,8 +49,7 @@ def longest_sequence(pairs: list[dict]) -> int:
 def dpo_pairs(source: TreeSource, number: int) -> list[dict]:
     """The preference pairs of one example, in the columns of TRL's tokenized data."""
     example, recipe, cuts = source.examples[number], source.spec, source.cuts(0, number)
-    prompt = example.prompt.tolist()
-    chosen, rejected = [*example.chosen.tolist(), recipe.eot_id], [*example.rejected.tolist(), recipe.eot_id]
+    prompt, chosen, rejected = example.prompt.tolist(), example.chosen.tolist(), example.rejected.tolist()
     if not recipe.backtrack:
         return [dict(prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected)]
     reset = [recipe.reset_id]
@@ -64,7 +63,7 @@ def dpo_pairs(source: TreeSource, number: int) -> list[dict]:
 def sft_sequences(source: TreeSource, number: int) -> list[dict]:
     """The sequences of one example, one for each reply that is learned; what is context has the label -100."""
     example, recipe, cuts = source.examples[number], source.spec, source.cuts(0, number)
-    prompt, chosen = example.prompt.tolist(), [*example.chosen.tolist(), recipe.eot_id]
+    prompt, chosen = example.prompt.tolist(), example.chosen.tolist()
     parts = [(prompt, chosen)]
     if recipe.backtrack:
         parts.insert(0, (prompt + example.rejected[: cuts.draft].tolist(), [recipe.reset_id, *chosen]))

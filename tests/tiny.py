@@ -66,12 +66,13 @@ def replies(longest: int = 6):
 
 @st.composite
 def examples(draw, backtracks=st.booleans()):
-    """Examples of which a draft can be taken back: the rejected reply is no prefix of the chosen one."""
+    """Whole replies of which a draft can be taken back: the rejected one is no prefix of the chosen one."""
     chosen, rejected = draw(replies()), draw(replies())
     shared = min(len(chosen), len(rejected))
     if (chosen[:shared] == rejected[:shared]).all():
         rejected = np.append(rejected[:shared], 5 if len(chosen) <= shared or chosen[shared] != 5 else 6)
         rejected = rejected.astype(np.int32)
+    chosen, rejected = (np.append(reply, np.int32(EOT_ID)) for reply in (chosen, rejected))
     return Example(draw(replies()), chosen, rejected, draw(backtracks))
 
 

@@ -1,4 +1,4 @@
-"""Losses: pure functions of token scores. A score is `log p(token | path to its parent)`, `[B, S]` float32."""
+"""Losses: pure functions of the tokens' log-probabilities, `log p(token | path to its parent)`, `[B, S]` float32."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jax_backtrack.backtracking.trees import NO_PAIR
 
 
 def sft_loss(logprob_BxS: jax.Array, loss_weights_BxS: jax.Array, total_weight: jax.Array | None = None) -> jax.Array:
-    """Mean negative score of the scored tokens, `-sum(weight * score) / sum(weight)`; scalar, in nats per token.
+    """Mean negative log-probability of the weighted tokens, `-sum(weight * logprob) / sum(weight)`; in nats per token.
 
     `total_weight` is that of the whole batch where these rows are a part of it; the losses of the parts add up.
     """
@@ -25,7 +25,7 @@ def pair_slots(pair_id_BxS: jax.Array, loss_weights_BxS: jax.Array) -> jax.Array
 
 
 def pair_margins(logprob_BxS: jax.Array, pair_id_BxS: jax.Array, loss_weights_BxS: jax.Array) -> jax.Array:
-    """Margin of every preference pair: summed score of the chosen side less that of the rejected side, in nats.
+    """Margin of every preference pair: log-probability of the chosen side less that of the rejected one, in nats.
 
     float32 `[B, S]`, with pair `p` of a row in slot `p`; `pair_slots` says which slots hold one. What both sides share
     (prompt and prefix) has weight 0: it would cancel.
@@ -42,7 +42,7 @@ def _slots(pair_id_S: jax.Array) -> jax.Array:
 
 
 def pair_logps(logprob_BxS: jax.Array, pair_id_BxS: jax.Array, loss_weights_BxS: jax.Array) -> jax.Array:
-    """Summed scores of the chosen and of the rejected side of every preference pair, in nats: float32 `[B, S, 2]`.
+    """Log-probability of the chosen and of the rejected side of every preference pair, in nats: float32 `[B, S, 2]`.
 
     They stand where `pair_margins` has the pair's margin, which is their difference.
     """
@@ -60,11 +60,11 @@ def dpo_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Direct preference optimisation, `-log sigmoid(reward of chosen - reward of rejected)`, mean over the pairs.
 
-    Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. The reward of a side is `beta * (its score - the
-    reference's)`. `logps` and `reference_logps` are as `pair_logps` gives them, `[..., 2]`; slots where `is_pair`,
-    `[...]`, is False do not count. Returns the scalar loss and scalars by the names that TRL's DPOTrainer has for them:
-    means over the pairs of rewards (`rewards/chosen`, `rewards/rejected`, `rewards/margins`) and of scores
-    (`logps/chosen`, `logps/rejected`), and the share of pairs whose chosen side has the larger reward
+    Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. The reward of a side is `beta * (its log-probability
+    - the reference's)`. `logps` and `reference_logps` are as `pair_logps` gives them, `[..., 2]`; slots where
+    `is_pair`, `[...]`, is False do not count. Returns the scalar loss and scalars by the names that TRL's DPOTrainer
+    has for them: means over the pairs of rewards (`rewards/chosen`, `rewards/rejected`, `rewards/margins`) and of
+    log-probabilities (`logps/chosen`, `logps/rejected`), and the share of pairs whose chosen side has the larger reward
     (`rewards/accuracies`). `total_pairs` is that of the whole batch where these rows are a part of it; what the parts
     return adds up.
     """

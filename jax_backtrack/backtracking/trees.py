@@ -38,7 +38,7 @@ class TokenTrees:
     position:     int32, depth in the tree, which is what rope sees
     subtree_end:  int32, one past the last row index of the token's subtree
     pair_id:      int32, loss term that the token belongs to, a number below S and unique in its row; -1 for none
-    loss_weights: float32, sign or weight of the token's score in that term; 0 where the token is context only
+    loss_weights: float32, sign or weight of the token's log-probability in that term; 0 where it is context only
     """
 
     tokens: np.ndarray | jax.Array
@@ -65,9 +65,8 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One conversation in token ids. Replies include what the chat template writes around them, and stand without
-    their last token, which is the end of turn unless `chosen_end` or `rejected_end` says another: that of a reply which
-    was cut.
+    """One conversation in token ids. Replies include what the chat template writes around them and their end of turn;
+    a reply that was cut has none.
 
     `backtracks` is True where `rejected` is unsafe, so that drafts of it are to be taken back; False for utility data.
     `origin` names the row that it came from.
@@ -78,13 +77,11 @@ class Example:
     rejected: np.ndarray | None = None
     backtracks: bool = False
     origin: str = ""
-    chosen_end: int | None = None
-    rejected_end: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class TreeSpec:
-    """What becomes of an example: the objective, whether drafts and resets take part, and the ids that it needs.
+    """What becomes of an example: the objective, whether drafts and resets take part, and the id of `[RESET]`.
 
     `reset_weight` is the weight of a `[RESET]` in SFT, where a token of a reply has 1: one reset stands against a whole
     reply, and is the token that has everything to learn. `initial_reply_weight` is the weight of each token of a safe
@@ -96,7 +93,7 @@ class TreeSpec:
     backtrack: bool
     context: str
     reset_id: int | None
-    eot_id: int
+    _: dataclasses.KW_ONLY
     reset_weight: float = 1.0
     initial_reply_weight: float = 1.0
 
@@ -154,35 +151,36 @@ def _subtree_ends(parent: Sequence[int]) -> np.ndarray:
 def shortest_draft(chosen: np.ndarray, rejected: np.ndarray) -> int:
     """Length of the shortest prefix of `rejected` that is not also a prefix of `chosen`.
 
-    A draft that both replies share gives no reason to reset. Larger than `len(rejected)` where there is no such draft.
+    A draft that both replies share gives no reason to reset. At least `len(rejected)` where there is no such draft.
     """
     return common_beginning(chosen, rejected) + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Cuts:
-    """Where an example's replies are cut: the tokens of `rejected` in the draft, of `chosen` in the guarded prefix."""
+    """Number of tokens of `rejected` in the draft, and of `chosen` in the guarded prefix; 0 where there is none."""
 
     draft: int
     guard: int
 
 
 def draw_cuts(example: Example, rng: np.random.Generator) -> Cuts:
-    """Draws both cuts uniformly over 1..length of the reply; a draft is at least `shortest_draft` long.
+    """Draws both cuts uniformly among those that leave a reply its last token; a draft is at least `shortest_draft`
+    long. A reply of one token has no prefix to guard.
 
-    Both are drawn for every example, used or not, so that the spec does not change what the next draw gives.
+    Both are drawn for every example, used or not, so that the objective does not change what the next draw gives.
     """
-    guard = int(rng.integers(1, len(example.chosen) + 1))
+    guard = int(rng.integers(1, len(example.chosen))) if len(example.chosen) > 1 else 0
     if example.rejected is None:
         return Cuts(draft=0, guard=guard)
     shortest = shortest_draft(example.chosen, example.rejected)
-    if shortest > len(example.rejected):
+    if shortest >= len(example.rejected):
         raise InputError("the rejected reply is a prefix of the chosen one: no draft of it can be taken back")
-    return Cuts(draft=int(rng.integers(shortest, len(example.rejected) + 1)), guard=guard)
+    return Cuts(draft=int(rng.integers(shortest, len(example.rejected))), guard=guard)
 
 
 def build_tree(example: Example, spec: TreeSpec, cuts: Cuts) -> TokenTrees:
-    """The token tree of one example under one spec, `[S]`."""
+    """Builds the token tree of one example, `[S]`."""
     if spec.objective == "sft":
         branches = _sft_branches(example, spec, cuts.draft)
     else:
@@ -192,8 +190,8 @@ def build_tree(example: Example, spec: TreeSpec, cuts: Cuts) -> TokenTrees:
 
 def tree_length(example: Example, spec: TreeSpec, cuts: Cuts) -> int:
     """Number of tokens of `build_tree(example, spec, cuts)`, without building it."""
-    prompt, chosen = len(example.prompt), len(example.chosen) + 1
-    rejected = 0 if example.rejected is None else len(example.rejected) + 1
+    prompt, chosen = len(example.prompt), len(example.chosen)
+    rejected = 0 if example.rejected is None else len(example.rejected)
     rewound = int(spec.context == "rewind")
     backtracks = spec.backtrack and example.backtracks
     if spec.objective == "sft":
@@ -204,14 +202,10 @@ def tree_length(example: Example, spec: TreeSpec, cuts: Cuts) -> int:
     return prompt + first + guarded
 
 
-def _chosen(example: Example, spec: TreeSpec) -> list[int]:
-    return [*example.chosen, spec.eot_id if example.chosen_end is None else example.chosen_end]
-
-
 def _sft_branches(example: Example, spec: TreeSpec, draft: int) -> tuple[Branch, ...]:
     """Loss on `y+` after the prompt, unless `initial_reply_weight` is 0, and on `[RESET]` and `y+` after a draft of
     `y-`; the draft itself is context."""
-    chosen = _chosen(example, spec)
+    chosen = example.chosen
     if not (spec.backtrack and example.backtracks):
         return (Branch(chosen, pair_id=0, loss_weight=1.0),)
     plain = (Branch(chosen, pair_id=0, loss_weight=spec.initial_reply_weight),) if spec.initial_reply_weight else ()
@@ -226,8 +220,7 @@ def _sft_branches(example: Example, spec: TreeSpec, draft: int) -> tuple[Branch,
 
 def _dpo_branches(example: Example, spec: TreeSpec, cuts: Cuts) -> tuple[Branch, ...]:
     """A backtrack pair, or a plain pair for utility data and the baseline; then a guard pair. Drawn atop this file."""
-    chosen = _chosen(example, spec)
-    rejected = [*example.rejected, spec.eot_id if example.rejected_end is None else example.rejected_end]
+    chosen, rejected = example.chosen, example.rejected
     plain = Branch(chosen, pair_id=0, loss_weight=1.0), Branch(rejected, pair_id=0, loss_weight=-1.0)
     if not spec.backtrack:
         return plain
@@ -256,10 +249,10 @@ def _dpo_branches(example: Example, spec: TreeSpec, cuts: Cuts) -> tuple[Branch,
 def pack(trees: Iterable[TokenTrees], max_seq_len: int) -> TokenTrees:
     """Lays trees side by side in one row `[S = max_seq_len]` and pads it.
 
-    What the prompt of a tree has in common with that of the tree before it stands in the row once, above both: scores
-    and gradients are those of the trees alone. So trees that begin alike go one behind the other (`best_fit_pack`). The
-    pairs of a tree are numbered behind those of the trees before it. A padding token is a root of its own: it attends
-    to itself, nothing attends to it, and it carries no weight.
+    What the prompt of a tree has in common with that of the tree before it stands in the row once, above both:
+    log-probabilities and gradients are those of the trees alone. So trees that begin alike go one behind the other
+    (`best_fit_pack`). The pairs of a tree are numbered after those of the trees before it. A padding token is a root of
+    its own: it attends to itself, nothing attends to it, and it carries no weight.
     """
     parts, used, pairs = [], 0, 0
     prompt, places = np.zeros(0, np.int32), np.zeros(0, np.int32)  # of the tree before: its tokens, where they stand

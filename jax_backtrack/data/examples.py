@@ -19,7 +19,7 @@ def encode(
     report: Report,
     max_response_length: int = 0,
 ) -> list[Example]:
-    """Renders and encodes preferences; drops, and counts in `report`, what the spec cannot use or a row not hold.
+    """Renders and encodes preferences; drops, and counts in `report`, what the objective cannot use or a row not hold.
 
     The first `max_response_length` tokens of a reply are used, its end of turn among them; all for 0. Those cut are
     counted.
@@ -45,8 +45,6 @@ def encode_each(
             report.drop(reason, preference.origin)
         else:
             used.append((preference, example))
-            report.cut += (example.chosen_end is not None and preference.whole) + (example.rejected_end is not None)
-            report.unfinished += not preference.whole
     report.used = len(used)
     if not used:
         raise NoUsableRow("no example is left to train on", report)
@@ -59,7 +57,7 @@ def content_hash(examples: Sequence[Example]) -> str:
     for example in examples:
         for ids in (example.prompt, example.chosen, example.rejected):
             digest.update(b"-" if ids is None else len(ids).to_bytes(4, "little") + ids.tobytes())
-        digest.update(f"{example.backtracks:d} {example.chosen_end} {example.rejected_end}".encode())
+        digest.update(f"{example.backtracks:d}".encode())
     return digest.hexdigest()
 
 
@@ -71,7 +69,7 @@ def _encode_one(
     max_response_length: int,
     report: Report,
 ) -> tuple[str | None, Example | None]:
-    """The reason to drop a preference, or its example; counts in `report` where its texts are not kept as they are."""
+    """The reason to drop a preference, or its example; counts in `report` where its texts are not used as they are."""
     if spec.objective == "dpo" and preference.rejected is None:
         return "no rejected reply for a preference pair", None
     replies = [preference.chosen] if preference.rejected is None else [preference.chosen, preference.rejected]
@@ -79,21 +77,18 @@ def _encode_one(
         chosen, *others = tokenizer.render_turns(preference.prompt, replies)
     except InputError as error:
         return str(error), None
-    rejected = others[0] if others else None
-    ids = chosen.reply if preference.whole else chosen.begun
+    turns = [chosen.reply if preference.whole else chosen.begun, *(other.reply for other in others)]
     # What the template writes before a reply is none of its tokens.
-    limit = max_response_length and max_response_length + tokenizer.opened(ids)
-    chosen_ids, chosen_end = _cut(ids, limit if preference.whole else min(limit or len(ids), len(ids)))
-    rejected_ids, rejected_end = (None, None) if rejected is None else _cut(rejected.reply, limit)
-    example = Example(
-        chosen.prompt, chosen_ids, rejected_ids, preference.backtracks, preference.origin, chosen_end, rejected_end
-    )
-    # Whatever the spec: drafts are drawn for every pair. Text of the template after a reply does not tell two apart.
-    if rejected is not None:
-        own = common_beginning(rejected_ids, rejected.begun)
-        if shortest_draft(chosen_ids, rejected_ids) > own:
+    limit = max_response_length + tokenizer.opened(turns[0]) if max_response_length else None
+    chosen_ids, *rejected = (ids[:limit] for ids in turns)
+    example = Example(chosen.prompt, chosen_ids, *(rejected or [None]), preference.backtracks, preference.origin)
+    longest = Cuts(draft=0, guard=0)
+    # Drafts are drawn for every pair, whatever the objective. Text of the template after a reply tells no two apart.
+    if example.rejected is not None:
+        longest = Cuts(draft=len(example.rejected) - 1, guard=0)
+        own = min(common_beginning(example.rejected, others[0].begun), longest.draft)
+        if shortest_draft(chosen_ids, example.rejected) > own:
             return "the rejected reply is a prefix of the chosen one", None
-    longest = Cuts(draft=0 if rejected is None else len(rejected_ids), guard=len(chosen_ids))
     if tree_length(example, spec, longest) > max_seq_len:
         return f"over-long: the tree has more than train.max_seq_len = {max_seq_len} tokens", None
     if any(turn.changed for turn in (chosen, *others)):
@@ -105,12 +100,9 @@ def _encode_one(
     texts = [message["content"] for message in preference.prompt] + replies
     if any(map(tokenizer.loses_characters, texts)):
         report.alter("rows with characters that the tokenizer does not have", preference.origin)
+    report.cut += sum(limit is not None and len(ids) > limit for ids in (turns if preference.whole else turns[1:]))
+    report.unfinished += not preference.whole
     return None, example
-
-
-def _cut(ids: np.ndarray, tokens: int) -> tuple[np.ndarray, int | None]:
-    """A reply of at most `tokens` tokens without its last one, and that one; None where it is the end of turn."""
-    return (ids[: tokens - 1], int(ids[tokens - 1])) if 0 < tokens <= len(ids) else (ids, None)
 
 
 def cuts_generator(seed: int, epoch: int, index: int) -> np.random.Generator:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from jax_backtrack.backtracking.trees import TokenTrees, pack, stack
@@ -21,27 +20,14 @@ class ProcessLocalBatch:
     """
 
     def __init__(self, sharding: Sharding, batch_size: int):
-        self._sharding, self._batch_size = sharding, batch_size
-        parts = {
-            device: range(*rows.indices(batch_size))
-            for device, (rows,) in sharding.addressable_devices_indices_map((batch_size,)).items()
-        }
-        self.rows = sorted({row for part in parts.values() for row in part})
-        # A device's rows follow one another in the batch, and so they do among the process's.
-        first = {device: self.rows.index(part.start) for device, part in parts.items()}
-        self._parts = {device: slice(first[device], first[device] + len(part)) for device, part in parts.items()}
+        self._sharding = sharding
+        parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+        self.rows = sorted({row for (part,) in parts for row in range(*part.indices(batch_size))})
 
     def to_global(self, local: Tree) -> Tree:
-        """Puts arrays `[len(self.rows), ...]` onto the devices: a tree of global arrays `[batch_size, ...]`.
-
-        Said to be a transfer (`jax.device_put`), so that it passes where `jax.transfer_guard` refuses the others.
-        """
-        return jax.tree.map(self._put, local)
-
-    def _put(self, array: np.ndarray) -> jax.Array:
-        pieces = jax.device_put([array[part] for part in self._parts.values()], list(self._parts))
-        shape = self._batch_size, *array.shape[1:]
-        return jax.make_array_from_single_device_arrays(shape, self._sharding, pieces)
+        """Puts arrays `[len(self.rows), ...]` onto the devices: a tree of global arrays `[batch_size, ...]`."""
+        with jax.transfer_guard_host_to_device("allow"):  # this transfer is meant
+            return jax.make_array_from_process_local_data(self._sharding, local)
 
 
 def packed_batches(

@@ -19,7 +19,7 @@ def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatT
     training (`data.max_response_length`)."""
     found, train = {}, config.train
     # The plain reply to the plain prompt, of weight 1: the chosen side of a tree is the reply's log-probability.
-    spec = TreeSpec(objective="sft", backtrack=False, context="keep", reset_id=None, eot_id=tokenizer.eot_id)
+    spec = TreeSpec(objective="sft", backtrack=False, context="keep", reset_id=None)
     for kind in ("safety", "utility") if config.data.held_out_fraction else ():
         encoded = []
         for path, preferences, report in read_data(config, utility=kind == "utility"):
@@ -44,5 +44,5 @@ def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatT
                 chunk=train.logits_chunk_size,
                 progress=advance,
             )
-        found[kind] = perplexity(logps_Nx1x2[:, 0, 0], [len(example.chosen) + 1 for example in encoded])
+        found[kind] = perplexity(logps_Nx1x2[:, 0, 0], [len(example.chosen) for example in encoded])
     return found

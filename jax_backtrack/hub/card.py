@@ -12,42 +12,19 @@ from jax_backtrack.hub.gguf import MODE_TAG, GGUFFile
 from jax_backtrack.hub.peft import Adapter, has_adapter
 from jax_backtrack.tokenizer.chat_tokenizer import RESET
 from jax_backtrack.utils.console import warn
+from jax_backtrack.utils.settings import settings
 from jax_backtrack.utils.workdir import EXPORT
 
 FILE = "README.md"
 _LICENSE = ("license", "license_name", "license_link")
 
-# Fields of a recipe that decide what comes of the training, in the order of the card's table.
-_DECISIVE = (
-    "objective",
-    "data.split",
-    "data.limit",
-    "data.backtrack",
-    "data.seed",
-    "reset.context",
-    "train.steps",
-    "train.batch_size",
-    "train.max_seq_len",
-    "train.learning_rate",
-    "train.warmup_steps",
-    "train.weight_decay",
-    "train.max_grad_norm",
-    "train.reset_weight",
-    "train.initial_reply_weight",
-    "train.beta",
-    "train.rpo_alpha",
-    "model.compute_dtype",
-    "model.template_date",
-    "lora.rank",
-    "lora.alpha",
-)
+# Decisive fields that have a say with one objective only.
 _OF_ONE_OBJECTIVE = {
     "train.reset_weight": "sft",
     "train.initial_reply_weight": "sft",
     "train.beta": "dpo",
     "train.rpo_alpha": "dpo",
 }
-_OF_BACKTRACKING = ("reset.context", "train.reset_weight", "train.initial_reply_weight")
 
 _CONTEXTS = {
     "keep": "the prompt, the draft and `[RESET]`: the draft stays in view, only the reader no longer sees it",
@@ -191,12 +168,9 @@ def _training(fields: Mapping) -> str:
         return "## Training\n\nThis export was saved without a recipe: of the training nothing more is known here.\n"
     rows = [
         (name, f"`{_shown(fields[name])}`")
-        for name in ("model.path", "data.path", "data.utility_path")
-        if fields.get(name)
+        for name, setting in settings().items()
+        if setting.decisive and fields.get(name) not in (None, "", (), []) and _has_a_say(name, fields)
     ]
-    for name in _DECISIVE:
-        if name in fields and _has_a_say(name, fields):
-            rows.append((name, f"`{fields[name]}`"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""\
 ## Training
@@ -215,18 +189,18 @@ def _has_a_say(name: str, fields: Mapping) -> bool:
     """Returns whether a field changes what comes of this recipe."""
     if name == "data.limit":
         return fields[name] > 0
-    if name == "model.template_date" and not fields[name]:
-        return False
     if name.startswith("lora.") and not fields.get("lora.rank"):
         return False
-    if name in _OF_BACKTRACKING and not fields.get("data.backtrack", True):
+    if ("reset" in name or name == "train.initial_reply_weight") and not fields.get("data.backtrack", True):
         return False
     return _OF_ONE_OBJECTIVE.get(name, fields.get("objective")) == fields.get("objective")
 
 
-def _shown(path: str) -> str:
-    """Returns a Hub id whole, of anything else the last part only."""
-    return path if hub_id(path) else Path(path).name
+def _shown(value: object) -> object:
+    """Returns a value; of a path that is no Hub id the last part only."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_shown, value))
+    return value if not isinstance(value, str) or hub_id(value) else Path(value).name
 
 
 def _tags(backtracking: Mapping | None) -> list[str]:

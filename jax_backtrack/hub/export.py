@@ -17,6 +17,7 @@ from jax_backtrack.hub.load import check_agreement
 from jax_backtrack.models import families
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
+from jax_backtrack.utils.workdir import sync
 
 # What `generate` of transformers runs when it is told `custom_generate=folder`. It imports nothing of this package.
 _CUSTOM_GENERATE = "custom_generate/generate.py"
@@ -63,9 +64,12 @@ def _replace(folder: Path, overwrite: bool, write: Callable[[Path], None]) -> No
     try:
         new.mkdir(parents=True)
         write(new)
+        for path in (new, *new.rglob("*")):
+            sync(path)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
+        sync(folder.parent)
     except BaseException:
         if old.exists() and not folder.exists():
             old.rename(folder)

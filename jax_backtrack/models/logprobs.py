@@ -1,4 +1,4 @@
-"""Scores of token trees: the vocabulary projection runs for scored tokens only, in chunks."""
+"""Log-probabilities of token trees: the vocabulary projection runs for scored tokens only, in chunks."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def logprobs_and_likeliest(model, rows: TokenTrees, chunk: int = 128) -> tuple[j
 
 
 def _measure(model, rows: TokenTrees, chunk: int, added: jax.Array | None, measures: Callable) -> tuple[jax.Array, ...]:
-    """What `measures(logits, scores)` gives of scored tokens, each `[B, S]` float32 and 0 for all other tokens."""
+    """What `measures(logits, logprobs)` gives of scored tokens, each `[B, S]` float32 and 0 for all other tokens."""
     mesh = model.compute.mesh
     hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.subtree_end, added)
     batch, length = rows.tokens.shape

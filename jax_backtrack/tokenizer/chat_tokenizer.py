@@ -38,8 +38,8 @@ class Turn:
     """A prompt and the reply to it as the chat template writes the whole conversation, in ids, int32.
 
     prompt:  what the sampler prefills
-    reply:   what follows up to the end of turn, which is left out: the template's own text around the reply too
-    begun:   what follows of a reply that goes on: without the template's text after it
+    reply:   what follows up to and with the end of turn: the template's own text around the reply too
+    begun:   what follows of a reply that goes on: without the template's text after it, and without an end of turn
     changed: whether the template wrote the reply otherwise than it was given, white space around it aside
     joined:  whether the tokenizer would make one token of the white space that the reply begins with and the end of the
              prompt. The reply is then encoded by itself, as it is sampled after that prompt
@@ -206,7 +206,8 @@ class ChatTokenizer:
             last, shared = start, 0  # the reply by itself, as sampling writes it
             ids = self.encode_parts(after.parts(last, end))
         begun = self.encode_parts(after.parts(last, start + len(reply_text))) if self.closing else ids
-        return Turn(prompt, ids[shared:], begun[shared:], changed=reply.strip() not in reply_text, joined=joined)
+        reply_ids = np.append(ids[shared:], np.int32(self.eot_id))
+        return Turn(prompt, reply_ids, begun[shared:], changed=reply.strip() not in reply_text, joined=joined)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, special tokens left out."""

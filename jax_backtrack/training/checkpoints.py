@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -21,6 +22,9 @@ from jax_backtrack.utils.workdir import CHECKPOINTS
 
 _SAID = 120  # characters of the beginning and of the end of a long message
 _ASIDE = "damaged"  # ending of the name of a checkpoint that was set aside
+# What TensorStore and XLA begin a message with: the name of a status of Abseil. Those of contents that are wrong.
+_STATUS = re.compile("[A-Z]+(_[A-Z]+)*(?=: )")
+_DAMAGED = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE")
 
 
 class DamagedCheckpoint(Exception):
@@ -76,7 +80,8 @@ class Checkpoints:
         """The newest checkpoint that is whole, sharded as `like` is, whatever devices wrote it; None if there is none.
 
         Damaged ones are named and set aside under another name, once one before them was found whole. Several hosts
-        cannot look further: DamagedCheckpoint is raised, and their next start looks. InputError where none is whole.
+        cannot look further: DamagedCheckpoint is raised, and their next start looks. InputError where none is whole,
+        OSError where one cannot be read for another reason, such as missing rights: that one stays where it is.
         """
         damaged = {}
         for step in sorted(_steps(self._folder), reverse=True):
@@ -84,9 +89,17 @@ class Checkpoints:
                 restored = self._restore(step, like)
                 break
             except Exception as error:
-                damaged[step] = f"checkpoint {self._folder / str(step)} is damaged ({_first_line(error)})"
+                cause, path = _root(error), self._folder / str(step)
+                hosts.end_with_another()
+                if not isinstance(cause, (OSError, MemoryError, RuntimeError, ValueError, LookupError)):
+                    raise
+                if not _is_damage(cause):
+                    raise OSError(
+                        f"checkpoint {path} cannot be read ({_first_line(cause)}). It may be whole, and stays; once it "
+                        "can be read, the same command goes on from there"
+                    ) from error
+                damaged[step] = f"checkpoint {path} is damaged ({_first_line(cause)})"
                 if hosts.several():
-                    hosts.end_with_another()
                     self._set_aside(step)
                     raise DamagedCheckpoint(
                         f"{damaged[step]} and was set aside; the same command goes on from the one before it"
@@ -140,6 +153,19 @@ class Checkpoints:
 
 def _steps(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+
+
+def _root(error: BaseException) -> BaseException:
+    while deeper := error.__cause__ or (error.__context__ if type(error) is Exception else None):
+        error = deeper
+    return error
+
+
+def _is_damage(cause: BaseException) -> bool:
+    """Returns whether an error lies in what a checkpoint holds, and not in storage, rights, memory or other hosts."""
+    if status := _STATUS.match(str(cause)):
+        return status[0] in _DAMAGED
+    return isinstance(cause, (ValueError, LookupError, FileNotFoundError))
 
 
 def _first_line(error: BaseException) -> str:

@@ -47,7 +47,6 @@ def tree_spec(config: ConfigDict, tokenizer: ChatTokenizer) -> TreeSpec:
         backtrack=config.data.backtrack,
         context=config.reset.context,
         reset_id=tokenizer.reset_id,
-        eot_id=tokenizer.eot_id,
         reset_weight=config.train.reset_weight,
         initial_reply_weight=config.train.initial_reply_weight,
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from jax_backtrack.distributed.mesh import on_host, platform
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.training.step import logps
 from jax_backtrack.utils.fingerprint import fingerprint
+from jax_backtrack.utils.workdir import atomic_write
 
 PORTION = 2048  # examples after which what was computed is written: a run that is stopped loses no more
 PAIRS = 2  # the most pairs that a tree holds: a backtrack or plain pair, and a guard pair
@@ -49,8 +51,8 @@ def reference_logps(
     chunk: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[np.ndarray, int]:
-    """The reference's sides of the needed examples' pairs (`losses.pair_logps`), float32 `[examples, PAIRS, 2]`, and of
-    how many examples they were computed.
+    """The reference's log-probabilities of the needed examples' pairs (`losses.pair_logps`), float32
+    `[examples, PAIRS, 2]`, and of how many examples they were computed.
 
     What was computed before for this reference and these examples stands in `folder` and is not computed again;
     examples that nobody needed so far have NaN. It is written after every `PORTION` examples. `progress` is called with
@@ -70,10 +72,9 @@ def reference_logps(
             model, source, portion, max_seq_len=max_seq_len, batch_size=batch_size, chunk=chunk, progress=progress
         )
         if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            writing = file.with_suffix(".writing.npy")
-            np.save(writing, result)
-            writing.rename(file)
+            content = io.BytesIO()
+            np.save(content, result)
+            atomic_write(file, content.getvalue())
     return result, len(missing)
 
 
@@ -88,8 +89,8 @@ def tree_logps(
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """Both sides of the pairs of these examples' trees in the first epoch, float32 `[len(indices), pairs, 2]`. In SFT
-    a tree is one pair, whose chosen side is the weighted sum of the tree's scores. Of several processes all must call
-    this, and all get the same."""
+    a tree is one pair, whose chosen side is the weighted sum of the tree's log-probabilities. Of several processes all
+    must call this, and all get the same."""
     graph, params = nnx.split(model)
     packed = [row.members for row in source.best_fit_pack(0, indices, max_seq_len)]
     pairs, found = source.spec.pairs, {}

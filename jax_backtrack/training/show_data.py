@@ -88,7 +88,6 @@ def _show(config: ConfigDict, workdir: Path | None, count: int) -> None:
 
 def _record(source: Source, preference: Preference, example: Example, tokenizer: ChatTokenizer) -> dict:
     """A used record: its texts, and the tokens of the prompt with each reply up to its end of turn."""
-    sides = {"": (example.chosen, example.chosen_end), "rejected_": (example.rejected, example.rejected_end)}
     record = {
         "source": source.path,
         "origin": preference.origin,
@@ -97,9 +96,9 @@ def _record(source: Source, preference: Preference, example: Example, tokenizer:
         "rejected": preference.rejected,
         "backtracks": preference.backtracks,
     }
-    for side, (reply, end) in sides.items():
+    for side, reply in (("", example.chosen), ("rejected_", example.rejected)):
         if reply is not None:
-            ids = [*example.prompt, *reply, tokenizer.eot_id if end is None else end]
+            ids = [*example.prompt, *reply]
             record |= {f"{side}text": _decode(tokenizer, ids), f"{side}ids": list(map(int, ids))}
     return record
 

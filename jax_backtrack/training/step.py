@@ -1,4 +1,4 @@
-"""One training step: scores of a batch of trees, a loss, an update. Compiled once per run."""
+"""One training step: log-probabilities of a batch of trees, a loss, an update. Compiled once per run."""
 
 import dataclasses
 import functools

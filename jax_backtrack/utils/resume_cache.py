@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from jax_backtrack.utils.workdir import atomic_write
 class ResumeCache:
     """A file of JSON lines, each a result under a key that tells all that it depends on (`key_of`).
 
-    Every line is on disk before the next one is computed. The last line of a killed process may be cut short; it
+    A line outlasts a power cut before the next one is computed. The last line of a killed process may be cut short; it
     counts as not there.
     """
 
@@ -37,6 +38,7 @@ class ResumeCache:
         self._known[key] = result
         self._file.write(_line(key, result))
         self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file, which stays."""

@@ -1,6 +1,15 @@
 """A workdir: the names of its files, which are written whole or not at all, and none of which may lead out of it."""
 
+import contextlib
+import errno
+import fcntl
+import glob
+import os
+import secrets
 from pathlib import Path
+from typing import BinaryIO
+
+from etils import epath
 
 from jax_backtrack.errors import InputError
 
@@ -18,12 +27,64 @@ SHOWN_DATA, DATA_ACCOUNT = "data.jsonl", "account.json"
 COMPILED = "compile.json"
 
 
-def atomic_write(path: Path, text: str) -> None:
-    """Writes a file under another name first: it is there whole, or as it was before. Its folder is made."""
+def atomic_write(path: epath.PathLike, content: str | bytes) -> None:
+    """Writes a file: it is there whole, or as it was before, also after a power cut. Its folder is made.
+
+    Several processes may write one file; the last one wins. A bucket's objects are whole by themselves.
+    """
+    path = epath.Path(path)
+    content = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_name(f"{path.name}.writing")
-    writing.write_text(text, encoding="utf-8")
-    writing.rename(path)
+    if "://" in os.fspath(path):
+        path.write_bytes(content)
+    else:
+        _write_and_rename(Path(path), content)
+
+
+def _write_and_rename(path: Path, content: bytes) -> None:
+    beginning = f"{path.name}.writing-"
+    for left in path.parent.glob(f"{glob.escape(beginning)}*"):
+        _remove_unless_locked(left)
+    writing = path.with_name(f"{beginning}{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with _opened_and_locked(writing) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            writing.rename(path)
+    except BaseException:
+        writing.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def _opened_and_locked(path: Path) -> BinaryIO:
+    while True:
+        file = path.open("wb")
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:  # or another process took it for left over, before it was locked
+            return file
+        file.close()
+
+
+def _remove_unless_locked(left: Path) -> None:
+    """Removes what a killed process left; a file that a living one writes is locked."""
+    with contextlib.suppress(OSError), left.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        left.unlink()
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or the names in a folder, would outlast a power cut."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of file systems that cannot
+            raise
+    finally:
+        os.close(number)
 
 
 def check_links(workdir: Path) -> None:

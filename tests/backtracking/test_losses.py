@@ -16,19 +16,19 @@ from tests import tiny
 
 
 def test_sft_loss_by_hand():
-    score = jnp.asarray([[-1.0, -2.0, -3.0, -9.0]])
+    logprob = jnp.asarray([[-1.0, -2.0, -3.0, -9.0]])
     weight = jnp.asarray([[1.0, 1.0, 4.0, 0.0]])
-    assert math.isclose(sft_loss(score, weight), (1 + 2 + 12) / 6, rel_tol=1e-6)
+    assert math.isclose(sft_loss(logprob, weight), (1 + 2 + 12) / 6, rel_tol=1e-6)
 
 
 def test_margins_by_hand():
-    score = jnp.asarray([[-1.0, -2.0, -4.0, -8.0, 7.0]])
+    logprob = jnp.asarray([[-1.0, -2.0, -4.0, -8.0, 7.0]])
     weight = jnp.asarray([[1.0, -1.0, 1.0, -1.0, 0.0]])
     pair = jnp.asarray([[0, 0, 3, 3, -1]])
-    margin, is_pair = pair_margins(score, pair, weight), pair_slots(pair, weight)
+    margin, is_pair = pair_margins(logprob, pair, weight), pair_slots(pair, weight)
     np.testing.assert_allclose(margin, [[1.0, 0.0, 0.0, 4.0, 0.0]])
     assert is_pair.tolist() == [[True, False, False, True, False]]
-    np.testing.assert_allclose(pair_logps(score, pair, weight)[0, [0, 3]], [[-1.0, -2.0], [-4.0, -8.0]])
+    np.testing.assert_allclose(pair_logps(logprob, pair, weight)[0, [0, 3]], [[-1.0, -2.0], [-4.0, -8.0]])
 
 
 def test_dpo_loss_by_hand():
@@ -78,14 +78,14 @@ def test_rewards_are_those_of_the_published_loss_on_whole_sequences(example):
     and is left out of both sides."""
     policy, reference = (nnx.state(tiny.model(seed=seed)) for seed in (1, 2))
     cuts = draw_cuts(example, np.random.default_rng(0))
-    x, yes, no = example.prompt.tolist(), [*example.chosen, tiny.EOT_ID], [*example.rejected, tiny.EOT_ID]
+    x, yes, no = example.prompt.tolist(), example.chosen.tolist(), example.rejected.tolist()
     reset, draft, guard = tiny.RESET_ID, no[: cuts.draft], yes[: cuts.guard]
     # What both sides of a pair begin with, and the two sides behind it.
     pairs = [
         (draft, [reset, *yes], no[cuts.draft :]) if example.backtracks else ([], yes, no),
         (guard, yes[cuts.guard :], [reset, *no]),
     ]
-    row = pack([build_tree(example, TreeSpec("dpo", True, "keep", reset, tiny.EOT_ID), cuts)], 64)
+    row = pack([build_tree(example, TreeSpec("dpo", True, "keep", reset), cuts)], 64)
     ours = [np.asarray(logps(graph, params, stack([row]), 16))[0, :2] for params in (policy, reference)]
 
     def log_p(of_pair) -> np.ndarray:

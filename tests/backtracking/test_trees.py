@@ -75,15 +75,15 @@ def by_paths(row: trees.TokenTrees, family: str):
         path = path_to(row, index)
         tokens[number, : len(path)] = path
         last[number], weight[number] = len(path) - 1, row.loss_weights[index]
-    score, gradient = path_logprobs_and_gradient(*MODELS[family], tokens, last, weight)
+    logprob, gradient = path_logprobs_and_gradient(*MODELS[family], tokens, last, weight)
     full = np.zeros(row.length, np.float32)
-    full[scored] = np.asarray(score)[: len(scored)]
+    full[scored] = np.asarray(logprob)[: len(scored)]
     return full, gradient
 
 
 def by_tree(row: trees.TokenTrees, family: str):
-    score, gradient = logprobs_and_gradient(*MODELS[family], trees.stack([row]), row.loss_weights[None])
-    return np.asarray(score[0]), gradient
+    logprob, gradient = logprobs_and_gradient(*MODELS[family], trees.stack([row]), row.loss_weights[None])
+    return np.asarray(logprob[0]), gradient
 
 
 def assert_same(one, other):
@@ -113,7 +113,7 @@ def test_scores_and_gradients_of_packed_trees_are_those_of_their_paths(family, b
     st.integers(0, 99),
 )
 def test_training_trees_score_as_their_paths(family, example, objective, context, backtrack, seed):
-    recipe = TreeSpec(objective, backtrack, context, tiny.RESET_ID, tiny.EOT_ID)
+    recipe = TreeSpec(objective, backtrack, context, tiny.RESET_ID)
     row = pack([build_tree(example, recipe, draw_cuts(example, np.random.default_rng(seed)))], S)
     for of_tree, of_paths in zip(by_tree(row, family), by_paths(row, family), strict=True):
         assert_same(of_tree, of_paths)
@@ -176,14 +176,14 @@ def paths_of(row: trees.TokenTrees) -> set:
 
 
 X, YES, NO, R, E = (7, 8), (10, 11, 12), (20, 21), tiny.RESET_ID, tiny.EOT_ID
-example = Example(*(np.asarray(ids, np.int32) for ids in (X, YES, NO)), backtracks=True)
+example = Example(*(np.asarray(ids, np.int32) for ids in (X, (*YES, E), (*NO, E))), backtracks=True)
 utility = dataclasses.replace(example, backtracks=False)
 cuts = Cuts(draft=1, guard=2)
 
 
 @pytest.mark.parametrize("context", ["keep", "resample"])
 def test_sft_tree_with_the_draft_kept(context):
-    recipe = TreeSpec("sft", True, context, R, E)
+    recipe = TreeSpec("sft", True, context, R)
     assert paths_of(build_tree(example, recipe, cuts)) == {
         ((*X,), (*YES, E), 0, 1.0),
         ((*X, 20), (R, *YES, E), 0, 1.0),
@@ -191,7 +191,7 @@ def test_sft_tree_with_the_draft_kept(context):
 
 
 def test_sft_tree_with_the_draft_rewound():
-    assert paths_of(build_tree(example, TreeSpec("sft", True, "rewind", R, E), cuts)) == {
+    assert paths_of(build_tree(example, TreeSpec("sft", True, "rewind", R), cuts)) == {
         ((*X,), (*YES, E), 0, 1.0),
         ((*X, 20), (R,), 0, 1.0),
         ((*X, R), (*YES, E), 0, 1.0),
@@ -199,7 +199,7 @@ def test_sft_tree_with_the_draft_rewound():
 
 
 def test_dpo_tree_with_the_draft_kept():
-    assert paths_of(build_tree(example, TreeSpec("dpo", True, "keep", R, E), cuts)) == {
+    assert paths_of(build_tree(example, TreeSpec("dpo", True, "keep", R), cuts)) == {
         ((*X, 20), (R, *YES, E), 0, 1.0),
         ((*X, 20), (21, E), 0, -1.0),
         ((*X, 10, 11), (12, E), 1, 1.0),
@@ -208,7 +208,7 @@ def test_dpo_tree_with_the_draft_kept():
 
 
 def test_dpo_tree_with_the_draft_rewound():
-    assert paths_of(build_tree(example, TreeSpec("dpo", True, "rewind", R, E), cuts)) == {
+    assert paths_of(build_tree(example, TreeSpec("dpo", True, "rewind", R), cuts)) == {
         ((*X, 20), (R,), 0, 1.0),
         ((*X, R), (*YES, E), 0, 1.0),
         ((*X, 20), (21, E), 0, -1.0),
@@ -219,7 +219,7 @@ def test_dpo_tree_with_the_draft_rewound():
 
 
 def test_dpo_tree_of_utility_data_has_a_plain_pair_and_a_guard_pair():
-    assert paths_of(build_tree(utility, TreeSpec("dpo", True, "keep", R, E), cuts)) == {
+    assert paths_of(build_tree(utility, TreeSpec("dpo", True, "keep", R), cuts)) == {
         ((*X,), (*YES, E), 0, 1.0),
         ((*X,), (*NO, E), 0, -1.0),
         ((*X, 10, 11), (12, E), 1, 1.0),
@@ -229,14 +229,14 @@ def test_dpo_tree_of_utility_data_has_a_plain_pair_and_a_guard_pair():
 
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
 def test_baseline_trees_have_no_resets(objective):
-    runs = paths_of(build_tree(example, TreeSpec(objective, False, "rewind", None, E), cuts))
+    runs = paths_of(build_tree(example, TreeSpec(objective, False, "rewind", None), cuts))
     plain = {((*X,), (*YES, E), 0, 1.0)}
     assert runs == (plain if objective == "sft" else plain | {((*X,), (*NO, E), 0, -1.0)})
 
 
 @pytest.mark.parametrize("context", trees.CONTEXTS)
 def test_a_safe_reply_right_behind_the_prompt_has_a_weight_of_its_own(context):
-    of = {weight: TreeSpec("sft", True, context, R, E, initial_reply_weight=weight) for weight in (0.0, 0.5, 1.0)}
+    of = {weight: TreeSpec("sft", True, context, R, initial_reply_weight=weight) for weight in (0.0, 0.5, 1.0)}
     runs = {weight: paths_of(build_tree(example, recipe, cuts)) for weight, recipe in of.items()}
     (direct,) = runs[1.0] - runs[0.0]
     assert direct == ((*X,), (*YES, E), 0, 1.0) and runs[0.0] < runs[1.0]
@@ -246,18 +246,18 @@ def test_a_safe_reply_right_behind_the_prompt_has_a_weight_of_its_own(context):
 
 def test_utility_data_has_no_draft_in_sft():
     for context in ("keep", "rewind"):
-        assert paths_of(build_tree(utility, TreeSpec("sft", True, context, R, E), cuts)) == {((*X,), (*YES, E), 0, 1.0)}
+        assert paths_of(build_tree(utility, TreeSpec("sft", True, context, R), cuts)) == {((*X,), (*YES, E), 0, 1.0)}
 
 
 @given(tiny.examples(), st.sampled_from(["sft", "dpo"]), st.sampled_from(trees.CONTEXTS), st.booleans(), st.integers())
 def test_tree_length_is_the_length_of_the_tree(example, objective, context, backtrack, seed):
-    recipe = TreeSpec(objective, backtrack, context, tiny.RESET_ID, tiny.EOT_ID, initial_reply_weight=seed % 2)
+    recipe = TreeSpec(objective, backtrack, context, tiny.RESET_ID, initial_reply_weight=seed % 2)
     cuts = draw_cuts(example, np.random.default_rng(abs(seed)))
     assert tree_length(example, recipe, cuts) == build_tree(example, recipe, cuts).length
 
 
 def test_cuts_are_uniform_and_a_draft_is_never_a_prefix_of_the_chosen_reply():
-    chosen, rejected = np.asarray([9, 9, 1], np.int32), np.asarray([9, 9, 2, 4, 5], np.int32)
+    chosen, rejected = np.asarray([9, 9, 1, E], np.int32), np.asarray([9, 9, 2, 4, 5, E], np.int32)
     drawn = [draw_cuts(Example(chosen, chosen, rejected, True), np.random.default_rng(seed)) for seed in range(3000)]
     drafts = np.bincount([cuts.draft for cuts in drawn], minlength=6)
     guards = np.bincount([cuts.guard for cuts in drawn], minlength=4)
@@ -267,9 +267,8 @@ def test_cuts_are_uniform_and_a_draft_is_never_a_prefix_of_the_chosen_reply():
 
 def test_a_rejected_reply_that_begins_the_chosen_one_has_no_draft():
     with pytest.raises(InputError, match="prefix of the chosen"):
-        draw_cuts(
-            Example(*(np.asarray(ids, np.int32) for ids in ([1], [9, 8, 7], [9, 8])), True), np.random.default_rng(0)
-        )
+        replies = (np.asarray(ids, np.int32) for ids in ([9, 8, 7, E], [9, 8, E]))
+        draw_cuts(Example(np.ones(1, np.int32), *replies, True), np.random.default_rng(0))
 
 
 @given(tiny.rooted_trees(), st.data())
@@ -312,7 +311,7 @@ def test_a_row_that_is_too_short_is_refused():
 
 
 def test_packing_keeps_pairs_apart():
-    tree = build_tree(example, TreeSpec("dpo", True, "keep", R, E), cuts)
+    tree = build_tree(example, TreeSpec("dpo", True, "keep", R), cuts)
     row = pack([tree, tree], S)
     assert set(row.pair_id[row.loss_weights != 0]) == {0, 1, 2, 3}
     check(row)
@@ -379,6 +378,6 @@ def test_the_rule_by_hand():
 
 @pytest.mark.parametrize("field,wrong,right", [("objective", "dop", "dpo"), ("context", "rewnd", "rewind")])
 def test_a_misspelt_recipe_names_the_nearest(field, wrong, right):
-    recipe = dict(objective="sft", backtrack=True, context="keep", reset_id=R, eot_id=E)
+    recipe = dict(objective="sft", backtrack=True, context="keep", reset_id=R)
     with pytest.raises(InputError, match=right):
         TreeSpec(**(recipe | {field: wrong}))

@@ -30,14 +30,14 @@ from jax_backtrack.training.reference import reference_hash
 from tests import tiny
 
 RECIPES = [
-    TreeSpec(objective, backtrack, context, tiny.RESET_ID, tiny.EOT_ID)
+    TreeSpec(objective, backtrack, context, tiny.RESET_ID)
     for objective in ("sft", "dpo")
     for backtrack, context in [(False, "rewind"), *((True, context) for context in CONTEXTS)]
 ]
 every_recipe = pytest.mark.parametrize(
     "recipe", RECIPES, ids=lambda recipe: f"{recipe.objective} {recipe.context if recipe.backtrack else 'baseline'}"
 )
-SFT, DPO = (TreeSpec(objective, True, "rewind", tiny.RESET_ID, tiny.EOT_ID) for objective in ("sft", "dpo"))
+SFT, DPO = (TreeSpec(objective, True, "rewind", tiny.RESET_ID) for objective in ("sft", "dpo"))
 
 
 def preference(chosen="In France.", rejected="No idea.", question="Where is Paris?", backtracks=True) -> Preference:
@@ -45,7 +45,7 @@ def preference(chosen="In France.", rejected="No idea.", question="Where is Pari
 
 
 def of(recipe: TreeSpec, tokenizer) -> TreeSpec:
-    return dataclasses.replace(recipe, reset_id=tokenizer.reset_id, eot_id=tokenizer.eot_id)
+    return dataclasses.replace(recipe, reset_id=tokenizer.reset_id)
 
 
 # ----------------------------------------------------------------------------------------------------- encode
@@ -56,7 +56,7 @@ def test_encoding_keeps_order_and_text(reset_tokenizer):
     report = Report()
     first, second = encode(preferences, reset_tokenizer, of(SFT, reset_tokenizer), 256, report)
     assert first.prompt.tolist() == reset_tokenizer.render(preferences[0].prompt).tolist()
-    assert reset_tokenizer.decode(first.chosen) == "In France."
+    assert reset_tokenizer.decode(first.chosen) == "In France." and first.chosen[-1] == reset_tokenizer.eot_id
     assert reset_tokenizer.decode(first.rejected) == "No idea."
     assert (first.backtracks, second.backtracks, second.rejected) == (True, False, None)
     assert (report.used, report.dropped.total()) == (2, 0)
@@ -74,7 +74,7 @@ def test_over_long_examples_are_dropped_and_counted(reset_tokenizer, recipe):
     assert reason == "over-long: the tree has more than train.max_seq_len = 96 tokens"
     assert report.dropped[reason] == len(preferences) - len(kept)
     assert report.first[reason] == str(5 + len(kept))
-    longest = [tree_length(example, recipe, Cuts(len(example.rejected), len(example.chosen))) for example in kept]
+    longest = [tree_length(each, recipe, Cuts(len(each.rejected) - 1, len(each.chosen) - 1)) for each in kept]
     assert 96 - 6 < max(longest) <= 96
 
 
@@ -120,20 +120,19 @@ def test_all_that_is_kept_can_be_packed(reset_tokenizer, recipe, backtracks):
 
 @every_recipe
 def test_of_a_cut_reply_nothing_but_its_beginning_is_seen(reset_tokenizer, recipe):
-    """As if the reply ended there, with the token at the cut in the place of the end of turn."""
+    """As if the reply ended there, without an end of turn."""
     recipe, report = of(recipe, reset_tokenizer), Report()
     cut = preference("Paris is in the north of France.", "Why would I tell you that?")
     (example,) = encode([cut, preference()][:1], reset_tokenizer, recipe, 256, report, max_response_length=4)
     ids = {name: reset_tokenizer.encode(getattr(cut, name)) for name in ("chosen", "rejected")}
     assert report.cut == 2 and "2 replies cut to data.max_response_length" in report.lines()
-    assert [*example.chosen, example.chosen_end] == ids["chosen"][:4].tolist()
-    assert [*example.rejected, example.rejected_end] == ids["rejected"][:4].tolist()
+    assert example.chosen.tolist() == ids["chosen"][:4].tolist()
+    assert example.rejected.tolist() == ids["rejected"][:4].tolist()
     tree = TreeSource([example], recipe, seed=0).tree(0, 0)
     assert reset_tokenizer.eot_id not in tree.tokens[len(example.prompt) :]
     assert set(tree.tokens[len(example.prompt) :]) <= {*ids["chosen"][:4], *ids["rejected"][:4], recipe.reset_id}
     (whole,) = encode([cut], reset_tokenizer, recipe, 256, Report(), max_response_length=len(ids["chosen"]) + 1)
-    assert whole.chosen_end is None and whole.chosen.tolist() == ids["chosen"].tolist()
-    assert content_hash([example]) != content_hash([dataclasses.replace(example, chosen_end=None)])
+    assert whole.chosen.tolist() == [*ids["chosen"].tolist(), reset_tokenizer.eot_id]
 
 
 @pytest.mark.parametrize("max_response_length", [0, 4, 100])
@@ -142,7 +141,25 @@ def test_no_end_of_turn_follows_a_reply_that_was_cut_off_in_the_data(reset_token
     begun = dataclasses.replace(preference("Paris is in the north of"), rejected=None, backtracks=False, whole=False)
     (example,) = encode([begun], reset_tokenizer, recipe, 256, report, max_response_length)
     ids = reset_tokenizer.encode(begun.chosen).tolist()
-    assert [*example.chosen, example.chosen_end] == (ids[:4] if max_response_length == 4 else ids)
+    assert example.chosen.tolist() == (ids[:4] if max_response_length == 4 else ids)
+    assert report.lines() == ["1 rows used, 0 dropped", "1 replies end without an end of turn"]
+
+
+@every_recipe
+def test_a_reply_that_was_cut_off_after_a_token_is_trained_on(reset_tokenizer, recipe):
+    """It has no prefix to cut it at: in SFT there is none to cut, and a guard pair of it takes back nothing."""
+    recipe, report = of(recipe, reset_tokenizer), Report()
+    rejected = None if recipe.objective == "sft" else "No idea."
+    one = dataclasses.replace(preference("Paris"), rejected=rejected, backtracks=False, whole=False)
+    assert len(reset_tokenizer.encode(one.chosen)) == 1
+    (example,) = encode([one], reset_tokenizer, recipe, 64, report)
+    source = TreeSource([example], recipe, seed=0)
+    tree = source.tree(0, 0)
+    check(tree)
+    assert source.length(0, 0) == tree.length
+    said = np.flatnonzero((tree.loss_weights > 0) & (tree.tokens == example.chosen[0]))
+    assert len(said) == recipe.pairs and set(tree.pair_id[said].tolist()) == {*range(recipe.pairs)}
+    assert (tree.parent[said] == len(example.prompt) - 1).all()
     assert report.lines() == ["1 rows used, 0 dropped", "1 replies end without an end of turn"]
 
 
@@ -228,6 +245,7 @@ def numbered_examples(count: int = 12) -> list[Example]:
     for number in range(count):
         prompt = np.concatenate([[100 + number], ids(number % 3)]).astype(np.int32)
         chosen, rejected = ids(4 + number), np.concatenate([[1], ids(15 - number)]).astype(np.int32)
+        chosen, rejected = (np.append(reply, np.int32(tiny.EOT_ID)) for reply in (chosen, rejected))
         made.append(Example(prompt, chosen, rejected, backtracks=number % 2 == 0))
     return made
 

@@ -76,7 +76,7 @@ def test_utility_data_is_passed_over_several_times(reset_tokenizer, shared):
     config = sft_smollm.get_config()
     config.data.path, config.data.utility_path = TESTBED, str(shared / "data/oasst/messages.jsonl.gz")
     config.data.limit, config.data.utility_epochs = 12, 3
-    recipe = TreeSpec("sft", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
+    recipe = TreeSpec("sft", True, "rewind", reset_tokenizer.reset_id)
     examples = encode_sources(read_sources(config), reset_tokenizer, recipe, config)
     utility = [example.origin for example in examples if "messages" in example.origin]
     assert len(examples) - len(utility) == 12

@@ -23,7 +23,7 @@ ROWS, LENGTH = 16, 32
 
 def batch_of(objective):
     rng = np.random.default_rng(0)
-    recipe = TreeSpec(objective, True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
+    recipe = TreeSpec(objective, True, "rewind", tiny.RESET_ID)
     rows = []
     for _ in range(ROWS):
         prompt, chosen, rejected = (rng.integers(5, 60, rng.integers(2, 5)).astype(np.int32) for _ in range(3))

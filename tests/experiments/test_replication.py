@@ -125,11 +125,11 @@ def test_perplexity_is_that_of_each_reply_alone(start, shared):
     found = held_out_perplexity(config, model, tokenizer)
     preferences, _ = sources.read(config.data.utility_path, utility=True)
     kept = [each for each in preferences if held_out.is_held_out(each.prompt, 0.25)]
-    recipe = TreeSpec("sft", False, "keep", None, tokenizer.eot_id)
+    recipe = TreeSpec("sft", False, "keep", None)
     alone = examples.encode(kept, tokenizer, recipe, 512, Report(), 12)
     nats, tokens, forward = 0.0, 0, jax.jit(lambda model, tokens: model(tokens))
     for example in alone:
-        reply = [*example.chosen, tokenizer.eot_id if example.chosen_end is None else example.chosen_end]
+        reply = example.chosen
         ids = np.zeros((1, 512), int)  # of one length, for one compilation: nothing sees what is behind it
         ids[0, : (length := len(example.prompt) + len(reply))] = [*example.prompt, *reply]
         logits = np.asarray(forward(model, ids))[0, len(example.prompt) - 1 : length - 1]

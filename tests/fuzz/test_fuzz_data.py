@@ -45,7 +45,7 @@ def file(tmp_path):
 
 
 def recipe(tokenizer) -> TreeSpec:
-    return TreeSpec("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
+    return TreeSpec("dpo", True, "rewind", tokenizer.reset_id)
 
 
 def read_and_encode(path: str, format: str | None, tokenizer) -> None:
@@ -60,7 +60,7 @@ def read_and_encode(path: str, format: str | None, tokenizer) -> None:
         preferences = [each for each in preferences if each.rejected]
     examples = encode(preferences, tokenizer, recipe(tokenizer), 256, report)
     assert len(examples) + report.dropped.total() == len(preferences) + dropped
-    assert not any(tokenizer.special_ids & {*example.chosen, *example.rejected} for example in examples)
+    assert not any(tokenizer.special_ids & {*each.chosen[:-1], *each.rejected[:-1]} for each in examples)
     "\n".join(report.lines()).encode()
     if report.dropped:
         raise Refused

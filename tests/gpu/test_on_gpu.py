@@ -68,7 +68,7 @@ ROWS, LENGTH = 2, 700
 def batch_of(objective: str) -> Batch:
     """Rows of as many trees as they hold."""
     rng = np.random.default_rng(0)
-    recipe = TreeSpec(objective, True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
+    recipe = TreeSpec(objective, True, "rewind", tiny.RESET_ID)
     rows = []
     for _ in range(ROWS):
         packed = []

@@ -46,6 +46,7 @@ def test_the_card_names_recipe_data_and_context(tmp_path):
         model__path="HuggingFaceTB/SmolLM2-135M-Instruct",
         data__path="Anthropic/hh-rlhf:harmless-base",
         data__utility_path=str(tmp_path / "somebody" / "pairs.jsonl"),
+        data__exclude=(str(tmp_path / "somebody" / "asked.csv"),),
         reset__context="keep",
         train__steps=123,
         train__beta=0.37,
@@ -63,6 +64,8 @@ def test_the_card_names_recipe_data_and_context(tmp_path):
         "| reset.context | `keep` |",
         "| data.path | `Anthropic/hh-rlhf:harmless-base` |",
         "| data.utility_path | `pairs.jsonl` |",
+        "| data.exclude | `('asked.csv',)` |",
+        "| train.grad_accumulation_steps | `1` |",
         "reset context `keep`",
         'text.rpartition("[RESET]")[2]',
         "custom_generate=folder",
@@ -70,6 +73,7 @@ def test_the_card_names_recipe_data_and_context(tmp_path):
         assert said in card.text, said
     assert str(tmp_path) not in card.content and "somebody" not in card.content
     assert "reset_weight" not in card.text, "a field of the other objective"
+    assert "train.remat" not in card.text, "a field that changes no number"
 
 
 @pytest.mark.parametrize("context", ["keep", "rewind", "resample"])

@@ -56,7 +56,7 @@ def test_a_step_trains_the_adapters_alone():
     """Loss falls, what is frozen is not touched, and [RESET]'s rows are trained."""
     ids = np.arange(5, 13, dtype=np.int32)
     example = Example(ids, ids, ids[::-1].copy(), True)
-    recipe = TreeSpec("sft", True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
+    recipe = TreeSpec("sft", True, "rewind", tiny.RESET_ID)
     rows = stack([pack([build_tree(example, recipe, draw_cuts(example, np.random.default_rng(0)))], 64)])
     model = tiny.model(compute=Compute(mesh=make_mesh()))
     add_adapters(model, **SETTINGS)

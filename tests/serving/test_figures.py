@@ -17,7 +17,7 @@ PROMPT = "Price: $5 or $6"
 def row(reset_tokenizer) -> trees.TokenTrees:
     ids = reset_tokenizer.encode
     example = trees.Example(ids(PROMPT), ids("No way."), ids("Yes it is."), backtracks=True)
-    recipe = trees.TreeSpec("dpo", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
+    recipe = trees.TreeSpec("dpo", True, "rewind", reset_tokenizer.reset_id)
     return trees.build_tree(example, recipe, trees.Cuts(draft=2, guard=1))
 
 

@@ -92,7 +92,7 @@ def trained(tokenizer: ChatTokenizer, prompt, reply: str) -> tuple[list[int], li
     """Prompt and reply, with its end of turn, that training sees."""
     (turn,) = tokenizer.render_turns(prompt, [reply])
     assert turn.prompt.tolist() == tokenizer.render(prompt).tolist()
-    return turn.prompt.tolist(), [*turn.reply.tolist(), tokenizer.eot_id]
+    return turn.prompt.tolist(), turn.reply.tolist()
 
 
 def assert_equal(tokenizer: ChatTokenizer, prompt, reply: str):
@@ -120,7 +120,7 @@ def test_trained_tokens_are_those_of_the_whole_conversation_or_refused(name, tok
     for kind, (prompt, reply) in CONVERSATIONS.items():
         if outcome.get(kind) == JOINED:
             (turn,) = made.render_turns(prompt, [reply])
-            ids = [*turn.prompt.tolist(), *turn.reply.tolist(), made.eot_id]
+            ids = [*turn.prompt.tolist(), *turn.reply.tolist()]
             whole = whole_by_transformers(made, prompt, reply)
             assert turn.joined and turn.prompt.tolist() == made.render(prompt).tolist() and ids != whole
             assert hf.decode(ids) == hf.decode(whole)
@@ -290,7 +290,7 @@ def test_a_prefix_is_written_where_a_reply_is(framed):
 
 def test_no_draft_is_the_templates_text_alone(framed):
     """A rejected reply that the chosen one begins with differs from it in what the template writes after it only."""
-    recipe = TreeSpec("sft", True, "rewind", framed.reset_id, framed.eot_id)
+    recipe = TreeSpec("sft", True, "rewind", framed.reset_id)
 
     def preference(chosen, rejected, whole=True):
         return Preference(tuple(conversation(("user", "Hi"))), chosen, rejected, rejected is not None, "row", whole)
@@ -300,11 +300,11 @@ def test_no_draft_is_the_templates_text_alone(framed):
     (example,) = encode(pairs, framed, recipe, 256, report)
     assert report.dropped == {"the rejected reply is a prefix of the chosen one": 1}
     begun, said = trained(framed, pairs[1].prompt, "No idea.")
-    assert [*example.prompt, *example.chosen, framed.eot_id] == begun + said
+    assert [*example.prompt, *example.chosen] == begun + said
     shared = len(framed.begin_reply(" ")) - 1
     assert (example.chosen[:shared] == example.rejected[:shared]).all()
     (cut,) = encode([preference("Paris is in the", None, whole=False)], framed, recipe, 256, Report())
-    assert framed.decode_reply([*cut.chosen, cut.chosen_end]) == "Paris is in the"
+    assert framed.decode_reply(cut.chosen) == "Paris is in the"
 
 
 def test_a_template_without_a_generation_prompt_is_refused(tokenizer):
@@ -320,11 +320,11 @@ def test_a_template_without_a_generation_prompt_is_refused(tokenizer):
 
 
 def test_a_reply_is_cut_behind_what_the_template_writes_before_it(framed):
-    recipe = TreeSpec("sft", False, "keep", None, framed.eot_id)
+    recipe = TreeSpec("sft", False, "keep", None)
     row = Preference(tuple(conversation(("user", "Hi"))), "Paris is in the north.", None, False, "row")
     (cut,) = encode([row], framed, recipe, 256, Report(), max_response_length=3)
     _, whole = trained(framed, row.prompt, row.chosen)
-    kept = [*cut.chosen, cut.chosen_end]
+    kept = cut.chosen.tolist()
     assert kept == whole[: len(kept)]
     texts = [framed.decode_reply(kept[: len(kept) - left]) for left in range(4)]
     assert [*texts[:3]] == sorted({*texts[:3]}, key=len, reverse=True) and not texts[3].strip()
@@ -332,7 +332,7 @@ def test_a_reply_is_cut_behind_what_the_template_writes_before_it(framed):
 
 def test_replies_that_a_template_changes_are_counted(tokenizer):
     made = with_template(tokenizer, CHATML.replace("message.content", "message.content[:20]"))
-    recipe = TreeSpec("sft", False, "keep", None, made.eot_id)
+    recipe = TreeSpec("sft", False, "keep", None)
     rows = [
         Preference(tuple(conversation(("user", "Hi"))), "so " * count, None, False, f"row {count}")
         for count in (2, 9, 8)
@@ -563,5 +563,5 @@ def test_any_conversation_equals_that_of_transformers_or_is_refused(several, fir
             assert any(reason in str(error) for reason in (SPLIT, CONTRADICTS, "leaves nothing"))
         else:
             whole = whole_by_transformers(made, prompt, reply)
-            ids = [*turn.prompt, *turn.reply, made.eot_id]
+            ids = [*turn.prompt, *turn.reply]
             assert ids == whole or (turn.joined and made.hf.decode(ids) == made.hf.decode(whole))

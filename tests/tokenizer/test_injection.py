@@ -191,7 +191,7 @@ def from_rows(named: Named, rows: Sequence[dict], format: str, folder: Path) -> 
     path = folder / f"{format}.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     preferences, report = sources.read(str(path), format=format)
-    recipe = TreeSpec("sft", True, "rewind", named.tokenizer.reset_id, named.tokenizer.eot_id)
+    recipe = TreeSpec("sft", True, "rewind", named.tokenizer.reset_id)
     examples = encode(preferences, named.tokenizer, recipe, 10**7, report)
     assert not report.dropped, report.lines()
     return [[*each.prompt, *each.chosen, *each.rejected] for each in examples]

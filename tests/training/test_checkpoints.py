@@ -86,6 +86,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(base, whole, 
     assert (cut_short / "checkpoints" / "8.damaged").is_dir() and steps(cut_short) == [4, 6, 8]
 
 
+@pytest.mark.parametrize(
+    ("part", "link", "reason"),
+    [("state", "itself", "[Tt]oo many levels of symbolic links"), ("facts", "/proc/self/mem", "Input/output error")],
+)
+def test_one_that_cannot_be_read_is_not_damaged(base, whole, cut_short, tmp_path, part, link, reason):
+    """Of what the file holds nothing is known, so the one before it is not taken."""
+    file = largest_file(cut_short, 8) if part == "state" else cut_short / "checkpoints" / "8" / "facts" / "metadata"
+    file.rename(tmp_path / "aside")
+    file.symlink_to(file if link == "itself" else link)
+    with pytest.raises(OSError, match=rf"checkpoints/8 cannot be read \(.*{reason}"):
+        train(recipe(base, **FIELDS), cut_short)
+    assert steps(cut_short) == [4, 6, 8] and not (cut_short / "export").exists()
+    (tmp_path / "aside").replace(file)
+    train(recipe(base, **FIELDS), cut_short)
+    assert_same_run(whole, cut_short)
+
+
 def test_where_none_is_whole_nothing_is_begun_anew(base, cut_short):
     for step in steps(cut_short):
         cut_off(cut_short, step)

@@ -145,14 +145,14 @@ def test_a_record_that_is_rendered_back_is_its_source(
     clean = (lambda text: text) if messages else tidy
     assert (made[0].prompt[0]["content"], made[0].chosen, made[0].rejected) == (prompt, clean(chosen), clean(rejected))
     assert (sources.TIDIED in report.altered) == ((clean(chosen), clean(rejected)) != (chosen, rejected))
-    recipe = TreeSpec("dpo", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
+    recipe = TreeSpec("dpo", True, "rewind", reset_tokenizer.reset_id)
     if made[0].chosen.startswith(made[0].rejected):  # no draft could be taken back, so the row is dropped
         return
     ((_, example),) = encode_each(made, reset_tokenizer, recipe, 2048, report)
     assert not report.altered.keys() - {sources.TIDIED}
     for text, reply in ((made[0].chosen, example.chosen), (made[0].rejected, example.rejected)):
-        assert not reset_tokenizer.special_ids & set(map(int, reply))
-        assert reset_tokenizer.hf.decode(reply, clean_up_tokenization_spaces=False) == text
+        assert reply[-1] == reset_tokenizer.eot_id and not reset_tokenizer.special_ids & {*reply[:-1].tolist()}
+        assert reset_tokenizer.hf.decode(reply[:-1], clean_up_tokenization_spaces=False) == text
     assert prompt in reset_tokenizer.hf.decode(example.prompt, clean_up_tokenization_spaces=False)
 
 
@@ -165,6 +165,6 @@ def test_characters_that_the_tokenizer_does_not_have_are_counted(tmp_path, reset
         PAIR | {"chosen": "\u00e9 \u3000\ufb01."},
     ]
     preferences, report = sources.read(str(write(tmp_path / "rows.jsonl", rows)))
-    recipe = TreeSpec("dpo", True, "rewind", reset_tokenizer.reset_id, reset_tokenizer.eot_id)
+    recipe = TreeSpec("dpo", True, "rewind", reset_tokenizer.reset_id)
     assert len(encode_each(preferences, reset_tokenizer, recipe, 2048, report)) == 4
     assert report.altered == {"rows with characters that the tokenizer does not have": 2}

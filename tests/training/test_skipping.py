@@ -21,7 +21,7 @@ def batch(seed: int, reference: float = 0.0) -> Batch:
     random = np.random.default_rng(seed)
     prompt, chosen, rejected = random.integers(5, tiny.VOCAB, (3, 8), dtype=np.int32)
     example = Example(prompt, chosen, rejected, True)
-    recipe = TreeSpec("dpo", True, "rewind", tiny.RESET_ID, tiny.EOT_ID)
+    recipe = TreeSpec("dpo", True, "rewind", tiny.RESET_ID)
     rows = stack([pack([build_tree(example, recipe, draw_cuts(example, random))], 64)])
     logps = np.zeros((1, 64, 2), np.float32)
     logps[..., 0] = reference

@@ -152,7 +152,7 @@ def test_rows_too_short_for_every_tree_are_an_error_that_says_so(base, tmp_path)
 
 def test_the_reference_is_computed_once(sft_workdir, tmp_path):
     model, tokenizer = load(str(sft_workdir))
-    tree_spec = TreeSpec("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
+    tree_spec = TreeSpec("dpo", True, "rewind", tokenizer.reset_id)
     preferences, report = sources.read("testbed", limit=9)
     source = TreeSource(examples.encode(preferences, tokenizer, tree_spec, 256, report), tree_spec, seed=0)
     settings = dict(folder=tmp_path, max_seq_len=256, batch_size=2, chunk=32)
@@ -177,7 +177,7 @@ def test_the_reference_is_computed_once(sft_workdir, tmp_path):
 
 def test_a_reference_pass_that_is_stopped_keeps_its_portions(sft_workdir, tmp_path, monkeypatch):
     model, tokenizer = load(str(sft_workdir))
-    tree_spec = TreeSpec("dpo", True, "rewind", tokenizer.reset_id, tokenizer.eot_id)
+    tree_spec = TreeSpec("dpo", True, "rewind", tokenizer.reset_id)
     preferences, report = sources.read("testbed", limit=9)
     source = TreeSource(examples.encode(preferences, tokenizer, tree_spec, 256, report), tree_spec, seed=0)
     settings = dict(max_seq_len=256, batch_size=2, chunk=32)

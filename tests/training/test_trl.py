@@ -111,15 +111,12 @@ def test_rows_are_those_of_trls_trainers(name, tokenizer, preferences, rows, mod
     hf.chat_template, hf.pad_token = TEMPLATES[name], "<|endoftext|>"
     ours = ChatTokenizer(hf)
     report = Report()
-    examples = encode(preferences, ours, TreeSpec("dpo", False, "keep", None, ours.eot_id), 10**6, report)
+    examples = encode(preferences, ours, TreeSpec("dpo", False, "keep", None), 10**6, report)
     assert len(examples) == ROWS, report.lines()
     newline = hf.encode("\n", add_special_tokens=False)
     # What some templates write after the end of turn is nothing to learn: sampling ends there.
     after = newline if hf.apply_chat_template(rows[0]["prompt"], tokenize=False).endswith("\n") else []
-    mine = [
-        tuple([*map(int, ids)] for ids in (each.prompt, [*each.chosen, ours.eot_id], [*each.rejected, ours.eot_id]))
-        for each in examples
-    ]
+    mine = [tuple(ids.tolist() for ids in (each.prompt, each.chosen, each.rejected)) for each in examples]
     theirs = by_dpo(hf, model, rows, str(tmp_path))
     assert theirs == [(prompt, chosen + after, rejected + after) for prompt, chosen, rejected in mine]
     assert by_sft(hf, model, rows, str(tmp_path)) == [(prompt, chosen + after) for prompt, chosen, _ in mine]

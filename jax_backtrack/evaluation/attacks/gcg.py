@@ -100,8 +100,8 @@ class Objective:
         return target_R, of_target_R, of_reset_R
 
     def tree(self, suffix: Sequence[int]) -> TokenTrees:
-        """Prompt and target as a tree whose weighted scores add up to the negative loss; [RESET] hangs at every token
-        of the target."""
+        """Prompt and target as a tree whose weighted log-probabilities add up to the negative loss; [RESET] hangs at
+        every token of the target."""
         resets = ()
         if self.reset_weight:
             resets = (Branch([self.reset_id], pair_id=0, loss_weight=-self.reset_weight / (len(self.target) + 1)),)
