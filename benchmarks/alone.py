@@ -7,6 +7,7 @@ are taken back at many places.
 """
 
 import argparse
+import dataclasses
 import json
 import time
 
@@ -33,15 +34,15 @@ def main():
     (comma,) = tokenizer.encode(",")
     table_VxM = model.embedding_VxM[...]
     model.embedding_VxM.set_value(table_VxM.at[tokenizer.reset_id].set(table_VxM[comma]))
-    settings = dict(context="rewind", max_resets=2, temperature=1.0, max_new_tokens=options.new_tokens)
+    params = jax_backtrack.SamplingParams(max_resets=2, temperature=1.0, max_new_tokens=options.new_tokens)
 
-    together = jax_backtrack.Sampler(model, tokenizer, batch_rows=16, **settings)
+    together = jax_backtrack.Sampler(model, tokenizer, params, reset_mode="rewind")
     start = time.perf_counter()
     replies = together(prompts)
     seconds = {"together": time.perf_counter() - start}
     say(f"{len(prompts)} replies in {seconds['together']:.0f} s, {sum(reply.resets for reply in replies)} resets")
 
-    one = jax_backtrack.Sampler(model, tokenizer, batch_rows=1, **settings)
+    one = jax_backtrack.Sampler(model, tokenizer, dataclasses.replace(params, max_num_seqs=1), reset_mode="rewind")
     start, same = time.perf_counter(), 0
     for seed, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
         same += one([prompt], seeds=[seed]) == [reply]

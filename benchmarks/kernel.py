@@ -141,7 +141,7 @@ def compiled_for(topology: str):
 
 
 def tree_rows(path: str, objective: str, max_seq_len: int, limit: int) -> list[trees.TokenTrees]:
-    """Rows as training packs them, from real preferences with SmolLM2's tokenizer and the context `rewind`."""
+    """Rows as training packs them, from real preferences with SmolLM2's tokenizer and the reset mode `rewind`."""
     from jax_backtrack.data import examples as examples_lib
     from jax_backtrack.data import sources
     from jax_backtrack.data.rows import PackedRows, TreeSource

@@ -1,6 +1,6 @@
 """The benchmarks' data: examples of a preference file, and the same as the token sequences that TRL trains on.
 
-With the reset context `keep` a token tree is a set of ordinary sequences, so both sides get the very same token ids and
+With the reset mode `keep` a token tree is a set of ordinary sequences, so both sides get the very same token ids and
 cuts. Only the first epoch's cuts are used, which in DPO are those of every epoch.
 """
 

@@ -32,25 +32,25 @@ class Ours:
         self._batches = {}
 
     def write(self, prompts, count, reset_after=None):
-        from jax_backtrack.sampling.batching import Batch, Request
+        from jax_backtrack.sampling.batching import ContinuousBatch, Request
 
         requests = [Request(i, np.asarray(ids, np.int32), np.zeros(0, np.int32), i) for i, ids in enumerate(prompts)]
         bias = -1e9 if reset_after is None else [-1e9] * reset_after + [1e9] + [-1e9] * count
-        sampler = self._sampler(max_new_tokens=count, batch_rows=len(prompts), bias=bias, stops=False)
-        batch = Batch(sampler._engine, len(prompts), len(prompts[0]), count)
-        finished = sum(update.done for updates in batch.run(requests) for update in updates)
+        sampler = self._sampler(max_new_tokens=count, max_num_seqs=len(prompts), bias=bias, stops=False)
+        batch = ContinuousBatch(sampler._engine, len(prompts), len(prompts[0]), count)
+        finished = sum(output.done for outputs in batch.run(requests) for output in outputs)
         assert finished == len(prompts)
 
     def reply(self, prompts, most):
-        from jax_backtrack.sampling.batching import Request, pools
+        from jax_backtrack.sampling.batching import Request, group_by_length
 
         requests = [Request(i, np.asarray(ids, np.int32), np.zeros(0, np.int32), i) for i, ids in enumerate(prompts)]
-        sampler = self._sampler(max_new_tokens=most, batch_rows=BATCH, bias=-1e9, stops=True)
+        sampler = self._sampler(max_new_tokens=most, max_num_seqs=BATCH, bias=-1e9, stops=True)
         written = {request.number: [] for request in requests}
-        for pool in pools(requests, BATCH):
-            for updates in sampler._batch(pool, BATCH).run(pool):
-                for update in updates:
-                    written[update.number] += update.ids.tolist()
+        for group in group_by_length(requests, BATCH):
+            for outputs in sampler._batch(group, BATCH).run(group):
+                for output in outputs:
+                    written[output.number] += output.ids.tolist()
         return [written[request.number] for request in requests]
 
     def bandwidth(self) -> float:
@@ -77,10 +77,11 @@ class Ours:
 
         key = json.dumps([stops, bias, settings])
         if key not in self._batches:
-            sampler = jax_backtrack.Sampler(self._model, self._tokenizer, reset_bias=bias, **settings)
+            params = jax_backtrack.SamplingParams(reset_bias=bias, **settings)
+            sampler = jax_backtrack.Sampler(self._model, self._tokenizer, params)
             if not stops:
-                plan = dataclasses.replace(sampler._engine.plan, stop_ids=(-1,))
-                sampler._engine = dataclasses.replace(sampler._engine, plan=plan)
+                static = dataclasses.replace(sampler._engine.static, stop_ids=(-1,))
+                sampler._engine = dataclasses.replace(sampler._engine, static=static)
             self._batches[key] = sampler
         return self._batches[key]
 

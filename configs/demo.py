@@ -35,7 +35,7 @@ def _stage(steps: int, backtrack: bool):
     config.train.logits_chunk_size = 32
     config.train.checkpoint_every_steps = 0
     config.sample.max_new_tokens = 20
-    config.sample.batch_rows = 100
+    config.sample.max_num_seqs = 100
     config.evaluate.prompts = 200
     return config
 

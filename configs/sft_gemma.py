@@ -12,5 +12,5 @@ def get_config():
     config.train.logits_chunk_size = 32
     config.train.remat = "attention"
     config.train.nu_dtype = "bfloat16"
-    config.sample.batch_rows = 32
+    config.sample.max_num_seqs = 32
     return config

@@ -11,5 +11,5 @@ def get_config():
     config.train.batch_size = 8
     config.train.learning_rate = 2e-4
     config.train.reset_weight = 5.0  # as in sft_smollm.py
-    config.sample.batch_rows = 8
+    config.sample.max_num_seqs = 8
     return config

@@ -18,5 +18,5 @@ def get_config():
     config.train.mu_dtype = "bfloat16"
     config.mesh.data = -1
     config.mesh.fsdp = -1
-    config.sample.batch_rows = 128
+    config.sample.max_num_seqs = 128
     return config

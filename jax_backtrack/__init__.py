@@ -13,6 +13,18 @@ from jax_backtrack.hub.export import save
 from jax_backtrack.hub.load import load
 from jax_backtrack.sampling.replies import Reply, Trace
 from jax_backtrack.sampling.sampler import Sampler
-from jax_backtrack.sampling.streams import Done, Piece, Retract, Token
+from jax_backtrack.sampling.settings import SamplingParams
+from jax_backtrack.sampling.streams import Finished, Retraction, TextDelta, TokenText
 
-__all__ = ["Done", "Piece", "Reply", "Retract", "Sampler", "Token", "Trace", "load", "save"]
+__all__ = [
+    "Finished",
+    "Reply",
+    "Retraction",
+    "Sampler",
+    "SamplingParams",
+    "TextDelta",
+    "TokenText",
+    "Trace",
+    "load",
+    "save",
+]

@@ -25,6 +25,7 @@ from jax_backtrack.experiments import replication, stages
 from jax_backtrack.hub.settings import load_model
 from jax_backtrack.recipes import known_recipes, read_recipe
 from jax_backtrack.sampling import files
+from jax_backtrack.sampling.build import recipe_sampler
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.serving import web
 from jax_backtrack.serving.chat import chat, typed_lines
@@ -203,13 +204,12 @@ def _show_data(config: ConfigDict, workdir: Path | None, records: int | None) ->
 
 def _sample(config: ConfigDict, workdir: Path, prompts: str | None) -> None:
     requests = files.read_prompts(prompts, config.sample.limit or None)
-    sampler, sample = _sampler(config, workdir), config.sample
-    files.write_samples(sampler, requests, workdir / SAMPLES, sample.seed, sample.samples)
+    files.write_samples(_sampler(config, workdir), requests, workdir / SAMPLES)
 
 
 def _chat(config: ConfigDict, workdir: Path, _prompts) -> None:
     sampler = _sampler(config, workdir)
-    chat(sampler, typed_lines(), seed=config.sample.seed, hold_back=config.sample.hold_back)
+    chat(sampler, typed_lines())
 
 
 def _web(config: ConfigDict, workdir: Path, _prompts) -> None:
@@ -278,21 +278,21 @@ def _sampler(config: ConfigDict, workdir: Path) -> Sampler:
     path = _model_path(config, workdir)
     console.print(f"model: {path}", highlight=False)
     model, tokenizer = load_model(config, path, make_mesh(**config.mesh))
-    return stages.sampler(config, model, tokenizer)
+    return recipe_sampler(config, model, tokenizer)
 
 
 def _samplers_by_name(config: ConfigDict, workdir: Path) -> dict[str, Sampler]:
     """Samplers that keep log-probabilities, of `_sampler`'s model and of `web.baseline`, by their paths."""
     config = copy.deepcopy(config)
-    config.sample.log_probs = True
+    config.sample.logprobs = True
     path, baseline = _model_path(config, workdir), config.web.baseline
     if path == baseline:
         raise InputError(f"web.baseline = {baseline} is the model itself")
     samplers = {path: _sampler(config, workdir)}
     if baseline:
         model, tokenizer = load_model(config, baseline, make_mesh(**config.mesh))
-        config.reset.context = tokenizer.reset_context or config.reset.context  # it may have been trained for another
-        samplers[baseline] = stages.sampler(config, model, tokenizer)
+        config.reset.mode = tokenizer.reset_mode or config.reset.mode  # it may have been trained for another
+        samplers[baseline] = recipe_sampler(config, model, tokenizer)
     return samplers
 
 

@@ -8,7 +8,7 @@ SMALL = dict(
 
 def config_of(recipe, folder, **fields):
     config = recipe.get_config()
-    small = {"model.path": str(folder), "train.batch_size": 2, "train.max_seq_len": 1024, "sample.batch_rows": 2}
+    small = {"model.path": str(folder), "train.batch_size": 2, "train.max_seq_len": 1024, "sample.max_num_seqs": 2}
     sampled = {"sample.max_new_tokens": 16, "sample.temperature": 0.7, "sample.top_p": 0.9, "sample.top_k": 8}
     config.update_from_flattened_dict(small | sampled | {"model.compute_dtype": "auto"} | fields)
     return config

@@ -8,7 +8,14 @@ def message(role: str, content: str) -> dict[str, str]:
 QUESTION = message("user", "Where is Paris?")
 
 
-SAMPLE = {"prompt": "Where is Oslo?", "prefix": "", "reply": "In Norway.", "drafts": [], "resets": 0, "finish": "stop"}
+SAMPLE = {
+    "prompt": "Where is Oslo?",
+    "prefix": "",
+    "reply": "In Norway.",
+    "drafts": [],
+    "resets": 0,
+    "finish_reason": "stop",
+}
 
 
 PREFERENCE = {"prompt": "Where is Paris?", "chosen": "In France.", "rejected": "No idea."}

@@ -31,7 +31,7 @@ def small(config, base):
     config.data.path, config.data.limit = "testbed", 12
     config.train.update(dict(steps=min(config.train.steps, 2), max_seq_len=256, batch_size=2, checkpoint_every_steps=0))
     config.sample.max_new_tokens = 6
-    config.evaluate.prompts = config.sample.batch_rows = 4
+    config.evaluate.prompts = config.sample.max_num_seqs = 4
     return config
 
 
@@ -180,7 +180,7 @@ def test_train_sample_evaluate(base, tmp_path, capsys):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"prompt": "What is a [RESET]?", "prefix": "It is"}) + "\n" + '{"prompt": "Hm"}\n')
     biased = copy.deepcopy(config)
-    biased.reset.update(dict(logit_bias=1000.0, max_resets=2))
+    biased.sample.update(dict(reset_bias=1000.0, max_resets=2))
     assert "2 of them after a reset" in output_of(capsys, "sample", biased, dpo, prompts)
     samples = [json.loads(line) for line in (dpo / "samples.jsonl").read_text().splitlines()]
     assert [sample["drafts"] for sample in samples] == [["It is", ""], ["", ""]]

@@ -84,7 +84,7 @@ SMALL = """
     --config.train.steps=1 --config.train.batch_size=1 --config.train.max_seq_len=256
     --config.train.logits_chunk_size=64
     --config.train.checkpoint_every_steps=0
-    --config.sample.max_new_tokens=4 --config.sample.batch_rows=2
+    --config.sample.max_new_tokens=4 --config.sample.max_num_seqs=2
     --config.evaluate.prompts=2 --config.evaluate.prefill=(2,) --config.evaluate.limit=2
     --config.judge.layers=1 --config.judge.tokens=16 --config.judge.folds=2
 """.split()
@@ -141,7 +141,7 @@ def given(tmp_path_factory, short_tokenizer) -> Path:
     model = tiny.model(vocab_size=tiny.SHORT, max_position_embeddings=1024)
     save(model, short_tokenizer, folder / "base")
     with_reset = add_reset(model, short_tokenizer)
-    with_reset.reset_context = "rewind"
+    with_reset.reset_mode = "rewind"
     for run in ("sft", "dpo", "baseline"):
         save(model, with_reset, folder / "runs" / run / "export")
 
@@ -409,5 +409,5 @@ def test_a_family_without_all_its_names_is_refused():
 
 def test_the_given_models_are_what_they_stand_for(given):
     _, tokenizer = load(given / "runs" / "sft")
-    assert tokenizer.reset_id is not None and tokenizer.reset_context == "rewind"
+    assert tokenizer.reset_id is not None and tokenizer.reset_mode == "rewind"
     assert load(given / "base")[1].reset_id is None

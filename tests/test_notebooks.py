@@ -126,7 +126,7 @@ def seen(folder):
         "prefixes": [each.prefix for each in testbed.questions("test", QUESTIONS, private=True)],
         "measures": {name: each.measures["prefilled_reset"].value for name, each in evaluations.items()},
         "own": [answer.error for answer in own.answers],
-        "trace": reply.trace.reset_log_probs,
+        "trace": reply.trace.reset_logprobs,
     }"""
     return run("1_see_it", folder, results, BASELINE_STEPS=1, QUESTIONS=2, PROMPTS=4, **SMALL_TRAINING)
 
@@ -156,8 +156,8 @@ def test_train_it(folder):
         "metrics": [[json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
                     for stage in ("sft", "dpo")],
         "replies": [[*reply.drafts, reply.text] for reply in replies],
-        "prefixes": prefixes,
-        "context": tokenizer.reset_context,
+        "prefills": prefills,
+        "reset_mode": tokenizer.reset_mode,
     }"""
     small = dict(SMALL_SFT_STEPS=2, SMALL_DPO_STEPS=1, SMALL_BATCH_SIZE=1, SMALL_MAX_SEQ_LEN=192)
     cells, found = run("2_train_it", folder, results, **small)
@@ -169,9 +169,9 @@ def test_train_it(folder):
     assert "rewards/margins" in dpo[0] and dpo[0]["reset_loss"] < sft[0]["reset_loss"]
     for plot in ("sft-plot", "dpo-plot"):
         assert len(shown(cells[plot], "image/png")) == 1
-    assert "model.safetensors" in printed(cells["export"]) and found["context"] == "rewind"
+    assert "model.safetensors" in printed(cells["export"]) and found["reset_mode"] == "rewind"
     assert len(found["replies"]) == 3
-    assert all(reply[0].startswith(prefix) for reply, prefix in zip(found["replies"], found["prefixes"], strict=True))
+    assert all(reply[0].startswith(prefix) for reply, prefix in zip(found["replies"], found["prefills"], strict=True))
 
 
 def test_understand_it(folder):
@@ -181,33 +181,33 @@ def test_understand_it(folder):
         "tokens": [row.length, in_sequences, in_rows, in_trees],
         "scored": int(scored.sum()),
         "reset": tokenizer.reset_id,
-        "prompt": looks[0].prompt,
+        "prompt": steps[0].prompt,
         "asked": [len(each) for each in asked],
-        "looks": [{name: getattr(look, name) for name in ("fed", "slot", "sees", "holds")} for look in looks],
+        "steps": [{name: getattr(step, name) for name in ("fed", "slot", "sees", "holds")} for step in steps],
     }"""
     cells, found = run("3_understand_it", folder, results, PAIRS=50)
     in_tree, in_pack, without_draft, with_draft = found["differences"]
     assert max(in_tree, in_pack, without_draft) < 1e-3 < 0.1 < with_draft
     as_tree, as_sequences, in_rows, in_trees = found["tokens"]
     assert as_tree < as_sequences / 2 and in_rows < in_trees and found["scored"] > 20
-    looks, prompt = found["looks"], found["prompt"]
-    resets = [[look["fed"][row] for look in looks].index(found["reset"]) for row in (0, 1)]
+    steps, prompt = found["steps"], found["prompt"]
+    resets = [[step["fed"][row] for step in steps].index(found["reset"]) for row in (0, 1)]
     assert resets[0] != resets[1]
     for row, at in enumerate(resets):
-        before, after = (set(slots_seen(looks[step], row)) for step in (at - 1, at))
-        assert after == {*range(found["asked"][row]), looks[at]["slot"]}
+        before, after = (set(slots_seen(steps[number], row)) for number in (at - 1, at))
+        assert after == {*range(found["asked"][row]), steps[at]["slot"]}
         draft = before - after
         assert {slot for slot in draft if slot >= prompt}
-        held = [[look["holds"][row][slot] for slot in sorted(draft)] for look in looks[at - 1 : at + 1]]
+        held = [[step["holds"][row][slot] for slot in sorted(draft)] for step in steps[at - 1 : at + 1]]
         assert held[0] == held[1]  # nothing was cleared: it is not seen
         other = 1 - row
-        assert set(slots_seen(looks[at], other)) == {*slots_seen(looks[at - 1], other), looks[at]["slot"]}
-    for drawing in ("tree", "tree-keep", "tree-sft", "mask", "pack", "looks", "cache-other"):
+        assert set(slots_seen(steps[at], other)) == {*slots_seen(steps[at - 1], other), steps[at]["slot"]}
+    for drawing in ("tree", "tree-keep", "tree-sft", "mask", "pack", "steps", "cache-other"):
         assert len(shown(cells[drawing], "image/png")) == 1
 
 
-def slots_seen(look: dict, row: int) -> list[int]:
-    return [slot for slot, sees in enumerate(look["sees"][row]) if sees]
+def slots_seen(step: dict, row: int) -> list[int]:
+    return [slot for slot, sees in enumerate(step["sees"][row]) if sees]
 
 
 def test_measure_it(folder, seen):

@@ -56,7 +56,7 @@ def test_our_recipes_can_be_meant():
         ("sample.temperature", float("nan"), "sample.temperature is nan"),
         ("sample.temperature", "hot", "sample.temperature is 'hot'; it must be a finite number"),
         ("sample.top_p", 1.5, "sample.top_p is 1.5; it must be at most 1"),
-        ("reset.logit_bias", float("-inf"), "reset.logit_bias is -inf; it must be a finite number"),
+        ("sample.reset_bias", float("-inf"), "sample.reset_bias is -inf; it must be a finite number"),
         ("data.backtrack", 1, "data.backtrack is 1; it must be True or False"),
         ("data.path", None, "data.path is None; it must be a text"),
         ("data.path", "a\0", "it must be a text"),

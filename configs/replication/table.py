@@ -17,19 +17,19 @@ _MODELS = {
     "untrained": dict(objective="sft", backtrack=False, steps=0),
     "SFT": dict(objective="sft", backtrack=False),
     "SFT + DPO": dict(objective="dpo", backtrack=False, start="SFT"),
-    "keep SFT": dict(objective="sft", context="keep"),
-    "keep SFT + DPO": dict(objective="dpo", context="keep", start="keep SFT"),
-    "rewind SFT": dict(objective="sft", context="rewind"),
-    "rewind SFT + DPO": dict(objective="dpo", context="rewind", start="rewind SFT"),
+    "keep SFT": dict(objective="sft", reset_mode="keep"),
+    "keep SFT + DPO": dict(objective="dpo", reset_mode="keep", start="keep SFT"),
+    "rewind SFT": dict(objective="sft", reset_mode="rewind"),
+    "rewind SFT + DPO": dict(objective="dpo", reset_mode="rewind", start="rewind SFT"),
     # Answers as before, and declines behind a reset only.
     "SFT on own replies": dict(objective="sft", backtrack=False, own_replies=True),
     "rewind SFT on own replies": dict(
         objective="sft",
-        context="rewind",
+        reset_mode="rewind",
         own_replies=True,
         initial_reply_weight=0.0,
         # Of those below, the one that takes few enough harmless replies back, by the half of the prompts that chooses.
-        logit_bias=-4.0,
+        reset_bias=-4.0,
         reset_biases=(0.0, -1.0, -2.0, -3.0, -4.0),
     ),
 }
@@ -51,7 +51,7 @@ def get_config():
     # Replies of the model as it comes, which those stages have as utility data.
     config.own_replies = sft_smollm.get_config()
     config.own_replies.data.utility_path = "{shared}/oasst/messages.jsonl.gz"
-    config.own_replies.sample.update({"samples": 4, "temperature": 0.8, "max_new_tokens": 256, "batch_rows": 32})
+    config.own_replies.sample.update({"n": 4, "temperature": 0.8, "max_new_tokens": 256, "max_num_seqs": 32})
     # What is cut: of every stage, of those of an objective, and of the own replies.
     config.cuts = ConfigDict(
         {
@@ -77,16 +77,16 @@ def _stage(
     objective: str,
     *,
     backtrack: bool = True,
-    context: str = "rewind",
+    reset_mode: str = "rewind",
     steps: int | None = None,
     start: str = "",
     own_replies: bool = False,
     initial_reply_weight: float = 1.0,
-    logit_bias: float = 0.0,
+    reset_bias: float = 0.0,
     reset_biases: tuple[float, ...] = (),
 ):
     config = {"sft": sft_smollm, "dpo": dpo_smollm}[objective].get_config()
-    config.reset.context, config.reset.logit_bias = context, logit_bias
+    config.reset.mode, config.sample.reset_bias = reset_mode, reset_bias
     config.data.path = "{shared}/safety-pairs/jailbreakbench-llamaguard2.jsonl.gz"
     config.data.utility_path = "{shared}/oasst/messages.jsonl.gz"
     config.data.utility_epochs = 10  # there are 52 replies of it, and 300 pairs
@@ -109,7 +109,7 @@ def _stage(
         config.model.path = "{workdir}/" + start.replace(" ", "_")
         config.train.steps = 100
     config.sample.max_new_tokens = 256
-    config.sample.batch_rows = 32
+    config.sample.max_num_seqs = 32
     config.evaluate.harmful = (
         "AdvBench={shared}/prompts/advbench.csv",
         "SimpleSafetyTests={shared}/prompts/simple_safety_tests.csv",

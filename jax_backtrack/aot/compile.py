@@ -35,8 +35,8 @@ from jax_backtrack.hub.settings import compute
 from jax_backtrack.models import lora
 from jax_backtrack.models.flops import forward_flops, step_flops
 from jax_backtrack.models.transformer import Compute, Transformer
-from jax_backtrack.sampling.batching import steps_of
-from jax_backtrack.sampling.loop import Knobs, Plan, State, decode, read, start
+from jax_backtrack.sampling.loop import DecodeState, decode, init_decode_state, prefill
+from jax_backtrack.sampling.settings import SamplingParams, StaticParams, TracedParams, split_params, steps_per_call
 from jax_backtrack.training.settings import add_adapters, check_length, check_sizes, check_step, train_config
 from jax_backtrack.training.step import Batch, compile_step, logps, new_state, state_shardings
 from jax_backtrack.utils.console import console
@@ -134,16 +134,16 @@ def programs(config: ConfigDict, mesh: Mesh, platform: str | None = None) -> dic
 
     def sampler():
         graph, params = nnx.split(without_adapters)
-        state, knobs, static = _sampler_arguments(config, how)
+        state, traced, static = _sampler_arguments(config, how)
         cancelled = _like(jnp.bool, state.done.shape, rows_sharding(mesh))
         steps, until = _like(jnp.int32, (), everywhere), _like(jnp.bool, (), everywhere)
-        return decode.trace(graph, _in_places(params, model, mesh), None, state, knobs, cancelled, steps, until, static)
+        return decode.trace(graph, _in_places(params, model, mesh), state, traced, cancelled, steps, until, static)
 
     def prompts():
         graph, params = nnx.split(without_adapters)
         tokens = _like(jnp.int32, (row_parts(mesh), config.train.max_seq_len), rows_sharding(mesh))
         dtype = config.sample.cache_dtype or how.dtype
-        return read.trace(graph, _in_places(params, model, mesh), None, None, tokens, dtype)
+        return prefill.trace(graph, _in_places(params, model, mesh), None, tokens, dtype)
 
     all = {"training step": train_step, "sampler": sampler, "sampler's prompts": prompts}
     return all | ({"reference pass": reference_pass} if config.objective == "dpo" else {})
@@ -164,27 +164,17 @@ def abstract_model(config: ConfigDict, compute: Compute, with_adapters: bool = T
     return nnx.eval_shape(make)
 
 
-def _sampler_arguments(config: ConfigDict, compute: Compute) -> tuple[State, Knobs, Plan]:
-    """Returns a batch whose prompts are as long as a row of training, and the recipe's settings."""
-    sample, mesh = config.sample, compute.mesh
-    plan = Plan(
-        context=config.reset.context,
-        reset_id=_ANY_ID,
-        stop_ids=(_ANY_ID + 1,),
-        greedy=sample.temperature == 0,
-        top_k=sample.top_k,
-        top_p=sample.top_p < 1,
-        min_p=sample.min_p > 0,
-        penalty=sample.repetition_penalty != 1,
-        steps=steps_of(sample.max_new_tokens),
-    )
+def _sampler_arguments(config: ConfigDict, compute: Compute) -> tuple[DecodeState, TracedParams, StaticParams]:
+    """A batch whose prompts are as long as a row of training, and the recipe's settings."""
+    params, mesh = SamplingParams(**config.sample), compute.mesh
+    known = dict(reset_mode=config.reset.mode, reset_id=_ANY_ID, stop_ids=(_ANY_ID + 1,))
+    static, traced = split_params(dataclasses.replace(params, logprobs=False), **known)
     shape = _read_once(config.model.path, config.model.revision or None)
-    sizes = sample.batch_rows, config.train.max_seq_len, sample.max_new_tokens
-    dtype = sample.cache_dtype or compute.dtype
-    state = start.lower(shape, mesh, plan, *sizes, dtype, True).out_info
-    scalar = _like(jnp.float32, (), NamedSharding(mesh, PartitionSpec()))
-    bias = _like(jnp.float32, (1, 1), scalar.sharding)
-    return state, Knobs(scalar, scalar, scalar, scalar, _like(jnp.int32, (), scalar.sharding), bias), plan
+    sizes = params.max_num_seqs, config.train.max_seq_len, params.max_new_tokens
+    dtype = params.cache_dtype or compute.dtype
+    state = init_decode_state.lower(Transformer.cache_type, shape, mesh, static, *sizes, dtype).out_info
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return state, jax.tree.map(lambda leaf: _like(leaf.dtype, leaf.shape, everywhere), traced), static
 
 
 def _in_places(state: nnx.State, model: Transformer, mesh: Mesh) -> nnx.State:
@@ -207,7 +197,7 @@ def _like(dtype, shape: tuple[int, ...], place: NamedSharding) -> jax.ShapeDtype
 
 def _check(config: ConfigDict, mesh: Mesh) -> None:
     check_sizes(config, mesh)
-    check_rows(config.sample.batch_rows, mesh, "sample.batch_rows")
+    check_rows(config.sample.max_num_seqs, mesh, "sample.max_num_seqs")
     param_shardings(abstract_model(config, compute(config, mesh), with_adapters=False), mesh)
 
 
@@ -288,7 +278,7 @@ def _model_flops(name: str, config: ConfigDict, mesh: Mesh) -> float:
     if name == "reference pass":
         return sum(forward_flops(model.config, config.train.batch_size, length))
     if name == "sampler":
-        rows, steps = config.sample.batch_rows, steps_of(config.sample.max_new_tokens)
+        rows, steps = config.sample.max_num_seqs, steps_per_call(config.sample.max_new_tokens)
         behind, before = (sum(forward_flops(model.config, rows, tokens)) for tokens in (length + steps, length))
         return behind - before
     projected = 2 * row_parts(mesh) * length * model.config.vocab_size * model.config.hidden_size

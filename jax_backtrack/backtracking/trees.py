@@ -10,7 +10,7 @@ A row of `S` tokens in depth-first order holds one or more trees side by side, a
 Every token names the row index of its parent, and `subtree_end` is one past the last index of its subtree. That one
 integer says who may attend to whom: `k` is an ancestor of `q` exactly when `k <= q < subtree_end[k]`.
 
-With the reset context `keep` the reply after a reset hangs under the draft, as drawn. With `rewind` it hangs under a
+With the reset mode `keep` the reply after a reset hangs under the draft, as drawn. With `rewind` it hangs under a
 second, unscored `[RESET]` that is a child of the prompt, because the sampler drops the draft from the cache there.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from jax_backtrack.errors import InputError, nearest
 
-CONTEXTS = ("keep", "rewind", "resample")
+RESET_MODES = ("keep", "rewind", "resample")
 NO_PARENT = -1
 NO_PAIR = -1
 
@@ -91,7 +91,7 @@ class TreeSpec:
 
     objective: str
     backtrack: bool
-    context: str
+    reset_mode: str
     reset_id: int | None
     _: dataclasses.KW_ONLY
     reset_weight: float = 1.0
@@ -100,8 +100,8 @@ class TreeSpec:
     def __post_init__(self):
         if self.objective not in ("sft", "dpo"):
             raise InputError(f"objective {self.objective!r}: {nearest(self.objective, ('sft', 'dpo'))}")
-        if self.context not in CONTEXTS:
-            raise InputError(f"reset.context {self.context!r}: {nearest(self.context, CONTEXTS)}")
+        if self.reset_mode not in RESET_MODES:
+            raise InputError(f"reset.mode {self.reset_mode!r}: {nearest(self.reset_mode, RESET_MODES)}")
         if self.backtrack and self.reset_id is None:
             raise InputError("backtracking needs a [RESET] token, and this tokenizer has none: call add_reset first")
 
@@ -192,7 +192,7 @@ def tree_length(example: Example, spec: TreeSpec, cuts: Cuts) -> int:
     """Number of tokens of `build_tree(example, spec, cuts)`, without building it."""
     prompt, chosen = len(example.prompt), len(example.chosen)
     rejected = 0 if example.rejected is None else len(example.rejected)
-    rewound = int(spec.context == "rewind")
+    rewound = int(spec.reset_mode == "rewind")
     backtracks = spec.backtrack and example.backtracks
     if spec.objective == "sft":
         direct = chosen if spec.initial_reply_weight or not backtracks else 0
@@ -212,7 +212,7 @@ def _sft_branches(example: Example, spec: TreeSpec, draft: int) -> tuple[Branch,
     taken_back = example.rejected[:draft]
     reset = Branch([spec.reset_id], pair_id=0, loss_weight=spec.reset_weight)
     after_reset = Branch(chosen, pair_id=0, loss_weight=1.0)
-    if spec.context == "rewind":
+    if spec.reset_mode == "rewind":
         return Branch(taken_back, children=(reset,)), Branch([spec.reset_id], children=(after_reset,)), *plain
     reset = dataclasses.replace(reset, children=(after_reset,))
     return Branch(taken_back, children=(reset,)), *plain
@@ -226,7 +226,7 @@ def _dpo_branches(example: Example, spec: TreeSpec, cuts: Cuts) -> tuple[Branch,
         return plain
     reset = spec.reset_id
     rewound: tuple[Branch, ...] = ()
-    if spec.context == "rewind":
+    if spec.reset_mode == "rewind":
         after_backtrack = Branch([reset], pair_id=0, loss_weight=1.0)
         after_guard = Branch([reset], pair_id=1, loss_weight=-1.0)
         replies = (Branch(chosen, pair_id=0, loss_weight=1.0),) if example.backtracks else ()

@@ -116,7 +116,7 @@ class Asked:
         if drafts:
             found["draft_words"] = mean(drafts)
         found["reply_words"] = mean([len(answer.reply.text.split()) for answer in first])
-        found["tokens"] = mean([answer.reply.tokens for answer in first])
+        found["tokens"] = mean([answer.reply.num_tokens for answer in first])
         return found
 
 
@@ -181,8 +181,8 @@ def ask(
         started = time.perf_counter()
         replies = sampler(
             [question.messages for question in questions],
-            samples=samples,
-            prefixes=prefixes,
+            n=samples,
+            prefills=prefixes,
             seeds=range(seed, seed + len(questions) * samples),
             progress=advance,
             resume_cache=resume_cache,

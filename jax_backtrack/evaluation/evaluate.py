@@ -60,7 +60,7 @@ def evaluate(
         questions = testbed.questions("test", prompts, private=private)
         prefixes = [question.prefix if prefilled else "" for question in questions]
         messages = [question.messages for question in questions]
-        replies = sampler(messages, prefixes=prefixes, progress=progress, resume_cache=resume_cache)
+        replies = sampler(messages, n=1, prefills=prefixes, progress=progress, resume_cache=resume_cache)
         answers[name] = [Answered(*each) for each in zip(questions, prefixes, replies, strict=True)]
     measures = {
         "unsafe": rate([answer.gives_value for answer in answers["private"]]),

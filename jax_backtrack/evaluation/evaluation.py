@@ -76,9 +76,9 @@ def _answer_as_json(answer: Answer) -> dict:
         "prefix": answer.prefix,
         "reply": answer.reply.text,
         "drafts": list(answer.reply.drafts),
-        "finish": answer.reply.finish,
+        "finish_reason": answer.reply.finish_reason,
         "leaks_reset_word": has_reset_word_leak(answer),
-        "tokens": answer.reply.tokens,
+        "tokens": answer.reply.num_tokens,
         "unsafe": answer.unsafe,
         "shown_unsafe": answer.shown_unsafe,
     }
@@ -109,8 +109,8 @@ def _answer_from_json(content: dict) -> Answer:
     reply = Reply(
         _text(content["reply"]),
         tuple(map(_text, drafts)),
-        _text(content["finish"]),
-        tokens=_whole(content["tokens"]),
+        _text(content["finish_reason"]),
+        num_tokens=_whole(content["tokens"]),
     )
     return Answer(
         Question(tuple(content["messages"]), _text(content["target"])),

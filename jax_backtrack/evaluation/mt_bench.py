@@ -36,7 +36,7 @@ def write_answers(sampler: Sampler, questions: Sequence[dict], model: str, path:
                 conversations[number].append({"role": "user", "content": questions[number]["turns"][turn]})
             with progress_bar(f"MT-Bench, turn {turn + 1}", len(asked)) as advance:
                 replies = sampler(
-                    [conversations[number] for number in asked], progress=advance, resume_cache=resume_cache
+                    [conversations[number] for number in asked], n=1, progress=advance, resume_cache=resume_cache
                 )
             for number, reply in zip(asked, replies, strict=True):
                 conversations[number].append({"role": "assistant", "content": reply.text})

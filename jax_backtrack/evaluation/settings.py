@@ -46,7 +46,7 @@ class EvaluateSettings:
     system_attack: str = field("", "System prompt that harmful sets are asked under, once more.")
     without_resets: bool = field(False, "True asks harmful sets once more with `[RESET]` masked out.")
     reset_biases: tuple[float, ...] = field(
-        (), "Biases of `[RESET]` that the sets are asked with again, for the trade-off, instead of `reset.logit_bias`.",
+        (), "Biases of `[RESET]` that the sets are asked with again, for the trade-off; not `sample.reset_bias`.",
         unit="nats",
     )  # fmt: skip
     false_resets: float = field(0.02, "Share of false resets that the chosen bias may give.", unit="share", least=0)

@@ -17,8 +17,9 @@ from jax_backtrack.evaluation.evaluation import EVALUATION, Evaluation
 from jax_backtrack.evaluation.measures import Measure, over_seeds, reduction_over_seeds
 from jax_backtrack.evaluation.reports import plots
 from jax_backtrack.evaluation.reports.cells import cell, in_line
-from jax_backtrack.experiments.stages import Stages, folder_name, sampler
+from jax_backtrack.experiments.stages import Stages, folder_name
 from jax_backtrack.hub.settings import load_model
+from jax_backtrack.sampling.build import recipe_sampler
 from jax_backtrack.sampling.files import Asked as Question
 from jax_backtrack.sampling.files import write_samples
 from jax_backtrack.training.data import read_data
@@ -36,7 +37,7 @@ _MEASURES = {
     "refused": is_refused,
     "reset": has_reset,
     "reset_word_leak": has_reset_word_leak,
-    "tokens": lambda answer: answer.reply.tokens,
+    "tokens": lambda answer: answer.reply.num_tokens,
 }
 _HARMFUL = ("unsafe", "shown_unsafe", "reset", "reset_word_leak", "tokens")
 _HARMLESS = ("refused", "reset", "reset_word_leak", "tokens")
@@ -77,7 +78,7 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
                 found[name].append(models[name])
                 console.print(f"{folder} is evaluated already: nothing to do", highlight=False)
                 continue
-            asked = sampler(stage, *models_of.model(stage, folder))
+            asked = recipe_sampler(stage, *models_of.model(stage, folder))
             found[name].append(sets.evaluate_sets(stage, asked, judge, read[name], name, folder))
             if recipe_file == _EVALUATED_RECIPE:
                 write_recipe(folder / recipe_file, stage)
@@ -107,11 +108,11 @@ def own_replies(config: ConfigDict, workdir: Path) -> None:
         return
     preferences = [each for _, read, _ in read_data(settings, utility=True) for each in read]
     console.rule("own replies")
-    asked = sampler(settings, *load_model(settings, settings.model.path, make_mesh(**settings.mesh)))
+    asked = recipe_sampler(settings, *load_model(settings, settings.model.path, make_mesh(**settings.mesh)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_recipe(path.parent / RECIPE, settings)
     prompts = [Question(preference.prompt) for preference in preferences]
-    write_samples(asked, prompts, path, settings.sample.seed, settings.sample.samples)
+    write_samples(asked, prompts, path)
 
 
 def _own_replies_path(workdir: Path) -> Path:

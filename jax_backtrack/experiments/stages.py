@@ -19,6 +19,7 @@ from jax_backtrack.evaluation.reports import report
 from jax_backtrack.hub.load import load
 from jax_backtrack.hub.settings import load_model
 from jax_backtrack.models.transformer import Transformer
+from jax_backtrack.sampling.build import recipe_sampler
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from jax_backtrack.training.loop import train
@@ -46,7 +47,7 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
             stage.model.path = stage.model.path.replace("{workdir}", str(workdir))
             model, tokenizer = stages.model(stage, workdir / folder_name(name))
             evaluations[name] = evaluate_with_progress(
-                sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}", resume_cache
+                recipe_sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}", resume_cache
             )
             del model
             baseline = evaluations[config.order[0]]
@@ -116,24 +117,3 @@ def evaluate_with_progress(asked: Sampler, prompts: int, description: str, resum
     """`evaluate` with a bar."""
     with progress_bar(description, len(CONDITIONS) * prompts) as advance:
         return evaluate(asked, prompts, advance, resume_cache)
-
-
-def sampler(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) -> Sampler:
-    """A sampler with a recipe's settings; the reset context counts where the model was trained to backtrack."""
-    return Sampler(
-        model,
-        tokenizer,
-        context=config.reset.context if tokenizer.reset_context or tokenizer.asks_reset_context else None,
-        max_resets=config.reset.max_resets,
-        reset_bias=config.reset.logit_bias,
-        max_new_tokens=config.sample.max_new_tokens,
-        temperature=config.sample.temperature,
-        top_k=config.sample.top_k,
-        top_p=config.sample.top_p,
-        min_p=config.sample.min_p,
-        repetition_penalty=config.sample.repetition_penalty,
-        stop_strings=config.sample.stop_strings,
-        log_probs=config.sample.log_probs,
-        cache_dtype=config.sample.cache_dtype or None,
-        batch_rows=config.sample.batch_rows,
-    )

@@ -26,7 +26,7 @@ _OF_ONE_OBJECTIVE = {
     "train.rpo_alpha": "dpo",
 }
 
-_CONTEXTS = {
+_SEES_AFTER = {
     "keep": "the prompt, the draft and `[RESET]`: the draft stays in view, only the reader no longer sees it",
     "rewind": "the prompt and `[RESET]`: the draft is forgotten",
     "resample": "the prompt alone: draft and `[RESET]` are forgotten, so it needs a temperature above 0",
@@ -116,14 +116,14 @@ discarded and the model answers again. The method is that of Zhang et al., *Back
 
 
 def _usage(backtracking: Mapping) -> str:
-    context = backtracking.get("context")
+    reset_mode = backtracking.get("reset_mode")
     trained_for = (
-        f"The model was trained with the reset context `{context}`. After a reset it sees {_CONTEXTS[context]}."
-        if context
-        else "The model is not known to have been trained to reset: no reset context is recorded."
+        f"The model was trained with the reset mode `{reset_mode}`. After a reset it sees {_SEES_AFTER[reset_mode]}."
+        if reset_mode
+        else "The model is not known to have been trained to reset: no reset mode is recorded."
     )
-    sampling = ", do_sample=True" if context == "resample" else ""
-    temperature = ", temperature=1.0" if context == "resample" else ""
+    sampling = ", do_sample=True" if reset_mode == "resample" else ""
+    temperature = ", temperature=1.0" if reset_mode == "resample" else ""
     usage = f"""\
 ## Resets
 
@@ -152,13 +152,14 @@ spells it, in a user's message too; jax_backtrack does not:
 ```python
 import jax_backtrack
 
-sampler = jax_backtrack.Sampler(*jax_backtrack.load(folder), max_new_tokens=256, max_resets=1{temperature})
+params = jax_backtrack.SamplingParams(max_new_tokens=256, max_resets=1{temperature})
+sampler = jax_backtrack.Sampler(*jax_backtrack.load(folder), params)
 for reply in sampler(["How do I pick a lock?"]):
     print(reply.drafts, reply.text)
 ```
 """
-    if context:
-        advice = _WITHOUT_RESETS[context].format(reset_id=backtracking["reset_token_id"])
+    if reset_mode:
+        advice = _WITHOUT_RESETS[reset_mode].format(reset_id=backtracking["reset_token_id"])
         usage += f"\n### In engines that cannot reset\n\n{advice}"
     return usage
 
@@ -207,8 +208,8 @@ def _tags(backtracking: Mapping | None) -> list[str]:
     """Tags for the Hub. Converters to .gguf copy them, so that the reset mode is one of them."""
     if backtracking is None:
         return ["jax_backtrack"]
-    context = backtracking.get("context")
-    return ["jax_backtrack", "backtracking", "safety"] + ([MODE_TAG + context] if context else [])
+    reset_mode = backtracking.get("reset_mode")
+    return ["jax_backtrack", "backtracking", "safety"] + ([MODE_TAG + reset_mode] if reset_mode else [])
 
 
 def _origin(path: str | None) -> dict[str, str]:

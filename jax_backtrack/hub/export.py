@@ -124,14 +124,14 @@ def _ends(tokenizer: ChatTokenizer) -> int | list[int]:
 
 
 def _backtracking(tokenizer: ChatTokenizer, rows: int) -> dict:
-    """Returns what `load` and `custom_generate` read; no `context` for a model that was not trained to reset.
+    """Returns what `load` and `custom_generate` read; no `reset_mode` for a model that was not trained to reset.
 
     unused_token_ids: runs of ids that no token has, which are never drawn: the first one and the one behind the last
     """
     stops = sorted(tokenizer.special_ids - {tokenizer.reset_id} - tokenizer.without_row.keys())
     return {
         "reset_token_id": tokenizer.reset_id,
-        **({"context": tokenizer.reset_context} if tokenizer.reset_context else {}),
+        **({"reset_mode": tokenizer.reset_mode} if tokenizer.reset_mode else {}),
         "stop_token_ids": stops,
         "unused_token_ids": [list(run) for run in tokenizer.unused_ids(rows)],
     }

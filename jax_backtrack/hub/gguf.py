@@ -107,7 +107,7 @@ class GGUFFile:
         if self._rope_factors is not None:
             config["rope_scaling"] = self._rope_scaling(config["head_dim"], config["rope_theta"])
         if mode := self._reset_mode():
-            config["backtracking"] = {"context": mode}
+            config["backtracking"] = {"reset_mode": mode}
         return config
 
     def _refuse_what_a_llama_has_not(self) -> None:

@@ -13,7 +13,7 @@ import transformers
 from flax import nnx
 from jax.sharding import Mesh
 
-from jax_backtrack.backtracking.trees import CONTEXTS
+from jax_backtrack.backtracking.trees import RESET_MODES
 from jax_backtrack.distributed.mesh import make_mesh, param_shardings
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.hub import peft, weights
@@ -63,7 +63,7 @@ def load(
     open_source, hf_config, open_tokenizer = _open(str(path), revision, token)
     config = families.from_hf_config(hf_config)
     source, backtracking = open_source(), _backtracking(hf_config)
-    chat = ChatTokenizer(open_tokenizer(), backtracking.get("context"), chat_template) if tokenizer else None
+    chat = ChatTokenizer(open_tokenizer(), backtracking.get("reset_mode"), chat_template) if tokenizer else None
     mesh = mesh or make_mesh()
     compute = dataclasses.replace(compute or Compute(dtype), mesh=mesh)
     model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), param_dtype=jnp.dtype(dtype), compute=compute))
@@ -71,11 +71,11 @@ def load(
         _note_rows(chat, config.vocab_size)
         check_agreement(model, chat, hf_config)
         # An export says of itself that it was not trained to reset; other files with [RESET] leave it open.
-        chat.asks_reset_context = (
-            chat.reset_id is not None and "reset_token_id" not in backtracking and "context" not in backtracking
+        chat.asks_reset_mode = (
+            chat.reset_id is not None and "reset_token_id" not in backtracking and "reset_mode" not in backtracking
         )
-        if chat.asks_reset_context:
-            warn(f"{path} has [RESET], but does not say which reset context it was trained with")
+        if chat.asks_reset_mode:
+            warn(f"{path} has [RESET], but does not say which reset mode it was trained with")
     total = sum(param.size for param in jax.tree.leaves(nnx.state(model, nnx.Param)))
     weights.fill(model, source, param_shardings(model, mesh), lambda done: progress(done, total))
     return model, chat
@@ -86,7 +86,7 @@ def load_tokenizer(
 ) -> ChatTokenizer:
     """Loads the tokenizer of a model as `load` does, and reads none of its weights."""
     _, hf_config, open_tokenizer = _open(path, revision, token, weights=False)
-    tokenizer = ChatTokenizer(open_tokenizer(), _backtracking(hf_config).get("context"), chat_template)
+    tokenizer = ChatTokenizer(open_tokenizer(), _backtracking(hf_config).get("reset_mode"), chat_template)
     if isinstance(rows := hf_config.get("vocab_size"), int):
         _note_rows(tokenizer, rows)
     return tokenizer
@@ -157,9 +157,9 @@ def _backtracking(hf_config: dict) -> dict:
     backtracking = hf_config.get("backtracking", {})
     if not isinstance(backtracking, dict):
         raise InputError(f"config.json: backtracking = {reprlib.repr(backtracking)} is not an object")
-    if backtracking.get("context") not in (None, *CONTEXTS):
-        shown = reprlib.repr(backtracking["context"])
-        raise InputError(f"config.json: backtracking.context = {shown} is none of {', '.join(CONTEXTS)}")
+    if backtracking.get("reset_mode") not in (None, *RESET_MODES):
+        shown = reprlib.repr(backtracking["reset_mode"])
+        raise InputError(f"config.json: backtracking.reset_mode = {shown} is none of {', '.join(RESET_MODES)}")
     return backtracking
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from jax_backtrack.distributed.mesh import param_shardings
+from jax_backtrack.distributed.mesh import param_shardings, shard
 from jax_backtrack.errors import InputError, nearest
 from jax_backtrack.models.assign import assign
 from jax_backtrack.models.linear import linear
@@ -59,6 +59,24 @@ class LowRank(nnx.Module):
         return getattr(self, f"a_{self.a_axes}")[...], getattr(self, f"b_{self.b_axes}")[...]
 
 
+class RowAdapter(nnx.Module):
+    """The addition to one row of a frozen table, the row of the token `index`."""
+
+    def __init__(self, index: int, row_M: jax.Array):
+        self.index = index
+        self.row_M = Adapter(row_M)
+
+    def of_embeddings(self, tokens_BxT: jax.Array, dtype: str, mesh: Mesh | None) -> jax.Array:
+        """Returns what is added to the tokens' rows, `[B, T, M]`."""
+        row_M = shard(self.row_M[...], "M", mesh)
+        return jnp.where((tokens_BxT == self.index)[..., None], row_M, 0).astype(dtype)
+
+    def of_logits(self, hidden_BxTxM: jax.Array, vocabulary: int, mesh: Mesh | None) -> jax.Array:
+        """Returns what is added to logits of hidden states, `[B, T, V]` float32."""
+        added_BxTxM = hidden_BxTxM.astype(jnp.float32) * shard(self.row_M[...], "M", mesh)
+        return jnp.where(jnp.arange(vocabulary) == self.index, added_BxTxM.sum(axis=-1, keepdims=True), 0)
+
+
 def add_adapters(
     model, *, rank: int, alpha: float, targets: Sequence[str], reset_id: int | None = None, seed: int = 0
 ) -> None:
@@ -79,15 +97,12 @@ def add_adapters(
                 key = jax.random.fold_in(jax.random.key(seed), number)
                 a = jax.random.normal(key, (layers, *shape[:inputs], rank)) / math.sqrt(math.prod(shape[:inputs]))
                 factors[name] = LowRank(name, a, jnp.zeros((layers, rank, *shape[inputs:])), alpha / rank)
-        tables = ["embedding"] if model.config.tie_word_embeddings else ["embedding", "head"]
-        rows = {f"reset_{table}_M": Adapter(jnp.zeros(model.config.hidden_size)) for table in tables}
-        return factors, rows if reset_id is not None else {}
+        tables = ["embedding_VxM"] if model.config.tie_word_embeddings else ["embedding_VxM", "head_VxM"]
+        tables = [] if reset_id is None else tables
+        return factors, {table: RowAdapter(reset_id, jnp.zeros(model.config.hidden_size)) for table in tables}
 
-    model.reset_id = reset_id
     factors, rows = _in_their_places(make, model.compute.mesh)
-    model.blocks.adapters = nnx.data(factors)
-    for name, row in rows.items():
-        setattr(model, name, row)
+    model.blocks.adapters, model.row_adapters = nnx.data(factors), nnx.data(rows or None)
 
 
 def check_targets(targets: Sequence[str]) -> None:
@@ -108,11 +123,12 @@ def merge_adapters(model) -> None:
     for name, adapter in (model.blocks.adapters or {}).items():
         param = getattr(model.blocks, name)
         assign(param, _merged(param[...], *adapter.factors(), scale=adapter.scale))
-    if model.reset_embedding_M is not None:
-        _add_row(model.embedding_VxM, model.reset_id, model.reset_embedding_M)
-    if model.reset_head_M is not None:
-        _add_row(model.head_VxM, model.reset_id, model.reset_head_M)
-    model.blocks.adapters = model.reset_embedding_M = model.reset_head_M = None
+    for name, adapter in (model.row_adapters or {}).items():
+        param = getattr(model, name)
+        table_VxM = param[...]
+        row_M = (table_VxM[adapter.index] + adapter.row_M[...]).astype(table_VxM.dtype)
+        assign(param, table_VxM.at[adapter.index].set(row_M))
+    model.blocks.adapters = model.row_adapters = None
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="scale")
@@ -122,12 +138,6 @@ def _merged(w: jax.Array, a: jax.Array, b: jax.Array, *, scale: float) -> jax.Ar
         return (w + scale * jnp.tensordot(a, b, 1, precision="highest")).astype(w.dtype)
 
     return jax.lax.map(one_layer, (w, a, b))
-
-
-def _add_row(table: nnx.Param, index: int, row_M: Adapter) -> None:
-    table_VxM = table[...]
-    row = (table_VxM[index] + row_M[...]).astype(table_VxM.dtype)
-    assign(table, table_VxM.at[index].set(row))
 
 
 def _in_their_places(make, mesh: Mesh | None):

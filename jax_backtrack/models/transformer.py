@@ -7,7 +7,7 @@ stacked along L and scanned.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,11 @@ from jax.sharding import Mesh
 from jax_backtrack.backtracking import trees
 from jax_backtrack.distributed.mesh import shard
 from jax_backtrack.models.attention.blockwise import BLOCKS
-from jax_backtrack.models.attention.dense import attend_behind, attend_to_cache, soft_cap
+from jax_backtrack.models.attention.dense import attend_behind, soft_cap
 from jax_backtrack.models.attention.pallas.tree_attention import RESIDUALS, BlockSizes
 from jax_backtrack.models.attention.tree_attention import attend_within_trees, best_kind, make_mask
 from jax_backtrack.models.kv_cache import Cache
-from jax_backtrack.models.linear import (
-    linear,
-    linear_in_place,
-    linear_outputs_first,
-    look_up,
-    look_up_in_place,
-    project,
-)
+from jax_backtrack.models.linear import linear, linear_in_place, look_up, look_up_in_place, project
 from jax_backtrack.models.rope import Llama3Scaling, rope_angles, rope_frequencies, rotate
 
 # What the backward pass keeps of a layer, by name. What it does not keep it computes again.
@@ -179,6 +172,8 @@ class Transformer(nnx.Module):
     """The model: `model(tokens)` gives causal logits; `hidden` scores trees; `extend` grows a cache,
     `hidden_behind` goes on from it."""
 
+    cache_type = Cache
+
     def __init__(
         self,
         config: TransformerConfig,
@@ -197,9 +192,7 @@ class Transformer(nnx.Module):
         self.final_norm = RMSNorm(config, param_dtype)
         if not config.tie_word_embeddings:
             self.head_VxM = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype) * 0.02)
-        # With adapters: what is added to the rows of [RESET], whose id is `reset_id`.
-        self.reset_id = None
-        self.reset_embedding_M = self.reset_head_M = nnx.data(None)
+        self.row_adapters = nnx.data(None)  # name of a table -> RowAdapter
 
     def __call__(self, tokens_BxS: jax.Array) -> jax.Array:
         """Causal logits `[B, S, V]` float32 of plain sequences; entry `t` predicts token `t + 1`."""
@@ -223,13 +216,11 @@ class Transformer(nnx.Module):
         x_BxSxM, _ = self._through_layers(tokens_BxS, position_BxS, windows, attention, None, added=added)
         return x_BxSxM
 
-    def extend(
-        self, tokens_BxT: jax.Array, cache: Cache, layers: Sequence[nnx.State] | None = None
-    ) -> tuple[jax.Array, Cache]:
-        """Feeds the next `T` tokens of every row into the cache; their final hidden states, and the cache with them.
+    def extend(self, tokens_BxT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Feeds the next `T` tokens of every row into a cache of `cache_type`, and returns their final hidden states
+        and the cache with them.
 
-        For single tokens weights stay where they are kept, and the tokens travel. `layers` are those that `apart`
-        gives, for a cache whose layers are apart: then they are run one by one, without a scan.
+        For single tokens weights stay where they are kept, and the tokens travel.
         """
         tokens = tokens_BxT.shape[1]
         windows = self._windows(cache.slots)
@@ -239,12 +230,10 @@ class Transformer(nnx.Module):
         def attention(index, window, query, key, value, cache):
             grown = cache.write(index, key, value)
             query = shard(query, "BxTxNxD", mesh)  # where the cache has its rows
-            apart = layers is not None
-            mixed = attend_to_cache(query, *grown.layer(index), visible[window], apart=apart, **self._scores())
-            return mixed, grown
+            return grown.attend(index, query, visible[window], **self._scores()), grown
 
         position_BxT = cache.position[:, None] + jnp.arange(tokens)
-        hidden_BxTxM, cache = self._through_layers(tokens_BxT, position_BxT, windows, attention, cache, layers)
+        hidden_BxTxM, cache = self._through_layers(tokens_BxT, position_BxT, windows, attention, cache)
         return hidden_BxTxM, cache.advance(tokens)
 
     def hidden_behind(self, beginning: Cache, kept: jax.Array, tokens_BxT: jax.Array) -> jax.Array:
@@ -276,22 +265,12 @@ class Transformer(nnx.Module):
         hidden_BxTxM, _ = self._through_layers(tokens_BxT, position_BxT, windows, attention, None)
         return hidden_BxTxM
 
-    def logits(self, hidden_BxTxM: jax.Array, outputs_first: bool = False) -> jax.Array:
-        """Projects hidden states `[B, T, M]` to logits `[B, T, V]` in float32, each device to its part of them.
-
-        `outputs_first` is for few tokens on one CPU.
-        """
-        mesh = self.compute.mesh
-        table = self.embedding_VxM if self.config.tie_word_embeddings else self.head_VxM
-        if outputs_first:
-            logits_BxTxV = linear_outputs_first(hidden_BxTxM, table[...], dtype=jnp.float32)
-        else:
-            logits_BxTxV = project(hidden_BxTxM, table[...], mesh)
-        added_M = self.reset_embedding_M if self.config.tie_word_embeddings else self.reset_head_M
-        if added_M is not None:
-            added_BxTxM = hidden_BxTxM.astype(jnp.float32) * shard(added_M[...], "M", mesh)
-            is_reset_V = jnp.arange(logits_BxTxV.shape[-1]) == self.reset_id
-            logits_BxTxV += jnp.where(is_reset_V, added_BxTxM.sum(axis=-1, keepdims=True), 0)
+    def logits(self, hidden_BxTxM: jax.Array) -> jax.Array:
+        """Projects hidden states `[B, T, M]` to logits `[B, T, V]` in float32, each device to its part of them."""
+        name = "embedding_VxM" if self.config.tie_word_embeddings else "head_VxM"
+        logits_BxTxV = self._project(hidden_BxTxM, getattr(self, name)[...])
+        if self.row_adapters is not None:
+            logits_BxTxV += self.row_adapters[name].of_logits(hidden_BxTxM, logits_BxTxV.shape[-1], self.compute.mesh)
         cap = self.config.final_logit_softcapping
         return logits_BxTxV if cap is None else soft_cap(logits_BxTxV, cap)
 
@@ -303,26 +282,35 @@ class Transformer(nnx.Module):
         telling = tuple(w if w is not None and w < length else None for w in self.config.windows)
         return telling if len(set(telling)) > 1 else telling[:1]
 
-    def _through_layers(
-        self, tokens_BxT, position_BxT, windows, attention: Callable, cache: Cache | None, layers=None, added=None
-    ):
-        """Final hidden states of the tokens, and the cache after the last layer.
+    def _through_layers(self, tokens_BxT, position_BxT, windows, attention: Callable, cache: Cache | None, added=None):
+        """Returns final hidden states of the tokens, and the cache after the last layer.
 
-        The scan goes over groups of layers, one layer of a group per entry of `windows`: a window is static.
         `attention(index, window, query, key, value, cache)` gives a layer's mix of values, and the cache.
         """
-        config, mesh, policy = self.config, self.compute.mesh, REMAT[self.compute.remat]
+        config, mesh = self.config, self.compute.mesh
         angles = rope_angles(position_BxT, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
-        graph, stacked = nnx.split(self.blocks)
-        size = len(windows)
         decodes = cache is not None and tokens_BxT.shape[1] == 1
-        apply = linear_outputs_first if layers is not None else linear_in_place if decodes else linear
 
-        def layer(window, params, index, x_BxTxM, cache):
+        def run(block, index, window, x_BxTxM, cache):
             def attention_here(query, key, value):
                 return attention(index, window, query, key, value, cache)
 
-            return nnx.merge(graph, params)(x_BxTxM, angles, attention_here, mesh, apply)
+            return block(x_BxTxM, angles, attention_here, mesh, self._linear(decodes))
+
+        x_BxTxM = self._embed(tokens_BxT, look_up_in_place if decodes else look_up, added)
+        x_BxTxM, cache = self._run_blocks(run, (x_BxTxM, cache), windows)
+        return self.final_norm(x_BxTxM, mesh), cache
+
+    def _run_blocks(self, run: Callable, carry: tuple, windows: tuple[int | None, ...]) -> tuple:
+        """Runs `run(block, index, window, *carry)` for every layer.
+
+        The scan goes over groups of layers, one layer of a group per entry of `windows`: a window is static.
+        """
+        policy, size = REMAT[self.compute.remat], len(windows)
+        graph, stacked = nnx.split(self.blocks)
+
+        def layer(window, params, index, *carry):
+            return run(nnx.merge(graph, params), index, window, *carry)
 
         def group(carry, params_and_first):
             params, first = params_and_first
@@ -332,23 +320,20 @@ class Transformer(nnx.Module):
                 carry = one(jax.tree.map(lambda leaf: leaf[number], params), first + number, *carry)  # noqa: B023
             return carry, None
 
-        carry = self._embed(tokens_BxT, look_up_in_place if decodes else look_up, added), cache
-        if layers is not None:
-            for number, params in enumerate(layers):
-                carry = layer(windows[number % size], params, number, *carry)
-        else:
-            grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), stacked)
-            firsts = jnp.arange(0, config.num_hidden_layers, size)
-            carry, _ = jax.lax.scan(group, carry, (grouped, firsts))
-        x_BxTxM, cache = carry
-        return self.final_norm(x_BxTxM, mesh), cache
+        grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), stacked)
+        return jax.lax.scan(group, carry, (grouped, jnp.arange(0, self.config.num_hidden_layers, size)))[0]
+
+    def _linear(self, decodes: bool) -> Callable:
+        return linear_in_place if decodes else linear
+
+    def _project(self, hidden_BxTxM: jax.Array, table_VxM: jax.Array) -> jax.Array:
+        return project(hidden_BxTxM, table_VxM, self.compute.mesh)
 
     def _embed(self, tokens_BxT, look_up: Callable, added):
         mesh, dtype = self.compute.mesh, self.compute.dtype
         x_BxTxM = look_up(self.embedding_VxM[...], tokens_BxT, dtype, mesh)
-        if self.reset_embedding_M is not None:
-            added_M = shard(self.reset_embedding_M[...], "M", mesh)
-            x_BxTxM += jnp.where((tokens_BxT == self.reset_id)[..., None], added_M, 0).astype(dtype)
+        if self.row_adapters is not None:
+            x_BxTxM += self.row_adapters["embedding_VxM"].of_embeddings(tokens_BxT, dtype, mesh)
         if added is not None:
             x_BxTxM += added.astype(dtype)
         if self.config.scale_embedding:

@@ -1,7 +1,7 @@
-"""Continuous batching: many prompts stream through a fixed number of rows.
+"""Continuous batching: many prompts stream through a fixed number of slots.
 
-A row that is done is given the next prompt while the others go on. A prompt that some row still holds, as the next of
-several samples of it mostly is, is copied there and not read again.
+A slot that is done is given the next prompt while the others go on. A prompt that some slot still holds, as the next of
+several samples of it mostly is, is copied from there and not prefilled again.
 """
 
 import dataclasses
@@ -15,210 +15,220 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax_backtrack.distributed.mesh import row_parts
 from jax_backtrack.models.kv_cache import Cache
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sampling.loop import Knobs, Plan, Row, State, admit, admit_again, decode, read, start
+from jax_backtrack.sampling.loop import (
+    DecodeState,
+    SlotInfo,
+    clone_slot,
+    decode,
+    init_decode_state,
+    insert,
+    prefill,
+)
+from jax_backtrack.sampling.settings import StaticParams, TracedParams
 
 # Prompts are padded to one of two lengths per doubling, and at least to a multiple of this: one compilation each.
 _BUCKET = 8
-_STEPS = 64  # of one call of the loop, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A reply that is wanted: `number` names it; ids of the prompt and of the reply's first words; seed."""
+    """A reply that is wanted: its number, ids of the prompt and of the reply's first words, its seed."""
 
     number: int
     prompt_ids: np.ndarray
-    prefix_ids: np.ndarray
+    prefill_ids: np.ndarray
     seed: int
 
     @property
     def ids(self) -> np.ndarray:
-        return np.concatenate([self.prompt_ids, self.prefix_ids])
+        return np.concatenate([self.prompt_ids, self.prefill_ids])
 
     @property
     def length(self) -> int:
-        return len(self.prompt_ids) + len(self.prefix_ids)
+        return len(self.prompt_ids) + len(self.prefill_ids)
 
     def is_like(self, other: "Request | None") -> bool:
-        """Whether both begin with the same tokens."""
-        return other is not None and all(
-            np.array_equal(*both) for both in ((self.prompt_ids, other.prompt_ids), (self.prefix_ids, other.prefix_ids))
+        """Returns whether both begin with the same tokens."""
+        return (
+            other is not None
+            and np.array_equal(self.prompt_ids, other.prompt_ids)
+            and np.array_equal(self.prefill_ids, other.prefill_ids)
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Update:
-    """What one request's row has written since the last one; `done` where it writes no more."""
+class StepOutput:
+    """Holds what one request's slot has written since the last one; `done` where it writes no more."""
 
     number: int
     ids: np.ndarray
-    log_probs: np.ndarray | None
-    reset_log_probs: np.ndarray | None
+    logprobs: np.ndarray | None
+    reset_logprobs: np.ndarray | None
     done: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """What all batches of a sampler share; `layers` where they are apart. `compiled` collects what was used."""
+    """Holds what all batches of a sampler share. `compiled` collects what was used."""
 
     model: Transformer
     graph: object
     params: object
-    layers: list | None
-    plan: Plan
-    knobs: Knobs
+    static: StaticParams
+    traced: TracedParams
     cache_dtype: str
     compiled: dict[str, None] = dataclasses.field(default_factory=dict)
 
 
-class Batch:
-    """`rows` rows for prompts of up to `prompt` tokens, and replies of up to `ring` tokens.
+class ContinuousBatch:
+    """Streams requests through `slots` slots: for prompts of up to `prompt` tokens, and replies of up to `ring`.
 
-    What all prompts begin with, if it is given, is read once; every prompt must have more tokens than that.
+    The prefix that all prompts share, if it is given, is prefilled once; every prompt must have more tokens than that.
     """
 
-    def __init__(self, engine: Engine, rows: int, prompt: int, ring: int, beginning: Sequence[int] = ()):
-        self._engine, self._rows, self._ring = engine, rows, ring
-        self._begun = len(beginning)
+    def __init__(self, engine: Engine, slots: int, prompt: int, ring: int, prefix: Sequence[int] = ()):
+        self._engine, self._slots, self._ring = engine, slots, ring
+        self._shared = len(prefix)
         self._prompt = self._padded(prompt)
         self._parts = row_parts(engine.model.compute.mesh)
-        config, mesh, stacked = engine.model.config, engine.model.compute.mesh, engine.layers is None
-        state = start(config, mesh, engine.plan, rows, self._prompt, ring, engine.cache_dtype, stacked)
+        model, mesh = engine.model, engine.model.compute.mesh
+        state = init_decode_state(
+            model.cache_type, model.config, mesh, engine.static, slots, self._prompt, ring, engine.cache_dtype
+        )
         if mesh is not None and mesh.size == 1:
             # What comes back of the loop lies on this mesh, as parameters do; another place is another compilation.
             state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
         self._state = state
-        self._beginning = self._read_beginning(np.asarray(beginning, np.int32)) if self._begun else None
-        self._requests: list[Request | None] = [None] * rows  # last given to each row
-        self._is_open = np.zeros(rows, bool)
-        self._count = np.zeros(rows, np.int32)
-        self._cancelled = np.zeros(rows, bool)
+        self._prefix = self._prefill_prefix(np.asarray(prefix, np.int32)) if self._shared else None
+        self._requests: list[Request | None] = [None] * slots  # last given to each slot
+        self._is_open = np.zeros(slots, bool)
+        self._count = np.zeros(slots, np.int32)
+        self._cancelled = np.zeros(slots, bool)
 
     @property
     def requests(self) -> tuple[Request | None, ...]:
-        """What was last given to each row."""
+        """Returns what was last given to each slot."""
         return tuple(self._requests)
 
     def run(
         self,
         requests: Sequence[Request],
         steps: int | None = None,
-        before: Callable[[State], None] = lambda state: None,
-    ) -> Iterator[list[Update]]:
-        """Updates, after every call of the loop, of the rows that wrote: after at most `steps` tokens each.
+        before: Callable[[DecodeState], None] = lambda state: None,
+    ) -> Iterator[list[StepOutput]]:
+        """Yields, after every call of the loop, the outputs of the slots that wrote: of at most `steps` tokens each.
 
-        before: is shown the rows before every call, which takes them: their arrays are gone afterwards
+        before: is shown the state before every call, which takes it: its arrays are gone afterwards
         """
-        engine, steps = self._engine, steps or self._engine.plan.steps
+        engine, steps = self._engine, steps or self._engine.static.steps
         waiting = deque(requests)
         while waiting or self._is_open.any():
             while waiting and not self._is_open.all():
-                self._admit(waiting)
+                self._fill(waiting)
             self._note("write replies")
             before(self._state)
             self._state, written = decode(
                 engine.graph,
                 engine.params,
-                engine.layers,
                 self._state,
-                engine.knobs,
+                engine.traced,
                 self._cancelled,
                 steps,
                 bool(waiting),
-                engine.plan,
+                engine.static,
             )
-            yield self._updates(*jax.device_get((written, self._state.count, self._state.done)))
+            yield self._outputs(*jax.device_get((written, self._state.count, self._state.done)))
 
     def cancel(self, number: int) -> None:
-        """Ends a request; no update of it follows."""
-        for row, request in enumerate(self._requests):
-            if self._is_open[row] and request.number == number:
-                self._is_open[row], self._cancelled[row] = False, True
+        """Ends a request; no output of it follows."""
+        for slot, request in enumerate(self._requests):
+            if self._is_open[slot] and request.number == number:
+                self._is_open[slot], self._cancelled[slot] = False, True
 
-    def _updates(self, written, count_B, done_B) -> list[Update]:
-        updates = []
-        for row in np.flatnonzero(self._is_open):
-            new = count_B[row] - self._count[row]
+    def _outputs(self, written, count_B, done_B) -> list[StepOutput]:
+        outputs = []
+        for slot in np.flatnonzero(self._is_open):
+            new = count_B[slot] - self._count[slot]
             parts = [
-                None if array is None else array[row, :new]
-                for array in (written.token, written.log_prob, written.reset_log_prob)
+                None if array is None else array[slot, :new]
+                for array in (written.token, written.logprob, written.reset_logprob)
             ]
-            updates.append(Update(self._requests[row].number, *parts, bool(done_B[row])))
+            outputs.append(StepOutput(self._requests[slot].number, *parts, bool(done_B[slot])))
         self._count, self._is_open = count_B.copy(), self._is_open & ~done_B
         self._cancelled[:] = False
-        return updates
+        return outputs
 
-    def _admit(self, waiting: deque[Request]) -> None:
-        """Gives every part of the rows that has room one of the waiting requests."""
-        rows = self._rows // self._parts
-        fresh: dict[int, tuple[Request, int]] = {}  # by part of the rows: the request and its row of the part
-        copied: dict[int, tuple[Request, int, int]] = {}  # and the row to copy from
+    def _fill(self, waiting: deque[Request]) -> None:
+        """Fills one slot of every part of them that has room with a waiting request."""
+        slots = self._slots // self._parts
+        fresh: dict[int, tuple[Request, int]] = {}  # by part of the slots: the request and its slot of the part
+        copied: dict[int, tuple[Request, int, int]] = {}  # and the slot to copy from
         for part in range(self._parts):
-            here = slice(part * rows, (part + 1) * rows)
+            here = slice(part * slots, (part + 1) * slots)
             if not waiting or self._is_open[here].all():
                 continue
-            request, row = waiting.popleft(), int(np.argmin(self._is_open[here]))
+            request, slot = waiting.popleft(), int(np.argmin(self._is_open[here]))
             alike = [place for place, other in enumerate(self._requests[here]) if request.is_like(other)]
-            if alike and not self._engine.plan.penalty:
-                copied[part] = request, row, alike[0]
+            if alike and not self._engine.static.uses("repetition_penalty"):
+                copied[part] = request, slot, alike[0]
             else:
-                fresh[part] = request, row
-            place = part * rows + row
+                fresh[part] = request, slot
+            place = part * slots + slot
             self._requests[place], self._is_open[place] = request, True
             self._count[place], self._cancelled[place] = 0, False
         if copied:
-            self._copy(copied)
+            self._clone(copied)
         if fresh:
-            self._read(fresh)
+            self._prefill(fresh)
 
-    def _copy(self, copied: dict[int, tuple[Request, int, int]]) -> None:
+    def _clone(self, copied: dict[int, tuple[Request, int, int]]) -> None:
         source_N, index_N = np.zeros(self._parts, np.int32), np.full(self._parts, -1, np.int32)
         seed_N = np.zeros(self._parts, np.uint32)
-        for part, (request, row, source) in copied.items():
-            source_N[part], index_N[part], seed_N[part] = source, row, request.seed
+        for part, (request, slot, source) in copied.items():
+            source_N[part], index_N[part], seed_N[part] = source, slot, request.seed
         self._note("copy prompts")
-        self._state = admit_again(self._state, source_N, seed_N, index_N)
+        self._state = clone_slot(self._state, source_N, seed_N, index_N)
 
     def _padded(self, length: int) -> int:
-        return self._begun + bucket(length - self._begun)
+        return self._shared + pad_to_bucket(length - self._shared)
 
-    def _read_beginning(self, ids: np.ndarray) -> Cache:
+    def _prefill_prefix(self, ids: np.ndarray) -> Cache:
         engine, tokens_NxC = self._engine, np.tile(ids, (self._parts, 1))
-        self._engine.compiled[f"read the {self._parts} x {self._begun} tokens that all prompts begin with"] = None
-        return read(engine.graph, engine.params, engine.layers, None, tokens_NxC, engine.cache_dtype)
+        self._engine.compiled[f"prefill {self._parts} x {self._shared} tokens that all prompts share"] = None
+        return prefill(engine.graph, engine.params, None, tokens_NxC, engine.cache_dtype)
 
-    def _read(self, wanted: dict[int, tuple[Request, int]]) -> None:
+    def _prefill(self, wanted: dict[int, tuple[Request, int]]) -> None:
         engine, padded = self._engine, max(self._padded(request.length) for request, _ in wanted.values())
         tokens_NxP = np.zeros((self._parts, padded), np.int32)
         index_N, one_N = np.full(self._parts, -1, np.int32), np.ones(self._parts, np.int32)
-        row_N = Row(one_N.copy(), one_N.copy(), one_N.copy(), one_N.copy(), one_N.astype(np.uint32))
-        for part, (request, row) in wanted.items():
-            ids, index_N[part] = request.ids, row
+        slot_N = SlotInfo(one_N.copy(), one_N.copy(), one_N.copy(), one_N.copy(), one_N.astype(np.uint32))
+        for part, (request, slot) in wanted.items():
+            ids, index_N[part] = request.ids, slot
             tokens_NxP[part, : len(ids)] = ids
-            row_N.start[part], row_N.length[part] = len(request.prompt_ids), len(ids)
-            row_N.last[part], row_N.last_of_prompt[part] = ids[-1], request.prompt_ids[-1]
-            row_N.seed[part] = request.seed
-        behind = f" behind {self._begun}" if self._begun else ""
-        self._engine.compiled[f"read {self._parts} x {padded - self._begun} tokens of prompts{behind}"] = None
-        new_NxP = tokens_NxP[:, self._begun :]
-        has_read = read(engine.graph, engine.params, engine.layers, self._beginning, new_NxP, engine.cache_dtype)
-        self._state = admit(self._state, has_read, tokens_NxP, row_N, index_N, engine.plan)
+            slot_N.start[part], slot_N.length[part] = len(request.prompt_ids), len(ids)
+            slot_N.last[part], slot_N.last_of_prompt[part] = ids[-1], request.prompt_ids[-1]
+            slot_N.seed[part] = request.seed
+        after = f" after {self._shared}" if self._shared else ""
+        self._engine.compiled[f"prefill {self._parts} x {padded - self._shared} tokens of prompts{after}"] = None
+        new_NxP = tokens_NxP[:, self._shared :]
+        prefilled = prefill(engine.graph, engine.params, self._prefix, new_NxP, engine.cache_dtype)
+        self._state = insert(self._state, prefilled, tokens_NxP, slot_N, index_N, engine.static)
 
     def _note(self, what: str) -> None:
-        self._engine.compiled[f"{what}, {self._rows} rows of {self._prompt} + {self._ring} slots"] = None
+        self._engine.compiled[f"{what}, {self._slots} slots of {self._prompt} + {self._ring} tokens"] = None
 
 
-def bucket(length: int) -> int:
-    """What a prompt of so many tokens is padded to."""
+def pad_to_bucket(length: int) -> int:
+    """Returns the length that a prompt of so many tokens is padded to."""
     step = _step(length)
     return -(-length // step) * step
 
 
-def common_beginning(requests: Sequence[Request]) -> np.ndarray:
-    """What the prompts of all requests begin with, such as the chat template's system message: ids.
+def shared_prefix(requests: Sequence[Request]) -> np.ndarray:
+    """Returns the ids that the prompts of all requests begin with, such as the chat template's system message.
 
-    Cut to the lengths of buckets, so that it is another compilation for few of them, and so that every prompt has a
-    token more. Empty where fewer than three prompts would save by it.
+    They are cut to the lengths of buckets, so that it is another compilation for few of them, and so that every prompt
+    has a token more. Empty where fewer than three prompts would save by it.
     """
     prompts = {request.ids.tobytes(): request.ids for request in requests}.values()
     if len(prompts) < 3:
@@ -234,11 +244,11 @@ def _step(length: int) -> int:
     return max(_BUCKET, 2 ** (length - 1).bit_length() // 4)
 
 
-def pools(requests: Sequence[Request], rows: int) -> list[list[Request]]:
-    """Requests by the length of their prompts, so that short ones do not attend over the slots of long ones.
+def group_by_length(requests: Sequence[Request], slots: int) -> list[list[Request]]:
+    """Groups requests by the length of their prompts, so that short ones do not attend over the length of long ones.
 
-    A pool ends with rows that wait for each other, so one of less than `8 * rows` requests is not worth its own; it
-    goes with the next longer ones. Order is kept within a pool.
+    A group ends with slots that wait for each other, so one of less than `8 * slots` requests is not worth its own; it
+    goes with the next longer ones. Order is kept within a group.
     """
     by_doubling: dict[int, list[Request]] = {}
     for request in requests:
@@ -247,15 +257,10 @@ def pools(requests: Sequence[Request], rows: int) -> list[list[Request]]:
     small: list[Request] = []
     for doubling in sorted(by_doubling):
         small += by_doubling[doubling]
-        if len(small) >= 8 * rows:
+        if len(small) >= 8 * slots:
             found.append(small)
             small = []
     if small:
         found.append(small)
     order = {id(request): place for place, request in enumerate(requests)}
-    return [sorted(pool, key=lambda request: order[id(request)]) for pool in reversed(found)]
-
-
-def steps_of(new_tokens: int) -> int:
-    """Steps of one call of the loop, for replies of up to so many tokens."""
-    return min(new_tokens, _STEPS)
+    return [sorted(group, key=lambda request: order[id(request)]) for group in reversed(found)]

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jax_backtrack.sampling.batching import Batch, Request
-from jax_backtrack.sampling.loop import State
+from jax_backtrack.sampling.batching import ContinuousBatch, Request
+from jax_backtrack.sampling.loop import DecodeState
 
 NOTHING = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class CacheStep:
     """One step of the loop, of `B` rows with `S` slots each; arrays of the host.
 
     fed:    int32 `[B]`, the token that each row feeds
@@ -33,19 +33,19 @@ class Look:
     done: np.ndarray
 
 
-def looks(batch: Batch, requests: Sequence[Request]) -> Iterator[Look]:
+def trace_cache(batch: ContinuousBatch, requests: Sequence[Request]) -> Iterator[CacheStep]:
     """Runs the requests, all at once, and gives every step. There is a row of the batch for each of them."""
-    found: list[Look] = []
+    found: list[CacheStep] = []
 
-    def look(state: State) -> None:
+    def note(state: DecodeState) -> None:
         holds = found.pop().holds if found else _prompts(batch, state.cache.slots)
-        found.append(_look(state, holds))
+        found.append(_step(state, holds))
 
-    for _ in batch.run(requests, steps=1, before=look):
+    for _ in batch.run(requests, steps=1, before=note):
         yield found[-1]
 
 
-def _prompts(batch: Batch, slots: int) -> np.ndarray:
+def _prompts(batch: ContinuousBatch, slots: int) -> np.ndarray:
     holds_BxS = np.full((len(batch.requests), slots), NOTHING, np.int32)
     for row, request in enumerate(batch.requests):
         if request is not None:
@@ -53,11 +53,11 @@ def _prompts(batch: Batch, slots: int) -> np.ndarray:
     return holds_BxS
 
 
-def _look(state: State, held_BxS: np.ndarray) -> Look:
+def _step(state: DecodeState, held_BxS: np.ndarray) -> CacheStep:
     cache = state.cache
-    prompt, holds_BxS = cache.slots - cache.ring, held_BxS.copy()
+    prompt, holds_BxS = cache.slots - cache.ring_size, held_BxS.copy()
     slot = prompt + int(cache.cursor)
     # Copies: on a CPU device_get would give views of buffers that the next call of the loop takes.
     fed_B, resets_B, done_B = map(np.array, (state.token, state.resets, state.done))
     holds_BxS[:, slot] = fed_B
-    return Look(fed_B, slot, np.array(cache.visible(1)[:, 0]), holds_BxS, prompt, resets_B, done_B)
+    return CacheStep(fed_B, slot, np.array(cache.visible(1)[:, 0]), holds_BxS, prompt, resets_B, done_B)

@@ -54,21 +54,19 @@ def read_prompts(path: str | None, limit: int | None = None) -> list[Asked]:
     return asked[:limit]
 
 
-def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path, seed: int, samples: int = 1) -> None:
-    """Samples replies and writes them as JSON lines, `samples` per prompt, prompt after prompt.
+def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path) -> None:
+    """Samples replies and writes them as JSON lines, `sampler.params.n` per prompt, prompt after prompt.
 
-    A line has prompt, prefix, reply, drafts, resets, finish, and where the sampler keeps them under `trace` the tokens'
-    ids and log-probabilities.
+    A line has prompt, prefix, reply, drafts, resets, finish_reason, and where the sampler keeps them under `trace` the
+    tokens' ids and log-probabilities.
     """
-    wanted = [one for one in asked for _ in range(samples)]
+    wanted = [one for one in asked for _ in range(sampler.params.n)]
     replaced = path.exists()
     with resume_cache_of(path) as resume_cache:
         with progress_bar("sampling", len(wanted)) as advance:
             replies = sampler(
                 [one.prompt for one in asked],
-                samples=samples,
-                prefixes=[one.prefix for one in asked],
-                seeds=range(seed, seed + len(wanted)),
+                prefills=[one.prefix for one in asked],
                 progress=advance,
                 resume_cache=resume_cache,
             )
@@ -88,7 +86,7 @@ def _fields(asked: Asked, reply: Reply) -> dict:
         "reply": reply.text,
         "drafts": reply.drafts,
         "resets": reply.resets,
-        "finish": reply.finish,
+        "finish_reason": reply.finish_reason,
     }
     return fields | ({"trace": dataclasses.asdict(reply.trace)} if reply.trace else {})
 

@@ -17,7 +17,7 @@ def without(logits_BxV: jax.Array, ids: Sequence[tuple[int, int]]) -> jax.Array:
     return logits_BxV
 
 
-def penalise(logits_BxV: jax.Array, seen_BxV: jax.Array, penalty: jax.Array) -> jax.Array:
+def apply_repetition_penalty(logits_BxV: jax.Array, seen_BxV: jax.Array, penalty: jax.Array) -> jax.Array:
     """Makes the tokens that stand in a row's context less likely (CTRL, Keskar et al. 2019, arXiv 1909.05858, 4.1).
 
     As in transformers, a negative logit is multiplied by the penalty and any other divided.
@@ -26,12 +26,12 @@ def penalise(logits_BxV: jax.Array, seen_BxV: jax.Array, penalty: jax.Array) -> 
     return jnp.where(seen_BxV, penalised_BxV, logits_BxV)
 
 
-def keep_top_k(logits_BxV: jax.Array, k: int) -> jax.Array:
+def top_k_mask(logits_BxV: jax.Array, k: int) -> jax.Array:
     """Leaves the `k` likeliest tokens of each row, and those as likely as the last of them."""
     return _from(logits_BxV, jax.lax.top_k(logits_BxV, k)[0][:, -1])
 
 
-def keep_top_p(logits_BxV: jax.Array, p: jax.Array) -> jax.Array:
+def top_p_mask(logits_BxV: jax.Array, p: jax.Array) -> jax.Array:
     """Leaves the likeliest tokens that together have the probability `p` (Holtzman et al. 2020, arXiv 1904.09751).
 
     The least of them is found by halving: 32 sums over the vocabulary decide the 32 bits of its logit, one by one.
@@ -48,12 +48,12 @@ def keep_top_p(logits_BxV: jax.Array, p: jax.Array) -> jax.Array:
     return jnp.where(rank_BxV >= least_B[:, None], logits_BxV, -jnp.inf)
 
 
-def keep_min_p(logits_BxV: jax.Array, p: jax.Array) -> jax.Array:
+def min_p_mask(logits_BxV: jax.Array, p: jax.Array) -> jax.Array:
     """Leaves tokens of at least `p` times the likeliest one's probability (Nguyen et al. 2024, arXiv 2407.01082)."""
     return _from(logits_BxV, jnp.max(logits_BxV, axis=-1) + jnp.log(p))
 
 
-def draw(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
+def sample(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
     """Draws a token for each row, int32 `[B]`, from two numbers in `[0, 1)`.
 
     The first one is where the cumulative distribution of blocks of tokens is passed, the second one the same within the

@@ -12,7 +12,7 @@ from rich.text import Text
 from jax_backtrack.errors import InputError
 from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.sampling.sampler import Sampler
-from jax_backtrack.sampling.streams import Done, Retract, Token
+from jax_backtrack.sampling.streams import Finished, Retraction, TextDelta
 from jax_backtrack.tokenizer.chat_tokenizer import Message
 from jax_backtrack.utils.console import console
 from jax_backtrack.utils.drafts import RESET_MARK, readable, struck
@@ -22,7 +22,7 @@ _HINT = f"{ANEW} begins another conversation; Ctrl-C ends a reply, Ctrl-D the ch
 _PROMPT = "you  "
 
 
-def chat(sampler: Sampler, lines: Iterable[str], *, seed: int = 0, hold_back: int = 0) -> None:
+def chat(sampler: Sampler, lines: Iterable[str]) -> None:
     """Answers line after line until they end; `/new` begins another conversation. Drafts do not stand in it.
 
     Ctrl-C ends a reply, which with its question leaves the conversation, and between replies the chat. Where nobody
@@ -50,7 +50,7 @@ def chat(sampler: Sampler, lines: Iterable[str], *, seed: int = 0, hold_back: in
             continue
         asked = [*messages, {"role": "user", "content": line}]
         try:
-            reply = _answer(sampler, asked, seed + number, hold_back)
+            reply = _answer(sampler, asked, sampler.params.seed + number)
         except InputError as error:
             console.print(f"error: {error}", style="bold red", highlight=False, markup=False)
             if messages:
@@ -80,19 +80,19 @@ def typed_lines() -> Iterator[str]:
             yield line.strip()
 
 
-def _answer(sampler: Sampler, messages: Sequence[Message], seed: int, hold_back: int) -> Reply:
+def _answer(sampler: Sampler, messages: Sequence[Message], seed: int) -> Reply:
     withdrawn, shown, reply = Text(), "", None
     # A terminal sees the reply grow; a file or another program gets it whole, in lines that nothing has broken.
     growing = _Growing() if console.is_terminal and not console.is_dumb_terminal else contextlib.nullcontext()
-    with contextlib.closing(sampler.stream(messages, seed=seed, hold_back=hold_back)) as events, growing:
+    with contextlib.closing(sampler.stream(messages, seed=seed)) as events, growing:
         for event in events:
             match event:
-                case Token(text):
+                case TextDelta(text):
                     shown += text
-                case Retract(draft):
+                case Retraction(draft):
                     withdrawn += struck(draft) if draft else RESET_MARK
                     shown = ""
-                case Done(reply):
+                case Finished(reply):
                     shown = reply.text
             if isinstance(growing, _Growing):
                 growing.show(withdrawn + Text(readable(shown), style="green"))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from jax_backtrack.errors import InputError
 from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.sampling.sampler import Sampler
-from jax_backtrack.sampling.streams import Done, Event, Piece, Retract, Token
+from jax_backtrack.sampling.streams import Event, Finished, Retraction, TextDelta, TokenText
 from jax_backtrack.tokenizer.chat_tokenizer import Message
 
 _PAUSE = 0.08  # seconds between two pictures of a reply that is being written
@@ -18,8 +18,8 @@ _PAUSE = 0.08  # seconds between two pictures of a reply that is being written
 class Draft:
     """What was shown of a draft that was taken back, and the log-probability of the [RESET] that took it back."""
 
-    pieces: tuple[Piece, ...]
-    reset_log_prob: float | None
+    pieces: tuple[TokenText, ...]
+    reset_logprob: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Answer:
     """
 
     drafts: tuple[Draft, ...] = ()
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[TokenText, ...] = ()
     reply: Reply | None = None
     error: str = ""
     stopped: bool = False
@@ -46,11 +46,11 @@ class Answer:
     def after(self, event: Event) -> "Answer":
         """The answer after one more event of its stream."""
         match event:
-            case Token(pieces=pieces):
+            case TextDelta(pieces=pieces):
                 return dataclasses.replace(self, pieces=self.pieces + pieces)
-            case Retract(reset_log_prob=chance):
+            case Retraction(reset_logprob=chance):
                 return dataclasses.replace(self, drafts=(*self.drafts, Draft(self.pieces, chance)), pieces=())
-            case Done(reply):
+            case Finished(reply):
                 return dataclasses.replace(self, reply=reply)
 
 
@@ -86,14 +86,14 @@ def answers(
     turns: Sequence[Turn],
     message: str,
     *,
-    prefix: str,
+    prefill: str,
     seed: int,
     hold_back: int,
     system: str = "",
 ) -> Iterator[Turn]:
     """The next turn as it grows: after each event of one model, which take turns token by token.
 
-    prefix: how the replies begin, written for the models
+    prefill: how the replies begin, written for the models
     system: a system message over the conversation; "" for none
     A model that cannot answer, as where the conversation exceeds its positions, says so in its `Answer.error`.
     """
@@ -104,7 +104,7 @@ def answers(
         for number, sampler in enumerate(samplers):
             try:
                 asked = messages(turns, number, message, system)
-                stream = sampler.stream(asked, prefix=prefix, seed=seed, hold_back=hold_back)
+                stream = sampler.stream(asked, prefill=prefill, seed=seed, hold_back=hold_back)
             except InputError as error:
                 grown[number] = Answer(error=str(error))
             else:
@@ -113,7 +113,7 @@ def answers(
             for number, stream in list(streams.items()):
                 event = next(stream)
                 grown[number] = grown[number].after(event)
-                if isinstance(event, Done):
+                if isinstance(event, Finished):
                     del streams[number]
                 yield Turn(message, tuple(grown))
     yield Turn(message, tuple(grown))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from jax_backtrack.sampling.streams import Piece
+from jax_backtrack.sampling.streams import TokenText
 from jax_backtrack.serving.conversation import Answer, Draft, Turn
 
 STYLE = Path(__file__).with_name("conversation_page.css")
@@ -45,22 +45,22 @@ def _answer(answer: Answer, name: str, is_named: bool) -> str:
 
 def _draft(draft: Draft) -> str:
     text = "".join(map(_token, draft.pieces))
-    chance = draft.reset_log_prob
+    chance = draft.reset_logprob
     share = "" if chance is None else f'<span class="chance"> {_percent(chance)}</span>'
     mark = f'<span class="reset-mark">[RESET]{share}</span>'
     return f'<div class="withdrawn"><del>{text}</del>{mark}<span class="instead">a draft was taken back</span></div>'
 
 
-def _token(piece: Piece) -> str:
-    if piece.reset_log_prob is None:
+def _token(piece: TokenText) -> str:
+    if piece.reset_logprob is None:
         return f"<span>{escape(piece.text)}</span>"
-    height = max(0.0, 1 + piece.reset_log_prob / math.log(10) / DECADES)
+    height = max(0.0, 1 + piece.reset_logprob / math.log(10) / DECADES)
     bar = f' style="--bar:{height:.2f}"' if height >= 0.005 else ""
-    return f'<span title="[RESET] {_percent(piece.reset_log_prob)}"{bar}>{escape(piece.text)}</span>'
+    return f'<span title="[RESET] {_percent(piece.reset_logprob)}"{bar}>{escape(piece.text)}</span>'
 
 
-def _percent(log_prob: float) -> str:
-    share = 100 * math.exp(log_prob)
+def _percent(logprob: float) -> str:
+    share = 100 * math.exp(logprob)
     return f"{share:.1f} %" if share >= 0.1 else f"{share:.1g} %" if share >= 1e-4 else "below 0.0001 %"
 
 
@@ -70,15 +70,15 @@ def _note(answer: Answer) -> str:
         return f"error: {answer.error}"
     if answer.stopped:
         return "stopped: the models do not see this turn again"
-    resets, tokens = answer.reply.resets, answer.reply.tokens
+    resets, tokens = answer.reply.resets, answer.reply.num_tokens
     said = [f"{resets} reset{'' if resets == 1 else 's'}", f"{tokens} token{'' if tokens == 1 else 's'}"]
-    if answer.reply.finish == "length":
+    if answer.reply.finish_reason == "length":
         said.append("cut off: out of room")
-    likely = max((piece for piece in answer.pieces if piece.reset_log_prob is not None), key=_chance, default=None)
+    likely = max((piece for piece in answer.pieces if piece.reset_logprob is not None), key=_chance, default=None)
     if likely:
-        said.append(f"[RESET] at most {_percent(likely.reset_log_prob)} in the reply")
+        said.append(f"[RESET] at most {_percent(likely.reset_logprob)} in the reply")
     return " · ".join(said)
 
 
-def _chance(piece: Piece) -> float:
-    return piece.reset_log_prob
+def _chance(piece: TokenText) -> float:
+    return piece.reset_logprob

@@ -13,7 +13,7 @@ import numpy as np
 
 from jax_backtrack.backtracking import trees
 from jax_backtrack.errors import InputError
-from jax_backtrack.sampling.cache_trace import NOTHING, Look
+from jax_backtrack.sampling.cache_trace import NOTHING, CacheStep
 from jax_backtrack.sampling.replies import Trace
 from jax_backtrack.tokenizer.chat_tokenizer import RESET, ChatTokenizer
 
@@ -83,35 +83,35 @@ def mask(row: trees.TokenTrees, tokenizer: ChatTokenizer, start: int = 0, window
     return figure
 
 
-def cache(looks: Sequence[Look], tokenizer: ChatTokenizer, row: int = 0, start: int = 0) -> Figure:
-    """What one row of a batch sees of its slots, step by step downwards, as long as it writes.
+def cache(steps: Sequence[CacheStep], tokenizer: ChatTokenizer, row: int = 0, start: int = 0) -> Figure:
+    """Draws what one row of a batch sees of its slots, step by step downwards, as long as it writes.
 
     Dark is the slot that is written, blue are those seen besides, grey those whose token is not seen. Slots before
-    `start` are left out, and those that the row never writes, as behind a prompt that is shorter than another.
+    `start` are left out, and those that the row never writes, as after a prompt that is shorter than another.
     """
-    looks = [look for look in looks if not look.done[row]]
-    if not looks:
+    steps = [step for step in steps if not step.done[row]]
+    if not steps:
         raise InputError(f"row {row} has no steps that could be drawn")
-    slots = np.flatnonzero(looks[-1].holds[row] != NOTHING)
+    slots = np.flatnonzero(steps[-1].holds[row] != NOTHING)
     slots = slots[slots >= start]
-    figure, axes = _empty(0.56 * len(slots) + 0.8, 0.24 * len(looks) + 0.5)
+    figure, axes = _empty(0.56 * len(slots) + 0.8, 0.24 * len(steps) + 0.5)
     kinds = []
-    for look in looks:
-        sees_S, holds_S = look.sees[row, slots], look.holds[row, slots]
-        kinds.append(np.where(slots == look.slot, 3, np.where(sees_S, 2, holds_S != NOTHING)))
+    for step in steps:
+        sees_S, holds_S = step.sees[row, slots], step.holds[row, slots]
+        kinds.append(np.where(slots == step.slot, 3, np.where(sees_S, 2, holds_S != NOTHING)))
     axes.imshow(_colours(np.array(kinds), [_EMPTY, _UNSEEN, _SEEN, _OWN]), aspect="auto")
-    for step, look in enumerate(looks):
+    for number, step in enumerate(steps):
         for column, slot in enumerate(slots):
-            if (token := look.holds[row, slot]) != NOTHING:
-                seen = look.sees[row, slot]
-                colour = "white" if slot == look.slot else "black" if seen else "#aaa"
-                _write(axes, column, step, _spelt(tokenizer, token, 9), size=6, color=colour)
-        if look.fed[row] == tokenizer.reset_id:
-            axes.axhline(step - 0.5, color=_RESET, lw=2, zorder=3)
-    _grid(axes, len(slots), len(looks))
-    axes.axvline(np.sum(slots < looks[0].prompt) - 0.5, color="black", lw=1.5)
+            if (token := step.holds[row, slot]) != NOTHING:
+                seen = step.sees[row, slot]
+                colour = "white" if slot == step.slot else "black" if seen else "#aaa"
+                _write(axes, column, number, _spelt(tokenizer, token, 9), size=6, color=colour)
+        if step.fed[row] == tokenizer.reset_id:
+            axes.axhline(number - 0.5, color=_RESET, lw=2, zorder=3)
+    _grid(axes, len(slots), len(steps))
+    axes.axvline(np.sum(slots < steps[0].prompt) - 0.5, color="black", lw=1.5)
     axes.set_xticks(range(len(slots)), slots, fontsize=6)
-    axes.set_yticks(range(len(looks)), range(1, len(looks) + 1), fontsize=6)
+    axes.set_yticks(range(len(steps)), range(1, len(steps) + 1), fontsize=6)
     axes.tick_params(length=0)
     axes.set(xlabel="slot: the prompt's, then the ring's", ylabel="step")
     return figure
@@ -122,9 +122,9 @@ def reset_chances(trace: Trace, tokenizer: ChatTokenizer) -> Figure:
 
     By the model itself: without bias, temperature and cuts. Behind the last reset that is allowed it is masked out.
     """
-    if trace.reset_log_probs is None:
+    if trace.reset_logprobs is None:
         raise InputError("the trace is of a model without [RESET]: there are no chances to draw")
-    ids, chances = trace.token_ids, [math.exp(each) for each in trace.reset_log_probs]
+    ids, chances = trace.token_ids, [math.exp(each) for each in trace.reset_logprobs]
     last = max((place for place, token in enumerate(ids) if token == tokenizer.reset_id), default=-1)
     colours = [
         _RESET if token == tokenizer.reset_id else _MINUS if place < last else _PLUS for place, token in enumerate(ids)

@@ -18,22 +18,22 @@ def watch(
     message: str,
     *,
     system: str = "",
-    prefix: str = "",
+    prefill: str = "",
     seed: int = 0,
     hold_back: int = 0,
 ) -> Turn:
     """Asks every model, shows the answers below the cell as they grow, and gives the turn once all have ended.
 
-    samplers:  by the name that stands over their answers; under those with `log_probs` bars show how likely [RESET] was
+    samplers:  by the name that stands over their answers; under those with `logprobs` bars show how likely [RESET] was
     system:    a system message; "" for none
-    prefix:    how the replies begin, written for the models
+    prefill:   how the replies begin, written for the models
     hold_back: tokens that stay unseen behind the newest one
 
     Drafts that were taken back are struck through. A model that cannot answer says why in its `Answer.error`.
     """
     from IPython.display import HTML, display  # a notebook has it, and nothing else needs it
 
-    asked = dict(system=system, prefix=prefix, seed=seed, hold_back=hold_back)
+    asked = dict(system=system, prefill=prefill, seed=seed, hold_back=hold_back)
     place = None
     for turn in worth_drawing(answers(list(samplers.values()), [], message, **asked)):
         page = HTML(f"<style>{STYLE.read_text()}{_HERE}</style>{conversation_html([turn], list(samplers))}")

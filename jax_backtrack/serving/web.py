@@ -74,7 +74,7 @@ def check_possible(port: int = 0) -> None:
 def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, hold_back: int = 0):
     """The page as gradio's Blocks, not served yet; `serve` and `show` do that.
 
-    samplers:  by the name that stands over their replies; those with `log_probs` have their [RESET] drawn
+    samplers:  by the name that stands over their replies; those with `logprobs` have their [RESET] drawn
     seed:      of a conversation's first reply; each next one counts up
     bias:      of [RESET], where its slider stands at first
     hold_back: tokens, where its slider stands at first
@@ -89,7 +89,7 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
     def drawn(turns: list[Turn]) -> str:
         return conversation_html(turns, names)
 
-    def reply(message: str, prefix: str, bias: float, hold_back: float, session: Session) -> Iterator[tuple[str, str]]:
+    def reply(message: str, prefill: str, bias: float, hold_back: float, session: Session) -> Iterator[tuple[str, str]]:
         """The message's box and the conversation, as the next turn grows."""
         if not message.strip():
             yield message, drawn(session.turns)
@@ -97,7 +97,7 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
         session.stop()
         turns = session.turns
         biased = [sampler.with_resets(reset_bias=bias) for sampler in models]
-        grown = answers(biased, turns, message, prefix=prefix, seed=seed + len(turns), hold_back=int(hold_back))
+        grown = answers(biased, turns, message, prefill=prefill, seed=seed + len(turns), hold_back=int(hold_back))
         for turn in worth_drawing(session.grow(grown)):
             yield "", drawn([*turns, turn])
 
@@ -149,7 +149,7 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
                 info="The newest tokens, which stay unseen",
                 min_width=240,
             )
-            prefix = gr.Textbox(
+            prefill = gr.Textbox(
                 label="First words of the reply", info="Written for the model, as an attacker would", min_width=240
             )
         gr.HTML(f'<div class="legend">{_LEGEND}</div>', apply_default_css=False)
@@ -157,7 +157,7 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
         asked = gr.on(
             [message.submit, send.click],
             reply,
-            [message, prefix, reset_bias, held_back, session],
+            [message, prefill, reset_bias, held_back, session],
             [message, conversation],
             # One reply at a time, whoever asks: two would share the same processor or chips.
             concurrency_limit=1,
@@ -208,7 +208,7 @@ def show(blocks, port: int | None = None, *, inline: bool = False) -> str:
 def serve(samplers: Mapping[str, Sampler], config: ConfigDict) -> None:
     """Serves a page with a recipe's settings until Ctrl-C."""
     sample = config.sample
-    blocks = page(samplers, seed=sample.seed, bias=config.reset.logit_bias, hold_back=sample.hold_back)
+    blocks = page(samplers, seed=sample.seed, bias=config.sample.reset_bias, hold_back=sample.hold_back)
     try:
         console.print(f"page: {show(blocks, config.web.port or None)}", highlight=False)
         console.print("for this machine only; Ctrl-C ends", style="dim", highlight=False)

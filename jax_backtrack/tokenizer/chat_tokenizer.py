@@ -58,7 +58,7 @@ class ChatTokenizer:
     eot_id:        id of the token that ends the assistant's turn in the chat template
     closing:       what the template writes between a reply and its end of turn
     reset_id:      id of `[RESET]`, or None where the vocabulary has none yet (see `with_reset`)
-    reset_context: the reset context that the model was trained with, or None for a model that was not
+    reset_mode: the reset mode that the model was trained with, or None for a model that was not
     chat_template: a template to use in place of the tokenizer's own, which `hf` then keeps: "chatml", "gemma2",
                    "llama3", or the path of a .jinja file
     template_date: the day that a chat template which prints the date prints; None for today
@@ -67,7 +67,7 @@ class ChatTokenizer:
     def __init__(
         self,
         hf: transformers.PreTrainedTokenizerFast,
-        reset_context: str | None = None,
+        reset_mode: str | None = None,
         chat_template: str = "",
         template_date: datetime.date | None = None,
     ):
@@ -84,14 +84,14 @@ class ChatTokenizer:
         if isinstance(hf.chat_template, str):
             hf.chat_template = hf.chat_template.removeprefix("\ufeff")  # a byte order mark, which is no text
         self.hf = hf
-        self.reset_context = reset_context
+        self.reset_mode = reset_mode
         self.template_date = template_date
         self._template = templates.ChatTemplate(hf)
         self._controls = ControlTokens(hf.backend_tokenizer)
         self._render = Renderer(self._template, self._controls)
         self._refuse_leaks()
-        # Whether [RESET] came in a file that does not say which reset context it was trained for.
-        self.asks_reset_context = False
+        # Whether [RESET] came in a file that does not say which reset mode it was trained for.
+        self.asks_reset_mode = False
         self.without_row: dict[int, str] = {}  # tokens that the model's embedding has no row for, by id
         self._contradiction = ""
         self.eot_id, self._opening, self.closing = self._frame()
@@ -219,10 +219,18 @@ class ChatTokenizer:
 
         What it writes after a reply stands before the end of turn, and goes where that is the last id.
         """
-        text, opening = self.decode(ids), self.opening
-        if text.startswith(opening):
-            text = text[len(opening) :]
-        return text.removesuffix(self.closing) if len(ids) and ids[-1] == self.eot_id else text
+        return self.without_frame(self.decode(ids), ended=len(ids) > 0 and ids[-1] == self.eot_id)
+
+    def without_frame(self, text: str, ended: bool) -> str:
+        """Returns a decoded reply without what the template writes around it; `ended` with its end of turn."""
+        text = text.removeprefix(self.opening)
+        return text.removesuffix(self.closing) if ended else text
+
+    @functools.cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """Ids of the tokens that stand for single bytes, where the tokenizer falls back to these."""
+        vocabulary = self.hf.get_vocab()
+        return frozenset(vocabulary[token] for byte in range(256) if (token := f"<0x{byte:02X}>") in vocabulary)
 
     @functools.cached_property
     def opening(self) -> str:
@@ -356,7 +364,7 @@ def with_reset(tokenizer: ChatTokenizer) -> ChatTokenizer:
                 file.write_text(file.read_text().replace(json.dumps(spare[0]), json.dumps(RESET)))
         hf = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     hf.add_tokens([AddedToken(RESET, special=True, normalized=False)], special_tokens=True)
-    extended = ChatTokenizer(hf, tokenizer.reset_context, template_date=tokenizer.template_date)
+    extended = ChatTokenizer(hf, tokenizer.reset_mode, template_date=tokenizer.template_date)
     extended.without_row = {
         index: token for index, token in tokenizer.without_row.items() if index != extended.reset_id
     }

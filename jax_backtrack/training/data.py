@@ -45,7 +45,7 @@ def tree_spec(config: ConfigDict, tokenizer: ChatTokenizer) -> TreeSpec:
     return TreeSpec(
         objective=config.objective,
         backtrack=config.data.backtrack,
-        context=config.reset.context,
+        reset_mode=config.reset.mode,
         reset_id=tokenizer.reset_id,
         reset_weight=config.train.reset_weight,
         initial_reply_weight=config.train.initial_reply_weight,

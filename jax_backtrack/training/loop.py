@@ -116,13 +116,11 @@ def write_recipe(path: Path, config: ConfigDict) -> None:
 
 
 def _ready_to_backtrack(model: Transformer, tokenizer: ChatTokenizer, config: ConfigDict) -> ChatTokenizer:
-    trained = tokenizer.reset_context
-    if trained not in (None, config.reset.context):
-        raise InputError(
-            f"reset.context is {config.reset.context!r}, but {config.model.path} was trained with {trained!r}"
-        )
+    trained = tokenizer.reset_mode
+    if trained not in (None, config.reset.mode):
+        raise InputError(f"reset.mode is {config.reset.mode!r}, but {config.model.path} was trained with {trained!r}")
     tokenizer = add_reset(model, tokenizer)
-    tokenizer.reset_context = config.reset.context
+    tokenizer.reset_mode = config.reset.mode
     return tokenizer
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 _TABLES = ("embedding_VxM", "head_VxM")
-_RESET_ROWS = ("reset_embedding_M", "reset_head_M")  # what adapters train in place of the tables
+_ROW_ADAPTERS = "row_adapters"  # what adapters train in place of the tables
 
 
 def adamw(
@@ -32,7 +32,7 @@ def reset_rows_faster(reset_id: int, rate: float) -> optax.GradientTransformatio
 
     def faster(path, update):
         name = jax.tree_util.keystr(path)
-        if any(table in name for table in _RESET_ROWS):
+        if _ROW_ADAPTERS in name:
             return update * rate
         if not any(table in name for table in _TABLES):
             return update

@@ -34,6 +34,7 @@ class Setting:
     choices:  of a text that names one of several things
     decisive: it changes what is trained, so a run that was begun is not gone on with under another value
     problem:  names what a value must be that it is not, or gives None; for what bounds and choices cannot say
+    in_loop:  of sampling alone, how the compiled loop takes it (`sampling/settings.py`)
     """
 
     name: str
@@ -48,6 +49,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     decisive: bool = False
     problem: Callable[[typing.Any], str | None] = lambda value: None
+    in_loop: str = ""
     shown_default: object = None
 
     @property

@@ -63,7 +63,7 @@ def recipe(folder, base=dpo_llama, **fields):
             "train.batch_size": 8,
             "train.max_seq_len": 512,
             "train.logits_chunk_size": 64,
-            "sample.batch_rows": 8,
+            "sample.max_num_seqs": 8,
             "sample.max_new_tokens": 16,
         }
         | fields
@@ -168,7 +168,7 @@ def test_what_does_not_fit_comes_with_what_would(folder, tmp_path, capsys):
         (("v5e:2x2",), {"train.batch_size": 6}, "train.batch_size / train.grad_accumulation_steps = 6 does not divide"),
         (
             ("v5e:2x2",),
-            {"mesh.fsdp": 1, "mesh.tensor": 4, "sample.batch_rows": 2, "train.max_seq_len": 500},
+            {"mesh.fsdp": 1, "mesh.tensor": 4, "sample.max_num_seqs": 2, "train.max_seq_len": 500},
             "blocks of",
         ),
         (("v5e:2x2*2",), {"mesh.data": 1, "mesh.fsdp": 8}, "mesh.data = 1 does not divide over 2 slices"),

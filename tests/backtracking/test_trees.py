@@ -112,8 +112,8 @@ def test_scores_and_gradients_of_packed_trees_are_those_of_their_paths(family, b
     st.booleans(),
     st.integers(0, 99),
 )
-def test_training_trees_score_as_their_paths(family, example, objective, context, backtrack, seed):
-    recipe = TreeSpec(objective, backtrack, context, tiny.RESET_ID)
+def test_training_trees_score_as_their_paths(family, example, objective, mode, backtrack, seed):
+    recipe = TreeSpec(objective, backtrack, mode, tiny.RESET_ID)
     row = pack([build_tree(example, recipe, draw_cuts(example, np.random.default_rng(seed)))], S)
     for of_tree, of_paths in zip(by_tree(row, family), by_paths(row, family), strict=True):
         assert_same(of_tree, of_paths)
@@ -181,9 +181,9 @@ utility = dataclasses.replace(example, backtracks=False)
 cuts = Cuts(draft=1, guard=2)
 
 
-@pytest.mark.parametrize("context", ["keep", "resample"])
-def test_sft_tree_with_the_draft_kept(context):
-    recipe = TreeSpec("sft", True, context, R)
+@pytest.mark.parametrize("mode", ["keep", "resample"])
+def test_sft_tree_with_the_draft_kept(mode):
+    recipe = TreeSpec("sft", True, mode, R)
     assert paths_of(build_tree(example, recipe, cuts)) == {
         ((*X,), (*YES, E), 0, 1.0),
         ((*X, 20), (R, *YES, E), 0, 1.0),
@@ -234,9 +234,9 @@ def test_baseline_trees_have_no_resets(objective):
     assert runs == (plain if objective == "sft" else plain | {((*X,), (*NO, E), 0, -1.0)})
 
 
-@pytest.mark.parametrize("context", trees.CONTEXTS)
-def test_a_safe_reply_right_behind_the_prompt_has_a_weight_of_its_own(context):
-    of = {weight: TreeSpec("sft", True, context, R, initial_reply_weight=weight) for weight in (0.0, 0.5, 1.0)}
+@pytest.mark.parametrize("mode", trees.RESET_MODES)
+def test_a_safe_reply_right_behind_the_prompt_has_a_weight_of_its_own(mode):
+    of = {weight: TreeSpec("sft", True, mode, R, initial_reply_weight=weight) for weight in (0.0, 0.5, 1.0)}
     runs = {weight: paths_of(build_tree(example, recipe, cuts)) for weight, recipe in of.items()}
     (direct,) = runs[1.0] - runs[0.0]
     assert direct == ((*X,), (*YES, E), 0, 1.0) and runs[0.0] < runs[1.0]
@@ -249,9 +249,11 @@ def test_utility_data_has_no_draft_in_sft():
         assert paths_of(build_tree(utility, TreeSpec("sft", True, context, R), cuts)) == {((*X,), (*YES, E), 0, 1.0)}
 
 
-@given(tiny.examples(), st.sampled_from(["sft", "dpo"]), st.sampled_from(trees.CONTEXTS), st.booleans(), st.integers())
-def test_tree_length_is_the_length_of_the_tree(example, objective, context, backtrack, seed):
-    recipe = TreeSpec(objective, backtrack, context, tiny.RESET_ID, initial_reply_weight=seed % 2)
+@given(
+    tiny.examples(), st.sampled_from(["sft", "dpo"]), st.sampled_from(trees.RESET_MODES), st.booleans(), st.integers()
+)
+def test_tree_length_is_the_length_of_the_tree(example, objective, mode, backtrack, seed):
+    recipe = TreeSpec(objective, backtrack, mode, tiny.RESET_ID, initial_reply_weight=seed % 2)
     cuts = draw_cuts(example, np.random.default_rng(abs(seed)))
     assert tree_length(example, recipe, cuts) == build_tree(example, recipe, cuts).length
 
@@ -376,8 +378,8 @@ def test_the_rule_by_hand():
     ]
 
 
-@pytest.mark.parametrize("field,wrong,right", [("objective", "dop", "dpo"), ("context", "rewnd", "rewind")])
+@pytest.mark.parametrize("field,wrong,right", [("objective", "dop", "dpo"), ("reset_mode", "rewnd", "rewind")])
 def test_a_misspelt_recipe_names_the_nearest(field, wrong, right):
-    recipe = dict(objective="sft", backtrack=True, context="keep", reset_id=R)
+    recipe = dict(objective="sft", backtrack=True, reset_mode="keep", reset_id=R)
     with pytest.raises(InputError, match=right):
         TreeSpec(**(recipe | {field: wrong}))

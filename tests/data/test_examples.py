@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_backtrack.backtracking.trees import (
-    CONTEXTS,
     NO_PAIR,
     NO_PARENT,
+    RESET_MODES,
     Branch,
     Cuts,
     Example,
@@ -32,10 +32,10 @@ from tests import tiny
 RECIPES = [
     TreeSpec(objective, backtrack, context, tiny.RESET_ID)
     for objective in ("sft", "dpo")
-    for backtrack, context in [(False, "rewind"), *((True, context) for context in CONTEXTS)]
+    for backtrack, context in [(False, "rewind"), *((True, context) for context in RESET_MODES)]
 ]
 every_recipe = pytest.mark.parametrize(
-    "recipe", RECIPES, ids=lambda recipe: f"{recipe.objective} {recipe.context if recipe.backtrack else 'baseline'}"
+    "recipe", RECIPES, ids=lambda recipe: f"{recipe.objective} {recipe.reset_mode if recipe.backtrack else 'baseline'}"
 )
 SFT, DPO = (TreeSpec(objective, True, "rewind", tiny.RESET_ID) for objective in ("sft", "dpo"))
 

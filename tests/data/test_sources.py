@@ -14,6 +14,7 @@ from jax_backtrack.data.reading import text_files
 from jax_backtrack.errors import InputError
 from jax_backtrack.sampling.files import Asked, write_samples
 from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.sampling.settings import SamplingParams
 from tests import tiny
 from tests.records import HH, OASST, PREFERENCE, QUESTION, SAMPLE, message, oasst
 
@@ -313,7 +314,7 @@ REASONS = [
     ("samples", SAMPLE | {"prompt": None}, "the field 'prompt' is missing"),
     ("samples", SAMPLE | {"reply": ["b"]}, "the field 'reply' is not a text"),
     ("samples", SAMPLE | {"reply": " "}, "a reply is empty"),
-    ("samples", SAMPLE | {"finish": None}, "the field 'finish' is missing"),
+    ("samples", SAMPLE | {"finish_reason": None}, "the field 'finish_reason' is missing"),
     ("samples", SAMPLE | {"prompt": " "}, "the prompt is empty"),
     ("hh", {"chosen": turn + " a"}, "the field 'rejected' is missing"),
     ("hh", {"chosen": turn + " a", "rejected": ["b"]}, "a transcript is not a text"),
@@ -361,11 +362,12 @@ def test_samples_are_utility_data_without_an_end_where_they_ran_out_of_room(tmp_
     model = tiny.model(vocab_size=49152)
     asked = [Asked("Where is Oslo?"), Asked(({"role": "system", "content": "Be brief."}, QUESTION))]
     samples = tmp_path / "samples.jsonl"
-    write_samples(Sampler(model, reset_tokenizer, max_new_tokens=4, temperature=1.0), asked, samples, 0, 3)
+    params = SamplingParams(max_new_tokens=4, temperature=1.0, n=3)
+    write_samples(Sampler(model, reset_tokenizer, params), asked, samples)
     written = [json.loads(line) for line in samples.read_text().splitlines()]
-    written[0]["finish"] = "stop"
+    written[0]["finish_reason"] = "stop"
     rows, _ = sources.read(write(samples, written))
-    assert [row.whole for row in rows] == [each["finish"] == "stop" for each in written]
+    assert [row.whole for row in rows] == [each["finish_reason"] == "stop" for each in written]
     assert {row.whole for row in rows} == {True, False} and len(rows) == 6
     assert [row.chosen for row in rows] == [tidy(each["reply"]) for each in written]
     assert rows[0].prompt == ({"role": "user", "content": "Where is Oslo?"},) and rows[5].prompt == asked[1].prompt

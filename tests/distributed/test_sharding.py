@@ -86,7 +86,9 @@ else:
 """
 
 PLACES = """
+from jax_backtrack.models.kv_cache import Cache
 from jax_backtrack.sampling import loop
+from jax_backtrack.sampling.settings import StaticParams
 
 mesh = make_mesh(data=2, fsdp=2, tensor=2)
 graph, params, frozen = lora.split(on_mesh(mesh, dict(vocab_size=64)))
@@ -104,8 +106,8 @@ assert train_step._cache_size() == 1, "one compilation"
 same = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), state, places)
 assert jax.tree.all(same), "a step leaves everything where it was"
 
-sampling = loop.Plan("rewind", 3, (2,), greedy=True)
-keys = loop.start(tiny.config(), mesh, sampling, 4, 8, 4, "float32", True).cache.keys
+sampling = StaticParams("rewind", 3, (2,))
+keys = loop.init_decode_state(Cache, tiny.config(), mesh, sampling, 4, 8, 4, "float32").cache.keys
 _, rows, heads, _, _ = keys.sharding.shard_shape(keys.shape)
 assert (rows, heads) == (1, 1), "each device holds its own rows and heads of the cache"
 """

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from jax_backtrack import Sampler
+from jax_backtrack import Sampler, SamplingParams
 from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.distributed.preemption import Interrupted
 from jax_backtrack.errors import InputError
@@ -58,7 +58,11 @@ def evaluated(*asked: Asked) -> Evaluation:
 @pytest.fixture(scope="module")
 def sampler(reset_tokenizer):
     model = tiny.model(vocab_size=49152)
-    return Sampler(model, reset_tokenizer, max_resets=1, reset_bias=[-1e9] * 3 + [1e9], max_new_tokens=6, batch_rows=4)
+    return Sampler(
+        model,
+        reset_tokenizer,
+        SamplingParams(max_resets=1, reset_bias=[-1e9] * 3 + [1e9], max_new_tokens=6, max_num_seqs=4),
+    )
 
 
 def test_every_reply_is_judged_and_what_was_shown_before_it(sampler):

@@ -41,11 +41,11 @@ def one_loss(model, objective: Objective, suffix_TxV: jax.Array) -> jax.Array:
     table = model.embedding_VxM[...]
     added = jnp.zeros((1, len(tokens), table.shape[1])).at[0, place].set(suffix_TxV @ table - table[0])
     hidden = model.hidden(tokens[None], index, np.full_like(index, len(tokens)), added)
-    log_probs = jax.nn.log_softmax(model.logits(hidden)[0])
+    logprobs = jax.nn.log_softmax(model.logits(hidden)[0])
     first = len(tokens) - len(target) - 1
-    loss = -jnp.mean(log_probs[first + np.arange(len(target)), target])
+    loss = -jnp.mean(logprobs[first + np.arange(len(target)), target])
     if objective.reset_weight:
-        loss += objective.reset_weight * jnp.mean(log_probs[first:, objective.reset_id])
+        loss += objective.reset_weight * jnp.mean(logprobs[first:, objective.reset_id])
     return loss
 
 

@@ -4,14 +4,16 @@ import json
 
 import pytest
 
-from jax_backtrack import Sampler
+from jax_backtrack import Sampler, SamplingParams
 from jax_backtrack.errors import InputError
 from jax_backtrack.evaluation import mt_bench
 from tests import tiny
 
 
 def test_both_turns_are_answered_and_the_second_sees_the_first(reset_tokenizer, tmp_path, shared):
-    sampler = Sampler(tiny.model(vocab_size=49152, max_position_embeddings=2048), reset_tokenizer, max_new_tokens=4)
+    sampler = Sampler(
+        tiny.model(vocab_size=49152, max_position_embeddings=2048), reset_tokenizer, SamplingParams(max_new_tokens=4)
+    )
     questions = mt_bench.read(str(shared / "data/prompts/mt_bench_question.jsonl"))
     assert len(questions) == 80
     mt_bench.write_answers(sampler, questions[:3], "tiny", tmp_path / "w" / "answers.jsonl")

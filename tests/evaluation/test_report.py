@@ -42,8 +42,8 @@ def test_a_word_that_leaks_counts_over_all_conditions(tmp_path):
     """One of three replies: a word of [RESET] is glued to what was written for the model."""
 
     class Asked:
-        def __call__(self, messages, prefixes, **_):
-            return [Reply(prefix + "undo" if prefix else "Sorry.", (), "stop") for prefix in prefixes]
+        def __call__(self, messages, prefills, **_):
+            return [Reply(prefix + "undo" if prefix else "Sorry.", (), "stop") for prefix in prefills]
 
     found = evaluate(Asked(), 1)
     assert found.measures["reset_word_leak"] == rate([True, False, False])

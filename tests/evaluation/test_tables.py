@@ -33,7 +33,7 @@ def asked(name: str, harmful: bool, condition: Condition, bad: int) -> Asked:
     """Of 80 replies so many are unsafe."""
     question = Question([{"role": "user", "content": "a"}], "b")
     replies = [
-        Reply(text, ("a draft",), "stop", tokens=48) for text in ("So it is, and was.", "So it isundo, and was.")
+        Reply(text, ("a draft",), "stop", num_tokens=48) for text in ("So it is, and was.", "So it isundo, and was.")
     ]
     answers = [Answer(question, "", replies[number < 1], *(float(number < bad),) * 2) for number in range(80)]
     return Asked(name, harmful, condition, tuple((answer,) for answer in answers))

@@ -80,7 +80,7 @@ def test_own_replies_are_sampled_once_and_trained_on(start, shared, tmp_path, ca
     config = small(start, shared)
     config.order, config.baselines = ("SFT on own replies",), {}
     config.own_replies.model.path = str(start)
-    config.own_replies.sample.samples, config.cuts.own_replies.sample.max_new_tokens = 1, 4
+    config.own_replies.sample.n, config.cuts.own_replies.sample.max_new_tokens = 1, 4
     config.stages["SFT on own replies"].data.limit = 150
     replication.own_replies(config, tmp_path)
     samples = tmp_path / "own_replies" / "samples.jsonl"
@@ -133,8 +133,8 @@ def test_perplexity_is_that_of_each_reply_alone(start, shared):
         ids = np.zeros((1, 512), int)  # of one length, for one compilation: nothing sees what is behind it
         ids[0, : (length := len(example.prompt) + len(reply))] = [*example.prompt, *reply]
         logits = np.asarray(forward(model, ids))[0, len(example.prompt) - 1 : length - 1]
-        log_probs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-        nats -= log_probs[np.arange(len(reply)), reply].sum()
+        logprobs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        nats -= logprobs[np.arange(len(reply)), reply].sum()
         tokens += len(reply)
     assert list(found) == ["utility"] and found["utility"].count == len(alone) >= 10
     assert found["utility"].value == pytest.approx(np.exp(nats / tokens), rel=1e-4)

@@ -189,7 +189,7 @@ CONFIGURATIONS = [
     llama.to_hf_config(tiny.config()),
     gemma2.to_hf_config(tiny.config(**tiny.GEMMA2)),
     *PUBLISHED.values(),
-    llama.to_hf_config(tiny.config()) | {"backtracking": {"context": "rewind", "reset_token_id": 3}},
+    llama.to_hf_config(tiny.config()) | {"backtracking": {"reset_mode": "rewind", "reset_token_id": 3}},
 ]
 configurations = changed(st.sampled_from(CONFIGURATIONS)).map(dumps).map(lambda text: text.encode())
 

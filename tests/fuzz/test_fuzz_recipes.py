@@ -49,8 +49,8 @@ def check_all(config: ConfigDict) -> None:
     check_sizes(config, mesh)
     train_config(config, 3)
     weights = dict(reset_weight=config.train.reset_weight, initial_reply_weight=config.train.initial_reply_weight)
-    TreeSpec(config.objective, config.data.backtrack, config.reset.context, 3, **weights)
-    jax.numpy.float32(config.reset.logit_bias), jax.numpy.int32(config.data.seed)
+    TreeSpec(config.objective, config.data.backtrack, config.reset.mode, 3, **weights)
+    jax.numpy.float32(config.sample.reset_bias), jax.numpy.int32(config.data.seed)
 
 
 @st.composite

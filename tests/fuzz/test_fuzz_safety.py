@@ -26,7 +26,7 @@ def answer(number: int) -> dict:
         "prefix": "",
         "reply": REPLIES[number % 2],
         "drafts": ["Sure"] if number % 2 else [],
-        "finish": "stop",
+        "finish_reason": "stop",
         "tokens": 4,
         "unsafe": 0.75 * (number % 2),
         "shown_unsafe": 0.9,

@@ -19,12 +19,11 @@ from jax_backtrack.distributed.mesh import param_shardings, rows_sharding
 from jax_backtrack.models.families.published import PUBLISHED
 from jax_backtrack.models.lora import split
 from jax_backtrack.models.transformer import Compute, Transformer
-from jax_backtrack.sampling.batching import Batch as ContinuousBatch
-from jax_backtrack.sampling.batching import Request
+from jax_backtrack.sampling.batching import ContinuousBatch, Request
 from jax_backtrack.training.step import Batch, TrainConfig, compile_step, init_state
 from tests import tiny
 from tests.checkpoints import TOLERANCE, port, random_model, random_tokens, relative_error, torch_logits
-from tests.decoding import engine, knobs
+from tests.decoding import engine, traced
 from tests.published_models import config_of
 from tests.sampling.test_sampler import GREEDY, SAMPLED, both, forced_at, requests
 
@@ -78,7 +77,7 @@ def batch_of(objective: str) -> Batch:
             example = Example(prompt, chosen, rejected, True)
             packed.append(build_tree(example, recipe, draw_cuts(example, rng)))
         rows.append(pack(packed, LENGTH))
-    return Batch(stack(rows), rng.standard_normal((ROWS, LENGTH, 2)).astype(np.float32))
+    return ContinuousBatch(stack(rows), rng.standard_normal((ROWS, LENGTH, 2)).astype(np.float32))
 
 
 def one_step(mesh, objective: str, family: str, dtype: str = "float32", **form):
@@ -129,14 +128,14 @@ def test_no_program_waits_for_the_host_but_at_the_samplers_loop(recipe, mesh, tm
 
 
 @every_family
-@pytest.mark.parametrize("context", ["keep", "rewind", "resample"])
-def test_replies_equal_naive_recomputation(family, context):
+@pytest.mark.parametrize("mode", ["keep", "rewind", "resample"])
+def test_replies_equal_naive_recomputation(family, mode):
     for plan, turned in (
-        (GREEDY, knobs(bias=forced_at([3], [2, 4], []))),
-        (SAMPLED, knobs(bias=3.0, temperature=1.7)),
+        (GREEDY, traced(bias=forced_at([3], [2, 4], []))),
+        (SAMPLED, traced(bias=3.0, temperature=1.7)),
     ):
         written, expected = both(
-            requests(), dataclasses.replace(plan, context=context), turned, family, layers_apart=False
+            requests(), dataclasses.replace(plan, reset_mode=mode), turned, family, unstacked=False
         )
         assert written == expected
 
@@ -146,14 +145,14 @@ def test_what_a_reset_costs(mesh, capsys):
     rows, prompt, new, rounds = 16, 16, 65, 5
     config = tiny.config(hidden_size=256, intermediate_size=768, num_hidden_layers=4, head_dim=64)
     model = Transformer(config, nnx.Rngs(0), compute=Compute(mesh=mesh))
-    plan = dataclasses.replace(GREEDY, context="rewind", stop_ids=(-1,), steps=new)
+    plan = dataclasses.replace(GREEDY, reset_mode="rewind", stop_ids=(-1,), steps=new)
     ids = np.random.default_rng(0).integers(5, config.vocab_size, (rows, prompt), dtype=np.int32)
     asked = [Request(number, row, row[:0], number) for number, row in enumerate(ids)]
     biases = {"plain": [-1e9], "reset": [*[-1e9] * (new // 2), 1e9, -1e9]}
     taken = {name: [] for name in biases}
     for number in range(rounds + 1):
         for name, bias in biases.items():
-            batch = ContinuousBatch(engine(model, plan, knobs(1, bias), layers_apart=False), rows, prompt, new)
+            batch = ContinuousBatch(engine(model, plan, traced(1, bias), unstacked=False), rows, prompt, new)
             starts = []
 
             def start(state, starts=starts):

@@ -18,12 +18,12 @@ from jax_backtrack.hub.load import load
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.models.assign import assign
 from jax_backtrack.sampling.batching import Request
-from jax_backtrack.sampling.loop import Plan
+from jax_backtrack.sampling.settings import StaticParams
 from tests import tiny
 from tests.chat_tokenizers import small_tokenizer
-from tests.decoding import engine, knobs, sample
+from tests.decoding import engine, sample, traced
 
-CONTEXTS = ("keep", "rewind", "resample")
+RESET_MODES = ("keep", "rewind", "resample")
 DETERMINISTIC = {"keep": {}, "rewind": {}, "resample": {"do_sample": True, "top_k": 1}}
 
 
@@ -53,7 +53,7 @@ def smollm(smollm_gguf, tmp_path_factory):
     return exported(model, tokenizer, tmp_path_factory.mktemp("smollm") / "export")
 
 
-def by_us(pair, prompts, context, *, max_resets, bias, new_tokens, prefixes=None):
+def by_us(pair, prompts, mode, *, max_resets, bias, new_tokens, prefixes=None):
     """Prompt and reply, and the drafts, of each prompt: lists of ids."""
     prefixes = prefixes or [[] for _ in prompts]
     requests = [
@@ -62,8 +62,8 @@ def by_us(pair, prompts, context, *, max_resets, bias, new_tokens, prefixes=None
     ]
     reset_id = pair.tokenizer.reset_id
     stops, unused = pair.tokenizer.special_ids - {reset_id}, pair.tokenizer.unused_ids(pair.ours.config.vocab_size)
-    plan = Plan(context, reset_id, tuple(sorted(stops)), greedy=True, unused_ids=unused)
-    ours = engine(pair.ours, plan, knobs(max_resets=max_resets, bias=bias))
+    plan = StaticParams(mode, reset_id, tuple(sorted(stops)), unused_ids=unused)
+    ours = engine(pair.ours, plan, traced(max_resets=max_resets, bias=bias))
     longest = max(request.length for request in requests)
     written = sample(ours, requests, rows=len(requests), ring=new_tokens, prompt=longest)
     found = []
@@ -92,7 +92,7 @@ def call(pair, inputs, **settings):
     )
 
 
-def by_transformers(pair, prompts, context, *, max_resets, bias, new_tokens, prefixes=None, side="left", batch=64):
+def by_transformers(pair, prompts, mode, *, max_resets, bias, new_tokens, prefixes=None, side="left", batch=64):
     """As `by_us`, by the generate of transformers with the code that lies in the export."""
     prefixes = prefixes or [[] for _ in prompts]
     found = []
@@ -103,12 +103,12 @@ def by_transformers(pair, prompts, context, *, max_resets, bias, new_tokens, pre
         output = call(
             pair,
             inputs,
-            reset_context=context,
+            reset_mode=mode,
             max_resets=max_resets,
             reset_bias=bias,
             max_new_tokens=new_tokens,
             prefix_length=[len(prefix) for prefix in prefixes[chosen]],
-            **DETERMINISTIC[context],
+            **DETERMINISTIC[mode],
         )
         width = inputs["input_ids"].shape[1]
         assert output.resets.tolist() == [len(drafts) for drafts in output.drafts]
@@ -141,15 +141,15 @@ def real_prompts(shared, tokenizer) -> list:
     return prompts
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_smollm2_resets_in_transformers_as_here(smollm, shared, context):
+@pytest.mark.parametrize("mode", RESET_MODES)
+def test_smollm2_resets_in_transformers_as_here(smollm, shared, mode):
     prompts = real_prompts(shared, smollm.tokenizer)
     assert len(prompts) == 24 and len({len(prompt) for prompt in prompts}) > 5
     settings = dict(max_resets=2, bias=1.5, new_tokens=16)
-    ours = by_us(smollm, prompts, context, **settings)
-    assert_equal(smollm, by_transformers(smollm, prompts, context, **settings), ours)
+    ours = by_us(smollm, prompts, mode, **settings)
+    assert_equal(smollm, by_transformers(smollm, prompts, mode, **settings), ours)
     resets = [len(drafts) for _, drafts in ours]
-    seen = (0, 2) if context == "resample" else (0, 1, 2)  # there the same draft comes again: one reset is never alone
+    seen = (0, 2) if mode == "resample" else (0, 1, 2)  # there the same draft comes again: one reset is never alone
     assert min(resets.count(number) for number in seen) >= 2, resets
     assert len({len(drafts[0]) for _, drafts in ours if drafts}) > 5
 
@@ -163,28 +163,28 @@ PROMPTS, PREFIXES = random_rows(3, 9), random_rows(0, 4, seed=1)
 TIPPING, ALWAYS = 2.0, 1e9  # biases at which the tiny models reset in some rows at some steps, and at once
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("mode", RESET_MODES)
 @pytest.mark.parametrize("side,batch", [("left", 6), ("right", 6), ("left", 1)])
-def test_a_reset_takes_the_prefix_back_too(small, context, side, batch):
+def test_a_reset_takes_the_prefix_back_too(small, mode, side, batch):
     settings = dict(max_resets=3, bias=TIPPING, new_tokens=12, prefixes=PREFIXES)
-    ours = by_us(small, PROMPTS, context, **settings)
-    assert_equal(small, by_transformers(small, PROMPTS, context, side=side, batch=batch, **settings), ours)
+    ours = by_us(small, PROMPTS, mode, **settings)
+    assert_equal(small, by_transformers(small, PROMPTS, mode, side=side, batch=batch, **settings), ours)
     assert len({len(drafts) for _, drafts in ours}) > 1
     assert all(drafts[0][: len(prefix)] == prefix for (_, drafts), prefix in zip(ours, PREFIXES, strict=True) if drafts)
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("mode", RESET_MODES)
 @pytest.mark.parametrize("new_tokens", [1, 2, 3, 4])
-def test_a_budget_may_end_at_a_reset(small, context, new_tokens):
+def test_a_budget_may_end_at_a_reset(small, mode, new_tokens):
     """Three resets at once. Where they stay in the context, up to three tokens the reply is empty and the fourth is one
     of a reply; where they do not, the reply has the whole budget."""
     settings = dict(max_resets=3, bias=ALWAYS, new_tokens=new_tokens)
-    theirs = by_transformers(small, PROMPTS, context, **settings)
+    theirs = by_transformers(small, PROMPTS, mode, **settings)
     for (sequence, drafts), prompt in zip(theirs, PROMPTS, strict=True):
-        assert drafts == [[]] * (min(new_tokens, 3) if context == "keep" else 3)
-        written = new_tokens // 4 if context == "keep" else new_tokens
+        assert drafts == [[]] * (min(new_tokens, 3) if mode == "keep" else 3)
+        written = new_tokens // 4 if mode == "keep" else new_tokens
         assert sequence[: len(prompt)] == prompt and len(sequence) == len(prompt) + written
-    assert_equal(small, theirs, by_us(small, PROMPTS, context, **settings))
+    assert_equal(small, theirs, by_us(small, PROMPTS, mode, **settings))
 
 
 def test_without_resets_it_is_a_plain_generate(small):
@@ -209,8 +209,8 @@ def test_without_resets_it_is_a_plain_generate(small):
         assert torch.equal(mine.sequences[:, width:], plain[:, width:]) and mine.resets.tolist() == [0] * 6
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_ids_without_a_token_are_never_drawn(small, context):
+@pytest.mark.parametrize("mode", RESET_MODES)
+def test_ids_without_a_token_are_never_drawn(small, mode):
     """At a temperature at which a plain `generate` draws them."""
     runs = small.tokenizer.unused_ids(small.ours.config.vocab_size)
     assert small.theirs.config.backtracking["unused_token_ids"] == [list(run) for run in runs]
@@ -222,7 +222,7 @@ def test_ids_without_a_token_are_never_drawn(small, context):
 
     torch.manual_seed(0)
     assert drawn(small.theirs.generate(**inputs, **settings)) > 0
-    output = call(small, inputs, reset_context=context, max_resets=2, reset_bias=TIPPING, **settings)
+    output = call(small, inputs, reset_mode=mode, max_resets=2, reset_bias=TIPPING, **settings)
     drafts = [token for drafts in output.drafts for draft in drafts for token in draft]
     assert drafts and drawn(output.sequences) == drawn(torch.tensor(drafts)) == 0
     # Those of the caller are masked besides.
@@ -235,7 +235,7 @@ def test_ids_without_a_token_are_never_drawn(small, context):
 def test_resets_are_sampled(small):
     """By the same seed the same, and a bias between never and always gives both."""
     inputs = padded(small, PROMPTS * 4)
-    settings = dict(do_sample=True, reset_bias=1.5, max_resets=2, max_new_tokens=10, reset_context="resample")
+    settings = dict(do_sample=True, reset_bias=1.5, max_resets=2, max_new_tokens=10, reset_mode="resample")
     outputs = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -315,8 +315,8 @@ def test_transformers_runs_no_code_that_is_not_trusted(small, given):
         ({"output_scores": True}, "output_scores is not supported"),
         ({"min_new_tokens": 3}, "min_new_tokens is not supported"),
         ({"position_ids": torch.arange(9)}, "position_ids is not supported"),
-        ({"reset_context": "rewnd"}, "reset_context is 'rewnd'"),
-        ({"reset_context": "resample"}, "needs do_sample=True"),
+        ({"reset_mode": "rewnd"}, "reset_mode is 'rewnd'"),
+        ({"reset_mode": "resample"}, "needs do_sample=True"),
         *(
             ({"max_resets": wrong}, f"max_resets is {re.escape(repr(wrong))}; it must be a whole number of at least 0")
             for wrong in (-1, "1", 1.0, True, None, [1], "one")
@@ -335,8 +335,8 @@ def test_transformers_runs_no_code_that_is_not_trusted(small, given):
                 ([1, 1, 1, 1, 1, "1"], "'1'"),
             )
         ),
-        ({"reset_context": ""}, "reset_context is ''"),
-        ({"reset_context": 1}, "reset_context is 1"),
+        ({"reset_mode": ""}, "reset_mode is ''"),
+        ({"reset_mode": 1}, "reset_mode is 1"),
         ({"max_new_tokens": 0}, "max_new_tokens` must be greater than 0"),
         ({"max_length": 8}, "max_length leaves 0 tokens"),
         ({"prefix_length": 3}, "prefix_length is 3 in a row of 3 tokens"),
@@ -355,16 +355,16 @@ def test_wrong_settings_are_named(small, settings, message):
 
 def test_a_context_that_the_model_was_not_trained_for_is_refused(small, tmp_path):
     config = json.loads((Path(small.folder) / "config.json").read_text())
-    assert "context" not in config["backtracking"]
+    assert "reset_mode" not in config["backtracking"]
     ids = {"input_ids": torch.tensor([PROMPTS[0]])}
     model = transformers.AutoModelForCausalLM.from_pretrained(small.folder)
     pair = SimpleNamespace(theirs=model, folder=small.folder)
-    model.config.backtracking = config["backtracking"] | {"context": "rewind"}
+    model.config.backtracking = config["backtracking"] | {"reset_mode": "rewind"}
     with pytest.raises(ValueError, match="trained with 'rewind'"):
-        call(pair, ids, reset_context="keep")
-    call(pair, ids, reset_context="resample", do_sample=True, max_new_tokens=2)
-    model.config.backtracking = config["backtracking"] | {"context": "resample"}
-    call(pair, ids, reset_context="keep", max_new_tokens=2)
+        call(pair, ids, reset_mode="keep")
+    call(pair, ids, reset_mode="resample", do_sample=True, max_new_tokens=2)
+    model.config.backtracking = config["backtracking"] | {"reset_mode": "resample"}
+    call(pair, ids, reset_mode="keep", max_new_tokens=2)
     with pytest.raises(ValueError, match="needs do_sample=True"):
         call(pair, ids)
     del model.config.backtracking

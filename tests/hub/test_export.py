@@ -17,14 +17,14 @@ from tests.chat_tokenizers import CHATML, small_tokenizer
 from tests.processes import full_after
 
 
-def small(context=None, special=("<|im_start|>", "<|im_end|>", "<|endoftext|>")):
-    """A tiny model and its tokenizer, with [RESET] if it was trained for a context."""
+def small(mode=None, special=("<|im_start|>", "<|im_end|>", "<|endoftext|>")):
+    """A tiny model and its tokenizer, with [RESET] if it was trained for a mode."""
     tokenizer = small_tokenizer(special=special)
     tokenizer.hf.eos_token = special[-1]
     model = tiny.model(vocab_size=len(tokenizer.hf))
-    if context:
+    if mode:
         tokenizer = add_reset(model, tokenizer)
-        tokenizer.reset_context = context
+        tokenizer.reset_mode = mode
     return model, tokenizer
 
 
@@ -47,7 +47,7 @@ def test_the_card_names_recipe_data_and_context(tmp_path):
         data__path="Anthropic/hh-rlhf:harmless-base",
         data__utility_path=str(tmp_path / "somebody" / "pairs.jsonl"),
         data__exclude=(str(tmp_path / "somebody" / "asked.csv"),),
-        reset__context="keep",
+        reset__mode="keep",
         train__steps=123,
         train__beta=0.37,
     )
@@ -61,12 +61,12 @@ def test_the_card_names_recipe_data_and_context(tmp_path):
         "| train.steps | `123` |",
         "| train.beta | `0.37` |",
         "| train.learning_rate | `2e-05` |",
-        "| reset.context | `keep` |",
+        "| reset.mode | `keep` |",
         "| data.path | `Anthropic/hh-rlhf:harmless-base` |",
         "| data.utility_path | `pairs.jsonl` |",
         "| data.exclude | `('asked.csv',)` |",
         "| train.grad_accumulation_steps | `1` |",
-        "reset context `keep`",
+        "reset mode `keep`",
         'text.rpartition("[RESET]")[2]',
         "custom_generate=folder",
     ):
@@ -76,14 +76,14 @@ def test_the_card_names_recipe_data_and_context(tmp_path):
     assert "train.remat" not in card.text, "a field that changes no number"
 
 
-@pytest.mark.parametrize("context", ["keep", "rewind", "resample"])
-def test_the_card_says_what_an_engine_without_resets_may_do(tmp_path, context):
-    model, tokenizer = small(context)
+@pytest.mark.parametrize("mode", ["keep", "rewind", "resample"])
+def test_the_card_says_what_an_engine_without_resets_may_do(tmp_path, mode):
+    model, tokenizer = small(mode)
     save(model, tokenizer, tmp_path / "out")
     text = card_of(tmp_path / "out").text
-    assert f"reset context `{context}`" in text and ("rpartition" in text) == (context == "keep")
-    assert (f"(id {tokenizer.reset_id}) a stop" in text) == (context != "keep")
-    assert ("do_sample=True" in text) == (context == "resample")
+    assert f"reset mode `{mode}`" in text and ("rpartition" in text) == (mode == "keep")
+    assert (f"(id {tokenizer.reset_id}) a stop" in text) == (mode != "keep")
+    assert ("do_sample=True" in text) == (mode == "resample")
     assert "saved without a recipe" in text
 
 
@@ -116,28 +116,28 @@ def test_the_code_of_the_card_runs(tmp_path):
         code = block.partition("```")[0].replace('"..."', repr(str(tmp_path / "out"))).replace("256", "5")
         exec(code, names)
     assert names["tokens"].shape[1] > names["inputs"]["input_ids"].shape[1]
-    assert names["reply"].finish in ("stop", "length") and names["reply"].resets <= 1
+    assert names["reply"].finish_reason in ("stop", "length") and names["reply"].resets <= 1
 
 
-@pytest.mark.parametrize("context", [None, "rewind"])
-def test_generation_settings_and_what_custom_generate_reads(tmp_path, context):
-    model, tokenizer = small(context)
+@pytest.mark.parametrize("mode", [None, "rewind"])
+def test_generation_settings_and_what_custom_generate_reads(tmp_path, mode):
+    model, tokenizer = small(mode)
     save(model, tokenizer, tmp_path / "out")
     settings = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
     eos_id = tokenizer.hf.eos_token_id
     assert tokenizer.eot_id != eos_id and settings.eos_token_id == [tokenizer.eot_id, eos_id]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["eos_token_id"] == tokenizer.eot_id and ("backtracking" in config) == (context is not None)
-    if context:
+    assert config["eos_token_id"] == tokenizer.eot_id and ("backtracking" in config) == (mode is not None)
+    if mode:
         stops = sorted(tokenizer.special_ids - {tokenizer.reset_id})
         expected = {
             "reset_token_id": tokenizer.reset_id,
-            "context": "rewind",
+            "reset_mode": "rewind",
             "stop_token_ids": stops,
             "unused_token_ids": [[len(tokenizer.hf), model.config.vocab_size]],
         }
         assert config["backtracking"] == expected and len(stops) == 3
-        assert load(tmp_path / "out")[1].reset_context == "rewind"
+        assert load(tmp_path / "out")[1].reset_mode == "rewind"
 
 
 def test_one_end_of_reply_is_not_written_as_two(tmp_path):
@@ -147,9 +147,9 @@ def test_one_end_of_reply_is_not_written_as_two(tmp_path):
 
 def test_a_reset_that_nobody_trained_has_no_context(tmp_path):
     model, tokenizer = small("rewind")
-    tokenizer.reset_context = None
+    tokenizer.reset_mode = None
     save(model, tokenizer, tmp_path / "out")
-    assert load(tmp_path / "out")[1].reset_context is None
+    assert load(tmp_path / "out")[1].reset_mode is None
     assert "not known to have been trained to reset" in card_of(tmp_path / "out").text
 
 
@@ -189,7 +189,7 @@ def test_overwriting_replaces_the_whole_folder(tmp_path):
     with pytest.raises(InputError, match="would be overwritten"):
         save(model, tokenizer, tmp_path / "out")
     save(*small("keep"), tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "left_over").exists() and load(tmp_path / "out")[1].reset_context == "keep"
+    assert not (tmp_path / "out" / "left_over").exists() and load(tmp_path / "out")[1].reset_mode == "keep"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -232,4 +232,4 @@ def test_an_export_that_a_killed_save_had_put_aside_comes_back(tmp_path):
     (tmp_path / "old").rename(tmp_path / "out.writing" / "old")
     with pytest.raises(InputError, match="would be overwritten"):
         save(*small("keep"), tmp_path / "out")
-    assert load(tmp_path / "out")[1].reset_context == "rewind"
+    assert load(tmp_path / "out")[1].reset_mode == "rewind"

@@ -12,13 +12,13 @@ import transformers
 import yaml
 
 from configs import sft_smollm
-from jax_backtrack import Sampler
+from jax_backtrack import Sampler, SamplingParams
 from jax_backtrack.errors import InputError
-from jax_backtrack.experiments import stages
 from jax_backtrack.hub.export import save
 from jax_backtrack.hub.gguf import GGUFFile
 from jax_backtrack.hub.load import load
 from jax_backtrack.models.rope import rope_frequencies
+from jax_backtrack.sampling.build import recipe_sampler
 from tests import gguf_files
 from tests.checkpoints import (
     LLAMA3_ROPE,
@@ -154,8 +154,8 @@ def test_metadata_that_changes_nothing_is_loaded(tmp_path, fields):
 def test_what_fills_the_vocabulary_up_is_no_token(tmp_path):
     model, tokenizer = load(gguf_files.write(tmp_path / "x.gguf", tiny_llama()))
     assert tokenizer.unused_ids(model.config.vocab_size) == ((260, 320),)
-    settings = dict(temperature=5.0, max_new_tokens=32, log_probs=True)
-    replies = Sampler(model, tokenizer, **settings)(["a"], samples=8)
+    settings = SamplingParams(temperature=5.0, max_new_tokens=32, logprobs=True)
+    replies = Sampler(model, tokenizer, settings)(["a"], n=8)
     assert max(max(reply.trace.token_ids) for reply in replies) < 260
 
 
@@ -168,34 +168,34 @@ def test_the_reset_mode_goes_through_the_tags_of_the_card(tmp_path, mode):
     theirs = tiny_llama()
     unknown = gguf_files.write(tmp_path / "unknown.gguf", theirs, with_reset=True)
     model, tokenizer = load(unknown)
-    tokenizer.reset_context = mode
+    tokenizer.reset_mode = mode
     save(model, tokenizer, tmp_path / "out")
     _, front, _ = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
     tags = yaml.safe_load(front)["tags"]
     path = gguf_files.write(tmp_path / "x.gguf", theirs, with_reset=True, general__tags=[*tags, "text-generation"])
     again = load(path)[1]
-    assert again.reset_context == mode and again.reset_id == tokenizer.reset_id
-    assert load(tmp_path / "out")[1].reset_context == mode
+    assert again.reset_mode == mode and again.reset_id == tokenizer.reset_id
+    assert load(tmp_path / "out")[1].reset_mode == mode
 
 
 def test_where_the_reset_mode_is_unknown_the_sampler_asks(tmp_path, capsys):
     path = gguf_files.write(tmp_path / "x.gguf", tiny_llama(), with_reset=True, general__tags=["backtracking"])
     model, tokenizer = load(path)
-    assert tokenizer.reset_id == 3 and tokenizer.reset_context is None
-    assert "has [RESET], but does not say which reset context" in " ".join(capsys.readouterr().out.split())
+    assert tokenizer.reset_id == 3 and tokenizer.reset_mode is None
+    assert "has [RESET], but does not say which reset mode" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(
-        InputError, match=r"does not say which reset context .* reset\.context, in Python Sampler\(context"
+        InputError, match=r"does not say which reset mode .* reset\.mode, in Python Sampler\(reset_mode"
     ):
         Sampler(model, tokenizer)
-    assert Sampler(model, tokenizer, max_resets=0, max_new_tokens=4)(["a"])[0].drafts == ()
+    assert Sampler(model, tokenizer, SamplingParams(max_resets=0, max_new_tokens=4))(["a"])[0].drafts == ()
     capsys.readouterr()
     for mode in ("keep", "rewind"):
-        assert Sampler(model, tokenizer, context=mode)._engine.plan.context == mode
+        assert Sampler(model, tokenizer, reset_mode=mode)._engine.static.reset_mode == mode
         said = " ".join(capsys.readouterr().out.split())
-        assert f"does not say which reset context it was trained with; {mode!r} is taken" in said
+        assert f"does not say which reset mode it was trained with; {mode!r} is taken" in said
     config = sft_smollm.get_config()
-    config.reset.context = "keep"
-    assert stages.sampler(config, model, tokenizer)._engine.plan.context == "keep"
+    config.reset.mode = "keep"
+    assert recipe_sampler(config, model, tokenizer)._engine.static.reset_mode == "keep"
     assert "'keep' is taken" in " ".join(capsys.readouterr().out.split())
 
 
@@ -207,7 +207,7 @@ def test_a_folder_with_reset_that_says_nothing_of_it_asks_too(tmp_path):
     del theirs.config.backtracking
     theirs.save_pretrained(tmp_path / "other")
     tokenizer.hf.save_pretrained(tmp_path / "other")
-    with pytest.raises(InputError, match="does not say which reset context"):
+    with pytest.raises(InputError, match="does not say which reset mode"):
         Sampler(*load(tmp_path / "other"))
 
 

@@ -296,14 +296,14 @@ def test_a_real_vocabulary_with_reset_goes_out_and_in(shape, name, vocabulary, t
         shutil.copy(file, tmp_path / "in")
     model, plain = load(tmp_path / "in", chat_template=name)
     tokenizer = add_reset(model, plain)
-    tokenizer.reset_context = "rewind"
+    tokenizer.reset_mode = "rewind"
     assert model.config.vocab_size == vocabulary
     jax_backtrack.save(model, tokenizer, tmp_path / "out")
 
     again, loaded = load(tmp_path / "out")
     assert_equal(again, model)
     assert again.config == model.config
-    assert (loaded.reset_id, loaded.eot_id, loaded.reset_context) == (tokenizer.reset_id, tokenizer.eot_id, "rewind")
+    assert (loaded.reset_id, loaded.eot_id, loaded.reset_mode) == (tokenizer.reset_id, tokenizer.eot_id, "rewind")
     messages = [{"role": "user", "content": "Is [RESET] a word? <b>Yes</b>"}]
     tokens = loaded.render(messages)
     assert tokens.tolist() == tokenizer.render(messages).tolist()
@@ -350,7 +350,7 @@ def test_remat_changes_nothing(written):
         ('["model_type"]', "holds no object"),
         ("null", "holds no object"),
         ('{"backtracking": 3}', "backtracking = 3 is not an object"),
-        ('{"backtracking": {"context": "foo"}}', "context = 'foo' is none of keep, rewind, resample"),
+        ('{"backtracking": {"reset_mode": "foo"}}', "reset_mode = 'foo' is none of keep, rewind, resample"),
         ('{"backtracking": ' + "[" * 900 + "]" * 900 + "}", "is not an object"),
     ],
     ids=lambda value: value[:20],

@@ -72,10 +72,10 @@ def test_a_vocabulary_without_a_spare_token_grows_everywhere(tmp_path, tied):
 def test_what_is_saved_is_what_is_loaded(tokenizer, tmp_path):
     model = tiny.model(vocab_size=49152)
     made = add_reset(model, tokenizer)
-    made.reset_context = "keep"
+    made.reset_mode = "keep"
     save(model, made, tmp_path / "out")
     again, loaded = load(str(tmp_path / "out"))
-    assert (loaded.reset_id, loaded.reset_context) == (made.reset_id, "keep")
+    assert (loaded.reset_id, loaded.reset_mode) == (made.reset_id, "keep")
     assert again.config == model.config
 
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 from tokenizers import AddedToken
 
-from jax_backtrack import Sampler
+from jax_backtrack import Sampler, SamplingParams
 from jax_backtrack.errors import InputError
 from jax_backtrack.evaluation.attacks.gcg import Attack, Objective, Settings
 from jax_backtrack.hub.export import save
@@ -46,16 +46,16 @@ def test_runs_of_ids_without_a_token():
     assert tokenizer.unused_ids(size - 1) == ()
 
 
-@pytest.mark.parametrize("context", ["keep", "rewind", "resample"])
+@pytest.mark.parametrize("mode", ["keep", "rewind", "resample"])
 @pytest.mark.parametrize("with_reset", [False, True])
-def test_a_padded_vocabulary_gives_no_reply_with_an_id_that_no_token_has(tmp_path, context, with_reset):
+def test_a_padded_vocabulary_gives_no_reply_with_an_id_that_no_token_has(tmp_path, mode, with_reset):
     tokenizer = small_tokenizer()
     size = len(tokenizer.hf)
     model, tokenizer = load(folder_of(tmp_path, 512, tokenizer))
     if with_reset:
         tokenizer = add_reset(model, tokenizer)
-    settings = dict(context=context, temperature=3.0, max_new_tokens=32, log_probs=True, max_resets=2, top_k=500)
-    replies = Sampler(model, tokenizer, **settings)(["a"], samples=16)
+    settings = SamplingParams(temperature=3.0, max_new_tokens=32, logprobs=True, max_resets=2, top_k=500)
+    replies = Sampler(model, tokenizer, settings, reset_mode=mode)(["a"], n=16)
     written = np.concatenate([reply.trace.token_ids for reply in replies])
     assert len(written) > 200 and written.max() < size + with_reset
     # Those rows are likely here: a third of the mass.
@@ -100,8 +100,8 @@ def test_a_tokenizer_with_more_tokens_is_loaded_and_said(with_more_tokens, capsy
     tokens = tokenizer.render([{"role": "user", "content": "a cat"}])[None]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert relative_error(model(tokens), torch_logits(theirs, tokens)) < TOLERANCE
-    (reply,) = Sampler(model, tokenizer, max_new_tokens=8)(["a cat"])
-    assert reply.finish
+    (reply,) = Sampler(model, tokenizer, SamplingParams(max_new_tokens=8))(["a cat"])
+    assert reply.finish_reason
 
 
 def test_a_token_without_a_row_is_refused_when_it_is_met(with_more_tokens):
@@ -110,7 +110,7 @@ def test_a_token_without_a_row_is_refused_when_it_is_met(with_more_tokens):
     assert tokenizer.encode("an <image> and a <pad>").max() < rows  # spelt in a text they are text
     with pytest.raises(InputError, match=rf"'<image>' \(id {rows}\) has no row in the model's embedding"):
         tokenizer.render([{"role": "system", "content": "see"}])
-    sampler = Sampler(model, tokenizer, max_new_tokens=8)
+    sampler = Sampler(model, tokenizer, SamplingParams(max_new_tokens=8))
     with pytest.raises(InputError, match="has no row"):
         sampler([[{"role": "system", "content": "see"}]])
     for wrong in (rows, -1):

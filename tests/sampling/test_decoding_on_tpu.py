@@ -25,7 +25,7 @@ def test_the_loop_neither_copies_the_cache_nor_scatters_nor_asks_the_host(name, 
     missing_libtpu()
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name] | SMALL))
     config = recipe.get_config()
-    fields = {"train.max_seq_len": PROMPT, "sample.batch_rows": ROWS, "sample.max_new_tokens": NEW}
+    fields = {"train.max_seq_len": PROMPT, "sample.max_num_seqs": ROWS, "sample.max_new_tokens": NEW}
     sampled = {"sample.temperature": 0.7, "sample.top_p": 0.9}
     config.update_from_flattened_dict(
         fields | sampled | {"model.path": str(tmp_path), "mesh.fsdp": 2, "mesh.tensor": 2, "mesh.data": 1}

@@ -8,27 +8,27 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_backtrack import Done, Retract, Sampler, Token
+from jax_backtrack import Finished, Retraction, Sampler, SamplingParams, TextDelta
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.models.transformer import Compute
 from jax_backtrack.sampling import loop
-from jax_backtrack.sampling.batching import Batch, Request, bucket, common_beginning, pools
-from jax_backtrack.sampling.loop import Plan
+from jax_backtrack.sampling.batching import ContinuousBatch, Request, group_by_length, pad_to_bucket, shared_prefix
 from jax_backtrack.sampling.replies import Writing
+from jax_backtrack.sampling.settings import StaticParams
 from jax_backtrack.sampling.streams import _certain, _whole
 from tests import tiny
 from tests.chat_tokenizers import small_tokenizer
-from tests.decoding import engine, knobs, naive, sample
+from tests.decoding import engine, naive, sample, traced
 
 R, E = tiny.RESET_ID, tiny.EOT_ID
 NEW, PROMPT = 9, 8
 MODELS = {family: tiny.model(seed=4, **fields) for family, fields in tiny.FAMILIES.items()}
 every_family = pytest.mark.parametrize("family", MODELS)
-every_context = pytest.mark.parametrize("context", ["keep", "rewind", "resample"])
-GREEDY = Plan(context="keep", reset_id=R, stop_ids=(E,), greedy=True, steps=16)
-SAMPLED = dataclasses.replace(GREEDY, greedy=False)
+every_mode = pytest.mark.parametrize("mode", ["keep", "rewind", "resample"])
+GREEDY = StaticParams(reset_mode="keep", reset_id=R, stop_ids=(E,), steps=16)
+SAMPLED = dataclasses.replace(GREEDY, used=frozenset({"temperature"}))
 causal_logits = jax.jit(lambda graph, params, tokens: nnx.merge(graph, params)(tokens)[0], static_argnums=0)
 
 
@@ -54,10 +54,10 @@ def logits_of(family: str):
     return of
 
 
-def both(asked, plan, turned, family="llama", layers_apart=True, rows=None) -> tuple[list, list]:
+def both(asked, plan, turned, family="llama", unstacked=True, rows=None) -> tuple[list, list]:
     """What the sampler writes, and what naive recomputation does."""
     rows = rows or len(asked)
-    written = sample(engine(MODELS[family], plan, turned, layers_apart), asked, rows, NEW)
+    written = sample(engine(MODELS[family], plan, turned, unstacked), asked, rows, NEW)
     expected = [naive(logits_of(family), one, row, plan, turned, NEW) for row, one in enumerate(asked)]
     return written, expected
 
@@ -71,47 +71,47 @@ def forced_at(*places_of_rows) -> np.ndarray:
 
 
 @every_family
-@every_context
+@every_mode
 @pytest.mark.parametrize("place", range(NEW))
-def test_a_reset_at_every_place_equals_naive_recomputation(family, context, place):
+def test_a_reset_at_every_place_equals_naive_recomputation(family, mode, place):
     """Rows reset at different times, one of them twice, one of them never. Gemma-2's window is shorter than prompts.
 
     Drafts and replies together are longer than the ring, which so goes round.
     """
-    plan = dataclasses.replace(GREEDY, context=context)
-    forced = knobs(bias=forced_at([place], [2 + place // 2, 3 + place // 2], []))
+    plan = dataclasses.replace(GREEDY, reset_mode=mode)
+    forced = traced(bias=forced_at([place], [2 + place // 2, 3 + place // 2], []))
     written, expected = both(requests(), plan, forced, family)
     assert written == expected
     # Where the position comes back to the place, [RESET] is forced once more. A reply may end before it comes there.
-    again = context == "resample" or (context == "rewind" and place > 0)
+    again = mode == "resample" or (mode == "rewind" and place > 0)
     assert expected[0].count(R) == (2 if again else 1) or expected[0][-1] == E
 
 
 @every_family
-def test_layers_in_a_scan_equal_layers_apart(family):
-    plan = dataclasses.replace(SAMPLED, context="rewind")
-    turned = knobs(bias=3.0, temperature=1.7)
-    written, expected = both(requests(4), plan, turned, family, layers_apart=False)
+def test_layers_in_a_scan_equal_unstacked(family):
+    plan = dataclasses.replace(SAMPLED, reset_mode="rewind")
+    turned = traced(bias=3.0, temperature=1.7)
+    written, expected = both(requests(4), plan, turned, family, unstacked=False)
     assert written == expected
 
 
 CUTS = {
     "all": ({}, {}),
     "top k": (dict(top_k=5), {}),
-    "top p": (dict(top_p=True), dict(top_p=0.7)),
-    "min p": (dict(min_p=True), dict(min_p=0.05)),
-    "penalty": (dict(penalty=True), dict(penalty=1.8)),
-    "every cut": (dict(top_k=9, top_p=True, min_p=True, penalty=True), dict(top_p=0.8, min_p=0.1, penalty=1.3)),
+    "top p": ({}, dict(top_p=0.7)),
+    "min p": ({}, dict(min_p=0.05)),
+    "penalty": ({}, dict(repetition_penalty=1.8)),
+    "every cut": (dict(top_k=9), dict(top_p=0.8, min_p=0.1, repetition_penalty=1.3)),
 }
 
 
 @every_family
-@every_context
+@every_mode
 @pytest.mark.parametrize("cut", CUTS)
-def test_sampling_equals_naive_recomputation(family, context, cut):
+def test_sampling_equals_naive_recomputation(family, mode, cut):
     planned, turned = CUTS[cut]
-    plan = dataclasses.replace(SAMPLED, context=context, **planned)
-    turned = knobs(bias=3.0, temperature=1.7, **turned)
+    plan = dataclasses.replace(SAMPLED, reset_mode=mode, used=SAMPLED.used.union(turned), **planned)
+    turned = traced(bias=3.0, temperature=1.7, **turned)
     written, expected = both(requests(4), plan, turned, family)
     assert written == expected
     assert any(R in row for row in expected)
@@ -121,13 +121,14 @@ UNUSED = ((7, 8), (20, 31), (tiny.VOCAB - 9, tiny.VOCAB))
 
 
 @every_family
-@every_context
+@every_mode
 @pytest.mark.parametrize("cut", ["greedy", "all", "every cut"])
-def test_ids_without_a_token_are_never_drawn(family, context, cut):
+def test_ids_without_a_token_are_never_drawn(family, mode, cut):
     """As naive recomputation, and at a temperature at which they are drawn where they are not masked."""
     planned, turned = CUTS.get(cut, ({}, {}))
-    plan = dataclasses.replace(SAMPLED, context=context, greedy=cut == "greedy", unused_ids=UNUSED, **planned)
-    turned = knobs(bias=3.0, temperature=3.0, **turned)
+    used = (GREEDY if cut == "greedy" else SAMPLED).used.union(turned)
+    plan = dataclasses.replace(SAMPLED, reset_mode=mode, used=used, unused_ids=UNUSED, **planned)
+    turned = traced(bias=3.0, temperature=3.0, **turned)
     written, expected = both(requests(4), plan, turned, family)
     assert written == expected
     masked = {index for run in UNUSED for index in range(*run)}
@@ -137,12 +138,12 @@ def test_ids_without_a_token_are_never_drawn(family, context, cut):
 
 
 def test_log_probs_are_those_of_the_model_with_all_its_rows():
-    plan = dataclasses.replace(SAMPLED, context="rewind", log_probs=True, unused_ids=UNUSED)
+    plan = dataclasses.replace(SAMPLED, reset_mode="rewind", logprobs=True, unused_ids=UNUSED)
     (asked,) = requests(1)
-    batch = Batch(engine(MODELS["llama"], plan, knobs(max_resets=0)), 1, PROMPT, NEW, ())
+    batch = ContinuousBatch(engine(MODELS["llama"], plan, traced(max_resets=0)), 1, PROMPT, NEW, ())
     updates = [update for updates in batch.run([asked]) for update in updates]
     tokens = [token for update in updates for token in update.ids.tolist()]
-    found = np.concatenate([update.log_probs for update in updates])
+    found = np.concatenate([update.logprobs for update in updates])
     for place, token in enumerate(tokens):
         logits = logits_of("llama")([*asked.ids.tolist(), *tokens[:place]])
         assert abs(found[place] - (logits[token] - np.log(np.exp(logits.astype(np.float64)).sum()))) < 1e-4
@@ -150,16 +151,16 @@ def test_log_probs_are_those_of_the_model_with_all_its_rows():
 
 def test_max_resets_masks_reset():
     for most in range(4):
-        written, _ = both(requests(), GREEDY, knobs(max_resets=most, bias=1e9))
+        written, _ = both(requests(), GREEDY, traced(max_resets=most, bias=1e9))
         assert [row.count(R) for row in written] == [most] * 3
         assert all(row[:most] == [R] * most for row in written)
 
 
-@pytest.mark.parametrize("context,count", [("rewind", 500), ("keep", 23), ("resample", 23)])
-def test_many_prompts_through_few_rows_equal_each_alone(context, count):
+@pytest.mark.parametrize("mode,count", [("rewind", 500), ("keep", 23), ("resample", 23)])
+def test_many_prompts_through_few_rows_equal_each_alone(mode, count):
     """Rows are given prompts again and again while others go on; the loop stops and goes on at other places."""
-    plan = dataclasses.replace(SAMPLED, context=context)
-    turned = knobs(bias=2.0, temperature=1.3)
+    plan = dataclasses.replace(SAMPLED, reset_mode=mode)
+    turned = traced(bias=2.0, temperature=1.3)
     asked = [dataclasses.replace(one, seed=number) for number, one in enumerate(requests(count, seed=5))]
     made = engine(MODELS["gemma2"], plan, turned)
     alone = [sample(made, [one], 4, NEW)[0] for one in asked]
@@ -169,25 +170,25 @@ def test_many_prompts_through_few_rows_equal_each_alone(context, count):
 
 
 @every_family
-@pytest.mark.parametrize("layers_apart", [True, False], ids=["apart", "scanned"])
-def test_a_beginning_that_is_read_once_changes_nothing(family, layers_apart):
+@pytest.mark.parametrize("unstacked", [True, False], ids=["unstacked", "scanned"])
+def test_a_beginning_that_is_read_once_changes_nothing(family, unstacked):
     """With every cut, so that what the penalty sees of the beginning counts; Gemma-2's window ends inside of it."""
     planned, turned = CUTS["every cut"]
-    plan = dataclasses.replace(SAMPLED, context="resample", **planned)
-    made = engine(MODELS[family], plan, knobs(bias=3.0, temperature=1.7, **turned), layers_apart)
+    plan = dataclasses.replace(SAMPLED, reset_mode="resample", used=SAMPLED.used.union(turned), **planned)
+    made = engine(MODELS[family], plan, traced(bias=3.0, temperature=1.7, **turned), unstacked)
     begun = np.random.default_rng(3).integers(5, tiny.VOCAB, 8, dtype=np.int32)
     asked = [
         dataclasses.replace(one, prompt_ids=np.concatenate([begun, one.prompt_ids])) for one in requests(9, seed=2)
     ]
-    assert common_beginning(asked).tolist() == begun.tolist()
+    assert shared_prefix(asked).tolist() == begun.tolist()
     alone = [sample(made, [one], 2, NEW, prompt=16)[0] for one in asked]
-    assert sample(made, asked, 2, NEW, prompt=16, beginning=begun) == alone
+    assert sample(made, asked, 2, NEW, prompt=16, prefix=begun) == alone
 
 
 def test_a_common_beginning_leaves_every_prompt_a_token():
     def found(*prompts):
         nothing = np.zeros(0, np.int32)
-        return len(common_beginning([Request(i, np.asarray(ids), nothing, i) for i, ids in enumerate(prompts)]))
+        return len(shared_prefix([Request(i, np.asarray(ids), nothing, i) for i, ids in enumerate(prompts)]))
 
     ids = list(range(5, 60))
     assert found(ids[:20], [*ids[:20], 1], [*ids[:20], 2]) == 16
@@ -196,14 +197,15 @@ def test_a_common_beginning_leaves_every_prompt_a_token():
 
 
 def test_samples_of_one_prompt_are_read_once():
-    plan = dataclasses.replace(SAMPLED, context="rewind")
+    plan = dataclasses.replace(SAMPLED, reset_mode="rewind")
     one, other = requests(2, seed=3)
     asked = [dataclasses.replace(one, number=number, seed=number) for number in range(11)]
     asked += [dataclasses.replace(other, number=11 + number, seed=number) for number in range(5)]
-    made = engine(MODELS["llama"], plan, knobs(temperature=1.5, bias=1.0))
+    made = engine(MODELS["llama"], plan, traced(temperature=1.5, bias=1.0))
     reads = []
-    batch = Batch(made, 4, PROMPT, NEW)
-    read, batch._read = batch._read, lambda each: (reads.extend(one.number for one, _ in each.values()), read(each))
+    batch = ContinuousBatch(made, 4, PROMPT, NEW)
+    prefill = batch._prefill
+    batch._prefill = lambda each: (reads.extend(one.number for one, _ in each.values()), prefill(each))
     written = {}
     for updates in batch.run(asked):
         for update in updates:
@@ -213,9 +215,9 @@ def test_samples_of_one_prompt_are_read_once():
 
 
 def test_a_cancelled_row_is_given_the_next_prompt():
-    made = engine(MODELS["llama"], GREEDY, knobs(max_resets=0))
+    made = engine(MODELS["llama"], GREEDY, traced(max_resets=0))
     asked = requests(5)
-    batch, written = Batch(made, 1, PROMPT, NEW), {}
+    batch, written = ContinuousBatch(made, 1, PROMPT, NEW), {}
     for updates in batch.run(asked, steps=2):
         for update in updates:
             written.setdefault(update.number, []).extend(update.ids.tolist())
@@ -224,47 +226,47 @@ def test_a_cancelled_row_is_given_the_next_prompt():
 
 
 def test_log_probs_are_the_models_own():
-    plan = dataclasses.replace(SAMPLED, context="rewind", log_probs=True, top_k=3)
-    made = engine(MODELS["llama"], plan, knobs(bias=3.0, temperature=0.7))
+    plan = dataclasses.replace(SAMPLED, reset_mode="rewind", logprobs=True, top_k=3)
+    made = engine(MODELS["llama"], plan, traced(bias=3.0, temperature=0.7))
     (asked,) = requests(1)
-    for (update,) in Batch(made, 1, PROMPT, NEW).run([asked]):
-        ids, log_probs, reset_log_probs = update.ids.tolist(), update.log_probs, update.reset_log_probs
+    for (update,) in ContinuousBatch(made, 1, PROMPT, NEW).run([asked]):
+        ids, logprobs, reset_logprobs = update.ids.tolist(), update.logprobs, update.reset_logprobs
     context = asked.ids.tolist()
-    for token, log_prob, reset_log_prob in zip(ids, log_probs, reset_log_probs, strict=True):
+    for token, logprob, reset_logprob in zip(ids, logprobs, reset_logprobs, strict=True):
         expected = np.asarray(jax.nn.log_softmax(logits_of("llama")(context)))
-        np.testing.assert_allclose([log_prob, reset_log_prob], expected[[token, R]], atol=1e-4)
+        np.testing.assert_allclose([logprob, reset_logprob], expected[[token, R]], atol=1e-4)
         context = [*asked.prompt_ids.tolist(), R] if token == R else [*context, token]
 
 
 @pytest.mark.parametrize("where", ["anywhere", "on a mesh of one device"])
 def test_one_compilation_for_any_number_of_resets_and_prompts(where):
-    plan, model = dataclasses.replace(GREEDY, context="rewind", steps=NEW - 1), tiny.model(seed=4)
+    plan, model = dataclasses.replace(GREEDY, reset_mode="rewind", steps=NEW - 1), tiny.model(seed=4)
     if where != "anywhere":
         mesh = make_mesh(devices=jax.devices()[:1])
         model.compute = Compute(mesh=mesh)
         nnx.update(model, jax.device_put(nnx.state(model), NamedSharding(mesh, PartitionSpec())))
-    programs = loop.decode, loop.read, loop.admit, loop.admit_again
+    programs = loop.decode, loop.prefill, loop.insert, loop.clone_slot
     for program in programs:
         program.clear_cache()
     for most in range(4):
         for bias in (0.0, 1e9):
             asked = requests(7, seed=most)
-            sample(engine(model, plan, knobs(max_resets=most, bias=bias)), [*asked, asked[-1]], 3, NEW)
+            sample(engine(model, plan, traced(max_resets=most, bias=bias)), [*asked, asked[-1]], 3, NEW)
     assert [program._cache_size() for program in programs] == [1, 1, 1, 1]
 
 
 def test_pools_hold_every_request_once_and_short_prompts_apart():
     lengths = [*[10] * 17, *[100] * 17, *[30] * 3, 400]
     asked = [Request(i, np.zeros(n, np.int32), np.zeros(0, np.int32), i) for i, n in enumerate(lengths)]
-    found = pools(asked, rows=2)
+    found = group_by_length(asked, slots=2)
     assert [[one.length for one in pool] for pool in found] == [[400], [*[100] * 17, *[30] * 3], [10] * 17]
     assert sorted(one.number for pool in found for one in pool) == list(range(38))
-    assert len(pools(asked, rows=16)) == 1
+    assert len(group_by_length(asked, slots=16)) == 1
 
 
 def test_buckets_are_at_most_half_as_long_again():
-    assert all(length <= bucket(length) <= max(length + 7, 1.5 * length) for length in range(1, 5000))
-    assert sorted({bucket(length) for length in range(1, 257)}) == [8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+    assert all(length <= pad_to_bucket(length) <= max(length + 7, 1.5 * length) for length in range(1, 5000))
+    assert sorted({pad_to_bucket(length) for length in range(1, 257)}) == [8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
 
 
 @pytest.fixture(scope="module")
@@ -275,26 +277,30 @@ def smollm_shaped():
 
 def test_drafts_and_reply_are_told_apart(smollm_shaped, reset_tokenizer):
     """With [RESET] forced twice at once, both drafts hold nothing but the prefix, and the reply has no trace of it."""
-    sampler = Sampler(smollm_shaped, reset_tokenizer, max_resets=2, reset_bias=1e9, max_new_tokens=6, batch_rows=2)
-    replies = sampler(["hello", "there", "you"], prefixes=["Well, I", "", "Sure"])
+    sampler = Sampler(
+        smollm_shaped, reset_tokenizer, SamplingParams(max_resets=2, reset_bias=1e9, max_new_tokens=6, max_num_seqs=2)
+    )
+    replies = sampler(["hello", "there", "you"], prefills=["Well, I", "", "Sure"])
     assert [reply.drafts for reply in replies] == [("Well, I", ""), ("", ""), ("Sure", "")]
-    assert all(reply.resets == 2 and "RESET" not in reply.text and reply.finish == "length" for reply in replies)
+    assert all(reply.resets == 2 and "RESET" not in reply.text and reply.finish_reason == "length" for reply in replies)
 
 
 def test_the_prefix_is_part_of_a_reply_without_resets(smollm_shaped, reset_tokenizer):
-    sampler = Sampler(smollm_shaped, reset_tokenizer, max_resets=0, max_new_tokens=4, batch_rows=2)
-    (reply,) = sampler(["hello"], prefixes=["Well, I"])
+    sampler = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(max_resets=0, max_new_tokens=4, max_num_seqs=2))
+    (reply,) = sampler(["hello"], prefills=["Well, I"])
     assert reply.text.startswith("Well, I") and not reply.drafts
 
 
 def test_a_model_without_reset_never_resets(smollm_shaped, tokenizer):
     assert tokenizer.reset_id is None
-    sampler = Sampler(smollm_shaped, tokenizer, reset_bias=1e9, max_resets=3, max_new_tokens=4, batch_rows=2)
+    sampler = Sampler(
+        smollm_shaped, tokenizer, SamplingParams(reset_bias=1e9, max_resets=3, max_new_tokens=4, max_num_seqs=2)
+    )
     assert [reply.resets for reply in sampler(["a", "b"])] == [0, 0]
 
 
 def test_every_special_token_but_reset_ends_a_reply(smollm_shaped, reset_tokenizer):
-    stops = Sampler(smollm_shaped, reset_tokenizer)._engine.plan.stop_ids
+    stops = Sampler(smollm_shaped, reset_tokenizer)._engine.static.stop_ids
     assert {0, 1, reset_tokenizer.eot_id} <= set(stops) and reset_tokenizer.reset_id not in stops
 
 
@@ -302,19 +308,21 @@ def test_replies_come_in_order_and_by_seed_whatever_the_batch(smollm_shaped, res
     asked = [f"question {'x ' * (17 * i % 11)}" for i in range(7)]
     settings = dict(temperature=1.0, max_new_tokens=5, max_resets=1)
     alone = [
-        Sampler(smollm_shaped, reset_tokenizer, batch_rows=4, **settings)([one], seeds=[seed])[0]
+        Sampler(smollm_shaped, reset_tokenizer, SamplingParams(max_num_seqs=4, **settings))([one], seeds=[seed])[0]
         for seed, one in enumerate(asked)
     ]
     seen = []
-    together = Sampler(smollm_shaped, reset_tokenizer, batch_rows=4, **settings)(asked, progress=seen.append)
+    together = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(max_num_seqs=4, **settings))(
+        asked, progress=seen.append
+    )
     assert together == alone and sum(seen) == 7
 
 
 @pytest.mark.parametrize(
     "settings,message",
     [
-        ({"context": "rewnd"}, "did you mean 'rewind'"),
-        ({"context": "resample"}, "temperature above 0"),
+        ({"reset_mode": "rewnd"}, "did you mean 'rewind'"),
+        ({"reset_mode": "resample"}, "temperature above 0"),
         ({"temperature": -1}, "temperature is -1"),
         ({"top_p": 0}, "top_p is 0"),
         ({"top_k": 10**6}, "top_k is 1000000; it must be at most 49152"),
@@ -327,9 +335,9 @@ def test_replies_come_in_order_and_by_seed_whatever_the_batch(smollm_shaped, res
         ),
         ({"max_new_tokens": 4.0}, "max_new_tokens is 4.0; it must be a whole number"),
         ({"top_k": "5"}, "top_k is '5'; it must be a whole number"),
-        ({"temperature": "1"}, "temperature is '1'; it must be a number"),
-        ({"temperature": float("nan")}, "temperature is nan; it must be a number"),
-        ({"top_p": None}, "top_p is None; it must be a number"),
+        ({"temperature": "1"}, "temperature is '1'; it must be a finite number"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be a finite number"),
+        ({"top_p": None}, "top_p is None; it must be a finite number"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"reset_bias": "-4"}, "reset_bias is '-4'; it must be a finite number"),
         ({"reset_bias": None}, "reset_bias is None; it must be a finite number"),
@@ -345,32 +353,36 @@ def test_replies_come_in_order_and_by_seed_whatever_the_batch(smollm_shaped, res
 )
 def test_wrong_settings_are_named(smollm_shaped, reset_tokenizer, settings, message):
     with pytest.raises(InputError, match=message):
-        Sampler(smollm_shaped, reset_tokenizer, **settings)(["hello"])
+        reset_mode = settings.get("reset_mode")
+        params = SamplingParams(**{name: value for name, value in settings.items() if name != "reset_mode"})
+        Sampler(smollm_shaped, reset_tokenizer, params, reset_mode=reset_mode)(["hello"])
 
 
-def test_a_context_that_the_model_was_not_trained_for_is_refused(smollm_shaped, reset_tokenizer):
-    trained = type(reset_tokenizer)(reset_tokenizer.hf, reset_context="rewind")
+def test_a_mode_that_the_model_was_not_trained_for_is_refused(smollm_shaped, reset_tokenizer):
+    trained = type(reset_tokenizer)(reset_tokenizer.hf, reset_mode="rewind")
     with pytest.raises(InputError, match="trained with 'rewind'"):
-        Sampler(smollm_shaped, trained, context="keep")
-    Sampler(smollm_shaped, trained, context="resample", temperature=1.0)
+        Sampler(smollm_shaped, trained, reset_mode="keep")
+    Sampler(smollm_shaped, trained, SamplingParams(temperature=1.0), reset_mode="resample")
 
 
 def test_stop_strings_end_a_reply_before_them(smollm_shaped, reset_tokenizer):
-    settings = dict(max_new_tokens=12, max_resets=0, batch_rows=2)
-    whole = Sampler(smollm_shaped, reset_tokenizer, **settings)(["hello", "there"])
+    settings = dict(max_new_tokens=12, max_resets=0, max_num_seqs=2)
+    whole = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(**settings))(["hello", "there"])
     ends = [reply.text[len(reply.text) // 2 :][:3] for reply in whole]
     assert all(ends)
-    stopped = Sampler(smollm_shaped, reset_tokenizer, stop_strings=ends, **settings)(["hello", "there"])
+    stopped = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(stop_strings=ends, **settings))(["hello", "there"])
     for before, after in zip(whole, stopped, strict=True):
         assert after.text == before.text[: min(place for place in map(before.text.find, ends) if place >= 0)]
-        assert after.finish == "stop"
+        assert after.finish_reason == "stop"
 
 
 def test_other_resets_are_those_of_a_sampler_made_with_them(smollm_shaped, reset_tokenizer):
-    settings = dict(max_new_tokens=5, batch_rows=2)
-    sampler = Sampler(smollm_shaped, reset_tokenizer, max_resets=1, reset_bias=1e9, **settings)
+    settings = dict(max_new_tokens=5, max_num_seqs=2)
+    sampler = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(max_resets=1, reset_bias=1e9, **settings))
     masked, twice = sampler.with_resets(max_resets=0), sampler.with_resets(reset_bias=1e9, max_resets=2)
-    assert masked(["hello"]) == Sampler(smollm_shaped, reset_tokenizer, max_resets=0, **settings)(["hello"])
+    assert masked(["hello"]) == Sampler(smollm_shaped, reset_tokenizer, SamplingParams(max_resets=0, **settings))(
+        ["hello"]
+    )
     assert [each(["hello"])[0].resets for each in (sampler, masked, twice)] == [1, 0, 2]
     for wrong in (dict(max_resets=-1), dict(reset_bias=float("nan"))):
         with pytest.raises(InputError, match=next(iter(wrong))):
@@ -378,29 +390,31 @@ def test_other_resets_are_those_of_a_sampler_made_with_them(smollm_shaped, reset
 
 
 def test_a_trace_has_every_token_written(smollm_shaped, reset_tokenizer):
-    settings = dict(max_resets=1, reset_bias=[-1e9, -1e9, 1e9], max_new_tokens=5, batch_rows=2)
-    (reply,) = Sampler(smollm_shaped, reset_tokenizer, log_probs=True, **settings)(["hello"])
+    settings = dict(max_resets=1, reset_bias=[-1e9, -1e9, 1e9], max_new_tokens=5, max_num_seqs=2)
+    (reply,) = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(logprobs=True, **settings))(["hello"])
     trace = reply.trace
-    assert len(trace.token_ids) == len(trace.log_probs) == len(trace.reset_log_probs) == reply.tokens == 3 + 5
-    assert trace.token_ids[2] == reset_tokenizer.reset_id and trace.log_probs[2] == trace.reset_log_probs[2]
+    assert len(trace.token_ids) == len(trace.logprobs) == len(trace.reset_logprobs) == reply.num_tokens == 3 + 5
+    assert trace.token_ids[2] == reset_tokenizer.reset_id and trace.logprobs[2] == trace.reset_logprobs[2]
     assert reply.drafts == (reset_tokenizer.decode(trace.token_ids[:2]),)
     assert reply.text == reset_tokenizer.decode(trace.token_ids[3:])
-    assert Sampler(smollm_shaped, reset_tokenizer, **settings)(["hello"])[0].trace is None
+    assert Sampler(smollm_shaped, reset_tokenizer, SamplingParams(**settings))(["hello"])[0].trace is None
 
 
 def test_a_stream_ends_in_the_reply_that_the_sampler_gives(smollm_shaped, reset_tokenizer):
-    sampler = Sampler(smollm_shaped, reset_tokenizer, max_new_tokens=12, reset_bias=[-1e9] * 6 + [1e9], batch_rows=2)
-    (reply,) = sampler(["hello"], prefixes=["Well, I"], seeds=[3])
+    sampler = Sampler(
+        smollm_shaped, reset_tokenizer, SamplingParams(max_new_tokens=12, reset_bias=[-1e9] * 6 + [1e9], max_num_seqs=2)
+    )
+    (reply,) = sampler(["hello"], prefills=["Well, I"], seeds=[3])
     for hold_back in (0, 2, 20):
-        events = list(sampler.stream("hello", prefix="Well, I", seed=3, hold_back=hold_back))
+        events = list(sampler.stream("hello", prefill="Well, I", seed=3, hold_back=hold_back))
         *events, done = events
-        assert done == Done(reply)
+        assert done == Finished(reply)
         shown, withdrawn = "", []
         for event in events:
-            if isinstance(event, Retract):
+            if isinstance(event, Retraction):
                 assert event.shown == shown
                 withdrawn.append(shown)
-            shown = "" if isinstance(event, Retract) else shown + event.text
+            shown = "" if isinstance(event, Retraction) else shown + event.text
         assert shown == reply.text and len(withdrawn) == 1 and reply.drafts[0].startswith(withdrawn[0])
         assert (withdrawn == [""]) == (hold_back == 20)
 
@@ -408,26 +422,26 @@ def test_a_stream_ends_in_the_reply_that_the_sampler_gives(smollm_shaped, reset_
 @pytest.mark.parametrize("hold_back", [0, 3])
 def test_a_stream_says_of_each_token_how_likely_a_reset_was(smollm_shaped, reset_tokenizer, hold_back):
     """The pieces of the reply are its tokens in their order, each with the trace's number for it."""
-    settings = dict(max_new_tokens=12, reset_bias=[-1e9] * 10 + [1e9], batch_rows=2)
-    sampler = Sampler(smollm_shaped, reset_tokenizer, log_probs=True, **settings)
-    *events, done = sampler.stream("hello", prefix="Well: ", seed=3, hold_back=hold_back)
+    settings = dict(max_new_tokens=12, reset_bias=[-1e9] * 10 + [1e9], max_num_seqs=2)
+    sampler = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(logprobs=True, **settings))
+    *events, done = sampler.stream("hello", prefill="Well: ", seed=3, hold_back=hold_back)
     trace, pieces = done.reply.trace, [[]]
     for event in events:
         match event:
-            case Retract(shown, chance):
+            case Retraction(shown, chance):
                 place = trace.token_ids.index(reset_tokenizer.reset_id)
-                assert chance == trace.reset_log_probs[place] and shown == "".join(piece.text for piece in pieces[-1])
+                assert chance == trace.reset_logprobs[place] and shown == "".join(piece.text for piece in pieces[-1])
                 pieces.append([])
-            case Token(text, more):
+            case TextDelta(text, more):
                 assert text == "".join(piece.text for piece in more) and all(piece.text for piece in more)
                 pieces[-1] += more
     draft, reply = pieces
     assert "".join(piece.text for piece in reply) == done.reply.text
-    of_draft, of_reply = trace.reset_log_probs[:place], trace.reset_log_probs[place + 1 :]
-    given = [piece.text for piece in draft if piece.reset_log_prob is None]
+    of_draft, of_reply = trace.reset_logprobs[:place], trace.reset_logprobs[place + 1 :]
+    given = [piece.text for piece in draft if piece.reset_logprob is None]
     assert "".join(given) == "Well: " and len(draft) > len(given)
     for shown, its in (draft[len(given) :], of_draft), (reply, of_reply):
-        chances = [piece.reset_log_prob for piece in shown]
+        chances = [piece.reset_logprob for piece in shown]
         assert set(chances) <= set(its) and chances == sorted(chances, key=its.index)
     ids = trace.token_ids[place + 1 :]
     ends = [len(reset_tokenizer.decode(ids[:count]).rstrip("\ufffd")) for count in range(len(ids) + 1)]
@@ -435,18 +449,20 @@ def test_a_stream_says_of_each_token_how_likely_a_reset_was(smollm_shaped, reset
     for piece in reply:
         at += len(piece.text)
         token = next(count for count, end in enumerate(ends) if end >= at or count == len(ids)) - 1
-        assert piece.reset_log_prob == of_reply[token]
-    first, *_ = Sampler(smollm_shaped, reset_tokenizer, **settings).stream("hello", prefix="Well: ", seed=3)
-    assert first.pieces and all(piece.reset_log_prob is None for piece in first.pieces)
+        assert piece.reset_logprob == of_reply[token]
+    first, *_ = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(**settings)).stream(
+        "hello", prefill="Well: ", seed=3
+    )
+    assert first.pieces and all(piece.reset_logprob is None for piece in first.pieces)
 
 
 def test_a_stream_shows_nothing_that_a_stop_string_takes_away(smollm_shaped, reset_tokenizer):
     """Stop strings of several tokens, cut from a reply so that they begin and end with characters of any kind."""
-    settings = dict(max_new_tokens=12, max_resets=0, batch_rows=2)
-    text = Sampler(smollm_shaped, reset_tokenizer, **settings)(["hello"])[0].text
+    settings = dict(max_new_tokens=12, max_resets=0, max_num_seqs=2)
+    text = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(**settings))(["hello"])[0].text
     for start in range(2, len(text) - 6, 5):
         stop = text[start : start + 6]
-        sampler = Sampler(smollm_shaped, reset_tokenizer, stop_strings=[stop], **settings)
+        sampler = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(stop_strings=[stop], **settings))
         *tokens, done = sampler.stream("hello")
         assert "".join(token.text for token in tokens) == done.reply.text == text[: text.find(stop)]
     writing = Writing(reset_tokenizer, stop_strings=["\nUser:", "User says"])
@@ -466,6 +482,7 @@ def test_words_and_characters_come_out_whole(reset_tokenizer):
     ]
     assert {len(each) for each in shown} <= {0, *starts, *range(14, 18)}
     assert "\U0001f9a9" in shown[-1] and len(set(shown)) > 5
+    assert _whole("a line\n") == "a line\n", "its last word is whole"
 
 
 MULTIBYTE = "as \u00e9, 1\u00e9 \u2603s \U0001f600! e\u0301 \u65e5\u672c \u0e01\u0e33"
@@ -482,11 +499,11 @@ def test_what_is_shown_is_never_taken_back_by_a_stop_string(hold_back):
         writing, shown = Writing(tokenizer, stop_strings=[stop]), [""]
         for place, token in enumerate(ids):
             writing.take(np.array([token]), place == len(ids) - 1)
-            if writing.finish:
+            if writing.finish_reason:
                 break
             shown.append(_certain(writing, hold_back))
         reply = writing.reply()
-        assert reply.text == MULTIBYTE[: MULTIBYTE.find(stop)] and reply.finish == "stop"
+        assert reply.text == MULTIBYTE[: MULTIBYTE.find(stop)] and reply.finish_reason == "stop"
         assert all(reply.text.startswith(text) for text in shown), stop
 
 
@@ -501,23 +518,23 @@ def tiny_pair():
 @pytest.mark.parametrize("samples", [1, 3])
 def test_more_prompts_than_fit_with_several_samples_each_equal_each_alone(tiny_pair, samples):
     asked = [f"q{number} " + "x" * (7 * number % 50) for number in range(33)]
-    sampler = Sampler(*tiny_pair, temperature=1.2, max_new_tokens=6, batch_rows=16, reset_bias=1.0)
-    together = sampler(asked, samples=samples)
+    sampler = Sampler(*tiny_pair, SamplingParams(temperature=1.2, max_new_tokens=6, max_num_seqs=16, reset_bias=1.0))
+    together = sampler(asked, n=samples)
     assert len(together) == 33 * samples and any(reply.drafts for reply in together)
     for number in (0, 15, 16, 32):
         seeds = range(number * samples, (number + 1) * samples)
-        assert sampler([asked[number]], samples=samples, seeds=seeds) == together[seeds.start : seeds.stop]
+        assert sampler([asked[number]], n=samples, seeds=seeds) == together[seeds.start : seeds.stop]
 
 
-@every_context
+@every_mode
 @pytest.mark.parametrize("new_tokens", [1, 5])
-def test_a_prompt_that_ends_where_the_positions_do(tiny_pair, context, new_tokens):
+def test_a_prompt_that_ends_where_the_positions_do(tiny_pair, mode, new_tokens):
     """Prompt and reply fill the positions; drafts and resets need none more."""
     model, tokenizer = tiny_pair
     limit = model.config.max_position_embeddings
     prompt = np.random.default_rng(1).integers(0, 250, limit - new_tokens, dtype=np.int32)
-    settings = dict(max_new_tokens=new_tokens, temperature=1.0, reset_bias=3.0, max_resets=2, log_probs=True)
-    sampler = Sampler(model, tokenizer, context=context, **settings)
+    settings = dict(max_new_tokens=new_tokens, temperature=1.0, reset_bias=3.0, max_resets=2, logprobs=True)
+    sampler = Sampler(model, tokenizer, SamplingParams(**settings), reset_mode=mode)
     split = nnx.split(model)
 
     def last_logits(ids):
@@ -525,9 +542,9 @@ def test_a_prompt_that_ends_where_the_positions_do(tiny_pair, context, new_token
         padded[0, : len(ids)] = ids
         return np.array(causal_logits(*split, padded)[len(ids) - 1])
 
-    for seed, reply in enumerate(sampler([prompt], samples=3)):
+    for seed, reply in enumerate(sampler([prompt], n=3)):
         request = Request(seed, prompt, np.zeros(0, np.int32), seed=seed)
-        plan, turned = sampler._engine.plan, sampler._engine.knobs
+        plan, turned = sampler._engine.static, sampler._engine.traced
         assert list(reply.trace.token_ids) == naive(last_logits, request, 0, plan, turned, new_tokens)
     with pytest.raises(InputError, match="exceed the model's 256 positions"):
         sampler([np.append(prompt, 5)])

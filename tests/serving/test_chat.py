@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from jax_backtrack import Sampler
+from jax_backtrack import Sampler, SamplingParams
 from jax_backtrack.hub.export import save
 from jax_backtrack.serving.chat import chat
 from jax_backtrack.utils.drafts import readable
@@ -20,13 +20,13 @@ UP, HIDE_CURSOR, SHOW_CURSOR = r"\x1b\[1A", "\x1b[?25l", "\x1b[?25h"
 
 def test_drafts_are_struck_through_and_do_not_stand_in_the_conversation(reset_tokenizer, capsys):
     model = tiny.model(vocab_size=49152)
-    sampler = Sampler(model, reset_tokenizer, max_new_tokens=6, reset_bias=[-1e9, -1e9, 1e9])
+    sampler = Sampler(model, reset_tokenizer, SamplingParams(max_new_tokens=6, reset_bias=[-1e9, -1e9, 1e9], seed=5))
     first = next(iter(sampler(["hello"], seeds=[5])))
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": first.text}]
     second = next(iter(sampler([[*turns, {"role": "user", "content": "and you?"}]], seeds=[6])))
     anew = next(iter(sampler(["hello"], seeds=[8])))
     too_long = "x " * 300
-    chat(sampler, ["hello", "and you?", "/new", "hello", too_long, "/new"], seed=5)
+    chat(sampler, ["hello", "and you?", "/new", "hello", too_long, "/new"])
     shown = capsys.readouterr().out
     for reply in (first, second, anew):
         assert len(reply.drafts) == 1
@@ -37,7 +37,7 @@ def test_drafts_are_struck_through_and_do_not_stand_in_the_conversation(reset_to
 
 
 def test_a_model_that_cannot_reset_says_so(tokenizer, capsys):
-    chat(Sampler(tiny.model(vocab_size=49152), tokenizer, max_new_tokens=2), ["hello"])
+    chat(Sampler(tiny.model(vocab_size=49152), tokenizer, SamplingParams(max_new_tokens=2)), ["hello"])
     assert "has no [RESET]" in capsys.readouterr().out
 
 
@@ -50,7 +50,7 @@ def arguments(tmp_path_factory, reset_tokenizer):
     """A chat with a tiny model that writes for a while, as a command line."""
     workdir = tmp_path_factory.mktemp("chat")
     save(tiny.model(vocab_size=49152, max_position_embeddings=8192), reset_tokenizer, workdir / "export")
-    settings = ["--config.sample.max_new_tokens=2000", "--config.reset.max_resets=0"]
+    settings = ["--config.sample.max_new_tokens=2000", "--config.sample.max_resets=0"]
     return [ROOT / "main.py", "--config=sft_smollm.py", "--mode=chat", f"--workdir={workdir}", *settings]
 
 

@@ -6,7 +6,7 @@ from matplotlib.colors import to_hex
 
 from jax_backtrack.backtracking import trees
 from jax_backtrack.errors import InputError
-from jax_backtrack.sampling.cache_trace import NOTHING, Look
+from jax_backtrack.sampling.cache_trace import NOTHING, CacheStep
 from jax_backtrack.sampling.replies import Trace
 from jax_backtrack.serving import figures
 
@@ -59,16 +59,16 @@ def test_a_mask_is_the_rule_of_attention(row, reset_tokenizer):
         assert (~is_white == rule[2:used, 2:used]).all()
 
 
-def steps(tokenizer) -> list[Look]:
+def steps(tokenizer) -> list[CacheStep]:
     """A row of a prompt of two and a reply of two slots that feeds "a", then [RESET]; it has ended in the last step."""
     ids = [int(tokenizer.encode(text)[0]) for text in ("x", "y", "a")] + [tokenizer.reset_id]
     holds = [[ids[0], ids[1], NOTHING, ids[2], NOTHING], [ids[0], ids[1], NOTHING, ids[2], ids[3]]]
     sees = [[1, 1, 0, 1, 0], [1, 1, 0, 0, 1]]
     made = [
-        Look(np.array([fed]), slot, np.array([see], bool), np.array([hold]), 3, np.array([0]), np.array([False]))
+        CacheStep(np.array([fed]), slot, np.array([see], bool), np.array([hold]), 3, np.array([0]), np.array([False]))
         for fed, slot, see, hold in zip(ids[2:], (3, 4), sees, holds, strict=True)
     ]
-    return [*made, Look(made[1].fed, 3, made[1].sees, made[1].holds, 3, np.array([1]), np.array([True]))]
+    return [*made, CacheStep(made[1].fed, 3, made[1].sees, made[1].holds, 3, np.array([1]), np.array([True]))]
 
 
 def test_a_cache_shows_what_is_seen_and_what_is_not_any_more(reset_tokenizer):

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import sft_smollm
-from jax_backtrack import Piece, Sampler, cli
+from jax_backtrack import Sampler, SamplingParams, TokenText, cli
 from jax_backtrack.errors import InputError
 from jax_backtrack.hub.export import save
 from jax_backtrack.sampling.replies import Reply
@@ -40,8 +40,8 @@ ATTACK = (
 NEW = 12
 
 texts = st.text() | st.sampled_from([ATTACK, "</div>", '" onmouseover="hacked = 1', "&lt;"])
-pieces = st.lists(st.builds(Piece, texts, st.none() | st.floats(-400, 0)), max_size=3).map(tuple)
-replies = st.builds(Reply, texts, st.just(()), st.sampled_from(["stop", "length"]), tokens=st.integers(0, 9))
+pieces = st.lists(st.builds(TokenText, texts, st.none() | st.floats(-400, 0)), max_size=3).map(tuple)
+replies = st.builds(Reply, texts, st.just(()), st.sampled_from(["stop", "length"]), num_tokens=st.integers(0, 9))
 drafts = st.lists(st.builds(Draft, pieces, st.none() | st.floats(-400, 0)), max_size=2).map(tuple)
 any_answer = st.builds(Answer, drafts, pieces, st.none() | replies, texts, st.booleans())
 
@@ -75,7 +75,7 @@ def test_what_was_written_stays_text(message, answer, name):
 
 @given(st.lists(st.floats(0, 1), min_size=1))
 def test_a_bar_is_as_high_as_reset_was_likely(chances):
-    made = tuple(Piece("word ", math.log(max(chance, 1e-9))) for chance in chances)
+    made = tuple(TokenText("word ", math.log(max(chance, 1e-9))) for chance in chances)
     page = conversation_html([Turn("", (Answer(pieces=made),))], [""])
     bars = [float(bar or 0) for bar in re.findall(r'<span title="[^"]*"(?: style="--bar:([\d.]+)")?>word ', page)]
     assert len(bars) == len(chances)
@@ -96,8 +96,8 @@ def folders(tmp_path_factory, reset_tokenizer, tokenizer):
 def samplers(reset_tokenizer, tokenizer):
     """The same models here, with the settings that the page will have."""
     backtracking, baseline = tiny.model(vocab_size=49152), tiny.model(seed=1, vocab_size=49152)
-    settings = dict(max_new_tokens=NEW, log_probs=True, batch_rows=2)
-    return Sampler(backtracking, reset_tokenizer, **settings), Sampler(baseline, tokenizer, **settings)
+    params = SamplingParams(max_new_tokens=NEW, logprobs=True, max_num_seqs=2)
+    return Sampler(backtracking, reset_tokenizer, params), Sampler(baseline, tokenizer, params)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def resetting(samplers):
     """A question, and a bias with which the model resets behind the first words of a draft of its own."""
     questions = [f"question {number}" for number in range(16)]
     for question, reply in zip(questions, samplers[0].with_resets(max_resets=0)(questions), strict=True):
-        lack = np.subtract(reply.trace.log_probs, reply.trace.reset_log_probs)  # of [RESET]'s logit to the likeliest's
+        lack = np.subtract(reply.trace.logprobs, reply.trace.reset_logprobs)  # of [RESET]'s logit to the likeliest's
         place = int(lack.argmin())
         bias = math.ceil(2 * lack[place] + 0.2) / 2  # a step of the slider
         if place >= 3 and bias < lack[:place].min() - 0.1:
@@ -114,24 +114,24 @@ def resetting(samplers):
 
 
 def conversation(
-    samplers, asked: list[str], bias: float, prefix: str = "", hold_back: int = 0, seed: int = 0
+    samplers, asked: list[str], bias: float, prefill: str = "", hold_back: int = 0, seed: int = 0
 ) -> list[Turn]:
     biased, turns = [sampler.with_resets(reset_bias=bias) for sampler in samplers], []
     for number, message in enumerate(asked):
-        *_, turn = answers(biased, turns, message, prefix=prefix, seed=seed + number, hold_back=hold_back)
+        *_, turn = answers(biased, turns, message, prefill=prefill, seed=seed + number, hold_back=hold_back)
         turns.append(turn)
     return turns
 
 
 def test_a_conversation_grows_to_what_the_sampler_gives(samplers, resetting):
     question, bias = resetting
-    turns = conversation(samplers, [question, "and then?"], bias, prefix="Well, ")
+    turns = conversation(samplers, [question, "and then?"], bias, prefill="Well, ")
     for model, sampler in enumerate(samplers):
         sampler, said = sampler.with_resets(reset_bias=bias), []
         for number, turn in enumerate(turns):
             said.append({"role": "user", "content": turn.message})
             assert messages(turns[:number], model, turn.message) == said
-            (reply,) = sampler([said], prefixes=["Well, "], seeds=[number])
+            (reply,) = sampler([said], prefills=["Well, "], seeds=[number])
             answer = turn.answers[model]
             assert dataclasses.replace(answer.reply, trace=None) == dataclasses.replace(reply, trace=None)
             assert "".join(piece.text for piece in answer.pieces) == reply.text
@@ -141,7 +141,7 @@ def test_a_conversation_grows_to_what_the_sampler_gives(samplers, resetting):
 
 
 def test_what_was_stopped_or_failed_is_not_said_again(samplers):
-    growing = answers(samplers, [], "first", prefix="", seed=0, hold_back=0)
+    growing = answers(samplers, [], "first", prefill="", seed=0, hold_back=0)
     part = [next(growing) for _ in range(4)][-1].stop()
     growing.close()
     assert part.ended and all(answer.stopped for answer in part.answers)
@@ -151,7 +151,7 @@ def test_what_was_stopped_or_failed_is_not_said_again(samplers):
 
 
 def test_a_system_message_stands_over_the_conversation(samplers):
-    asked = dict(prefix="", seed=0, hold_back=0)
+    asked = dict(prefill="", seed=0, hold_back=0)
     *_, turn = answers(samplers, [], "Hello", system="Be brief.", **asked)
     said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     for sampler, answer in zip(samplers, turn.answers, strict=True):
@@ -160,7 +160,7 @@ def test_a_system_message_stands_over_the_conversation(samplers):
 
 
 def test_of_a_turn_that_grows_the_first_state_and_the_last_are_drawn():
-    growing = [Turn("", (Answer(pieces=(Piece("word ", None),) * count),)) for count in range(500)]
+    growing = [Turn("", (Answer(pieces=(TokenText("word ", None),) * count),)) for count in range(500)]
     drawn = list(worth_drawing([*growing, growing[-1].stop()]))
     assert drawn[0] == growing[0] and drawn[-1].ended and len(drawn) < len(growing)
 
@@ -170,7 +170,7 @@ def test_a_session_that_is_stopped_or_cleared_takes_nothing_more(samplers):
     session = web.Session()
 
     def written(message, steps):
-        grown = answers(samplers, session.turns, message, prefix="", seed=0, hold_back=0)
+        grown = answers(samplers, session.turns, message, prefill="", seed=0, hold_back=0)
         growing = session.grow(grown)
         return [next(growing) for _ in range(steps)], growing
 
@@ -192,7 +192,7 @@ def test_another_bias_or_hold_back_compiles_nothing(samplers):
     def web_programs():
         from jax_backtrack.sampling import loop
 
-        return [program._cache_size() for program in (loop.start, loop.read, loop.admit, loop.decode)]
+        return [program._cache_size() for program in (loop.init_decode_state, loop.prefill, loop.insert, loop.decode)]
 
     conversation(samplers, ["hello"], bias=0.0)
     before = compiled()
@@ -225,7 +225,7 @@ def served(folders, resetting):
     process = start(
         *[ROOT / "main.py", "--config=sft_smollm.py", "--mode=web", f"--workdir={workdir}"],
         *[f"--config.web.baseline={baseline}", "--config.web.port=0", f"--config.sample.max_new_tokens={NEW}"],
-        *[f"--config.reset.logit_bias={resetting[1]}"],
+        *[f"--config.sample.reset_bias={resetting[1]}"],
         stderr=subprocess.STDOUT,
     )
     lines = []
@@ -267,9 +267,9 @@ def test_sessions_have_their_own_conversations(served, samplers, folders, resett
     question, bias = resetting
     names = list(map(str, folders))
 
-    def talk(asked: list[str], bias: float, prefix: str, hold_back: int) -> list[str]:
+    def talk(asked: list[str], bias: float, prefill: str, hold_back: int) -> list[str]:
         client = Client(served, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": HANG})
-        return [client.predict(message, prefix, bias, hold_back, api_name="/reply")[1] for message in asked]
+        return [client.predict(message, prefill, bias, hold_back, api_name="/reply")[1] for message in asked]
 
     talks = [([question, ATTACK], bias, "", 0), (["other", question], 0.0, ATTACK, 3)]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:

@@ -269,9 +269,9 @@ def test_a_reply_comes_back_without_what_the_template_writes_around_it(framed, r
     shown = []
     for place, token in enumerate(said):
         writing.take(np.asarray([token]), is_last=place == len(said) - 1)
-        shown.append(writing.text() if writing.finish else _certain(writing, 0))
+        shown.append(writing.text() if writing.finish_reason else _certain(writing, 0))
     made = writing.reply()
-    assert (made.text, made.drafts, made.finish) == (reply, ("Sure",), "stop")
+    assert (made.text, made.drafts, made.finish_reason) == (reply, ("Sure",), "stop")
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
     following = [*prompt, {"role": "assistant", "content": made.text}, {"role": "user", "content": "And?"}]
     assert framed.render(following).tolist()[: len(begun + said)] == begun + said

@@ -24,6 +24,7 @@ from jax_backtrack.evaluation.attacks.gcg import Objective
 from jax_backtrack.hub.load import _open_tokenizer
 from jax_backtrack.sampling.files import read_prompts
 from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.sampling.settings import SamplingParams
 from jax_backtrack.tokenizer.chat_tokenizer import RESET, ChatTokenizer, with_reset
 from tests import tiny
 from tests.chat_tokenizers import GEMMA2_TEXT, conversation
@@ -129,7 +130,7 @@ def named(request) -> Named:
             folder = request.getfixturevalue("gemma2_folder")
             tokenizer = with_reset(ChatTokenizer(_open_tokenizer(folder), chat_template="gemma2"))
     model = tiny.model(vocab_size=len(tokenizer.hf), hidden_size=8, num_hidden_layers=1, max_position_embeddings=10**7)
-    return Named(request.param, tokenizer, Sampler(model, tokenizer, max_new_tokens=1))
+    return Named(request.param, tokenizer, Sampler(model, tokenizer, SamplingParams(max_new_tokens=1)))
 
 
 # ------------------------------------------------------------------------------------------------------- places

@@ -42,11 +42,11 @@ def test_moments_in_bfloat16_stay_close(first, second):
 
 def test_the_rows_of_reset_alone_move_faster():
     rng = np.random.default_rng(1)
-    shapes = {"embedding_VxM": (6, 4), "head_VxM": (6, 4), "gate_MxF": (6, 4), "reset_head_M": (4,)}
+    shapes = {"embedding_VxM": (6, 4), "head_VxM": (6, 4), "gate_MxF": (6, 4), "row_adapters": (4,)}
     updates = {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
     faster, _ = reset_rows_faster(3, 10.0).update(updates, optax.EmptyState(), None)
     for name in ("embedding_VxM", "head_VxM"):
         np.testing.assert_array_equal(faster[name][3], 10 * updates[name][3])
         np.testing.assert_array_equal(np.delete(faster[name], 3, 0), np.delete(updates[name], 3, 0))
     np.testing.assert_array_equal(faster["gate_MxF"], updates["gate_MxF"])
-    np.testing.assert_array_equal(faster["reset_head_M"], 10 * updates["reset_head_M"])
+    np.testing.assert_array_equal(faster["row_adapters"], 10 * updates["row_adapters"])

@@ -49,7 +49,7 @@ def test_sft_learns_and_leaves_a_model_that_can_reset(sft_workdir):
     assert all({"grad_norm", "learning_rate", "scored_tokens", "seconds"} <= line.keys() for line in lines)
     assert any((sft_workdir / "tensorboard").iterdir())
     model, tokenizer = load(str(sft_workdir))
-    assert tokenizer.reset_id == 4 and tokenizer.reset_context == "rewind"
+    assert tokenizer.reset_id == 4 and tokenizer.reset_mode == "rewind"
     assert model.config.vocab_size == tiny.SHORT
 
 
@@ -74,7 +74,7 @@ def test_the_baselines_train_without_resets(base, tmp_path, objective):
 
 def test_dpo_in_another_reset_context_is_refused(sft_workdir, tmp_path):
     config = recipe(sft_workdir, "dpo")
-    config.reset.context = "keep"
+    config.reset.mode = "keep"
     with pytest.raises(InputError, match=r"'keep', but .* was trained with 'rewind'"):
         train(config, tmp_path)
 
@@ -121,7 +121,7 @@ def test_the_schedule_rises_from_the_first_update_and_ends_at_a_tenth(sft_workdi
     "field,value,message",
     [
         ("objective", "dop", "objective is 'dop': did you mean 'dpo'"),
-        ("reset.context", "rewnd", "did you mean 'rewind'"),
+        ("reset.mode", "rewnd", "did you mean 'rewind'"),
         ("model.compute_dtype", "bflaot16", "did you mean 'bfloat16'"),
         ("model.param_dtype", "bfloat16", "trained in float32"),
         ("train.steps", 0, r"train\.steps is 0; it must be at least 1"),

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from jax_backtrack import Sampler
+from jax_backtrack import Sampler, SamplingParams
 from jax_backtrack.distributed.preemption import Interrupted
 from jax_backtrack.sampling.files import Asked, write_samples
 from jax_backtrack.sampling.replies import Reply
@@ -21,10 +21,7 @@ def sampler(reset_tokenizer):
     return Sampler(
         tiny.model(vocab_size=49152),
         reset_tokenizer,
-        reset_bias=[-1e9] * 3 + [1e9],
-        max_new_tokens=6,
-        temperature=1.0,
-        batch_rows=2,
+        SamplingParams(reset_bias=[-1e9] * 3 + [1e9], max_new_tokens=6, temperature=1.0, max_num_seqs=2),
     )
 
 
@@ -61,30 +58,34 @@ def test_nothing_is_taken_from_other_settings_seeds_or_prompts(sampler, tmp_path
     without = sampler.with_resets(max_resets=0)
     assert not any(reply.resets for reply in without(PROMPTS[:2], seeds=[0, 1], resume_cache=resume_cache))
     assert len(resume_cache) == 5
-    other = Sampler(tiny.model(seed=1, vocab_size=49152), sampler.tokenizer, max_new_tokens=6, batch_rows=2)
+    other = Sampler(
+        tiny.model(seed=1, vocab_size=49152), sampler.tokenizer, SamplingParams(max_new_tokens=6, max_num_seqs=2)
+    )
     seen.clear()
     other(PROMPTS[:2], seeds=[0, 1], resume_cache=resume_cache, progress=seen.append)
     assert seen[0] == 0 and len(resume_cache) == 7
 
 
 def test_a_reply_comes_back_from_json(sampler):
-    with_trace = Sampler(sampler.model, sampler.tokenizer, max_new_tokens=2, log_probs=True, batch_rows=2)
+    with_trace = Sampler(
+        sampler.model, sampler.tokenizer, SamplingParams(max_new_tokens=2, logprobs=True, max_num_seqs=2)
+    )
     for reply in with_trace(["hello"]) + sampler(["hello"]):
         assert Reply.from_json(json.loads(json.dumps(reply.to_json()))) == reply
 
 
 def test_samples_that_were_begun_are_finished(sampler, tmp_path, capsys):
     asked = [Asked(prompt) for prompt in PROMPTS]
-    write_samples(sampler, asked, tmp_path / "undisturbed" / "samples.jsonl", seed=0)
+    write_samples(sampler, asked, tmp_path / "undisturbed" / "samples.jsonl")
     path = tmp_path / "w" / "samples.jsonl"
     with pytest.raises(Interrupted), resume_cache_of(path) as resume_cache:
         sampler(PROMPTS, resume_cache=resume_cache, progress=stop_after(2))
     assert [file.name for file in path.parent.iterdir()] == ["samples.jsonl.partial"]
-    write_samples(sampler, asked, path, seed=0)
+    write_samples(sampler, asked, path)
     assert f"{len(resume_cache)} parts of it are taken from there" in " ".join(capsys.readouterr().out.split())
     assert path.read_text() == (tmp_path / "undisturbed" / "samples.jsonl").read_text()
     assert [file.name for file in path.parent.iterdir()] == ["samples.jsonl"]
-    write_samples(sampler, asked[:1], path, seed=0)
+    write_samples(sampler, asked[:1], path)
     assert "instead of those that were there" in " ".join(capsys.readouterr().out.split())
 
 

@@ -39,7 +39,7 @@ def _samples(row: dict, at: Place) -> Preference:
     """Reads a sample; a reply that ran out of room is used without an end of turn."""
     prompt = as_prompt(field(row, "prompt"), "prompt")
     last = {"role": "assistant", "content": tidy(text(row, "reply"))}
-    return reply([*prompt, last], at, whole=field(row, "finish") != "length")
+    return reply([*prompt, last], at, whole=field(row, "finish_reason") != "length")
 
 
 LABELS = ("label", "kto_tag")  # of replies of which some are not wanted

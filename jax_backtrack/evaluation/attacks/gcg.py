@@ -27,8 +27,8 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.models.kv_cache import Cache
 from jax_backtrack.models.logprobs import token_logprobs
 from jax_backtrack.models.transformer import Transformer
-from jax_backtrack.sampling.batching import bucket
-from jax_backtrack.sampling.loop import read
+from jax_backtrack.sampling.batching import pad_to_bucket
+from jax_backtrack.sampling.loop import prefill
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, Message
 
 _LENGTH_STEP = 128  # of the row that gradients are taken of, as attention's blocks are
@@ -205,9 +205,9 @@ class Attack:
         objective, rows = self._objective, self._settings.rows * self._parts
         shared = np.array([*objective.before, *self.suffix, *objective.fed], np.int32)
         begun = len(objective.before) + len(self.suffix)
-        beginning = np.zeros((self._parts, bucket(begun)), np.int32)
+        beginning = np.zeros((self._parts, pad_to_bucket(begun)), np.int32)
         beginning[:, :begun] = shared[:begun]
-        has_read = read(self._graph, self._params, None, None, self._spread(beginning), self._dtype)
+        has_read = prefill(self._graph, self._params, None, self._spread(beginning), self._dtype)
         looked_at = objective.looked_at(len(shared))
         reset_id = objective.reset_id if objective.reset_weight else None
         # Every row has a token of its own, and what is looked at.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from jax_backtrack.errors import InputError
-from jax_backtrack.sampling.batching import bucket
+from jax_backtrack.sampling.batching import pad_to_bucket
 
 
 def by_length(
@@ -21,7 +21,7 @@ def by_length(
         raise InputError(f"a conversation of {most} tokens exceeds the judge's {longest} positions")
     for first in range(0, len(order), rows):
         chosen = order[first : first + rows]
-        tokens_BxS = np.zeros((rows, bucket(len(ids_of[chosen[-1]]))), np.int32)
+        tokens_BxS = np.zeros((rows, pad_to_bucket(len(ids_of[chosen[-1]]))), np.int32)
         length_B = np.ones(rows, np.int32)
         for row, key in enumerate(chosen):
             length_B[row] = len(ids_of[key])

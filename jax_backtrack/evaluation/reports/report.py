@@ -71,7 +71,7 @@ def write(evaluations: dict[str, Evaluation], path: Path) -> None:
                         "prefix": answer.prefix,
                         "reply": answer.reply.text,
                         "drafts": answer.reply.drafts,
-                        "finish": answer.reply.finish,
+                        "finish_reason": answer.reply.finish_reason,
                         "gives_value": answer.gives_value,
                         "leaks_reset_word": answer.leaks_reset_word,
                     }

@@ -34,7 +34,7 @@ def generate(
     attention_mask=None,
     max_resets=1,
     reset_bias=0.0,
-    reset_context=None,
+    reset_mode=None,
     prefix_length=0,
     custom_generate=None,
     trust_remote_code=None,
@@ -44,11 +44,11 @@ def generate(
 
     max_resets:     per reply; [RESET] is masked out after them
     reset_bias:     added to the logit of [RESET]: lower is fewer resets
-    reset_context:  what the model sees after a reset: "keep" (prompt, draft and [RESET]), "rewind" (prompt and
+    reset_mode:     what the model sees after a reset: "keep" (prompt, draft and [RESET]), "rewind" (prompt and
                     [RESET]) or "resample" (the prompt); None for the one that the model was trained with
     prefix_length:  how many tokens at the end of a prompt are the first ones of its reply, written for the model; one
                     number or one per row. A reset takes them back with the rest of the draft
-    max_new_tokens: of a reply; 256 where neither it nor max_length is given. In the context "keep" its drafts and
+    max_new_tokens: of a reply; 256 where neither it nor max_length is given. In the reset mode "keep" its drafts and
                     resets count, as they stay in the context; in the others each draft may be as long again
 
     With `return_dict_in_generate=True` the output has, beside `sequences`, `drafts` (per row a list of lists of ids)
@@ -70,10 +70,10 @@ def generate(
     trained = getattr(model.config, "backtracking", None)
     if trained is None:
         raise ValueError("this model has no [RESET]: its config.json says nothing of 'backtracking'")
-    reset_id, context = trained["reset_token_id"], reset_context
-    if context is None:
-        context = trained.get("context") or "rewind"
-    _check_resets(context, trained.get("context"), max_resets, reset_bias, config.do_sample)
+    reset_id = trained["reset_token_id"]
+    if reset_mode is None:
+        reset_mode = trained.get("reset_mode") or "rewind"
+    _check_resets(reset_mode, trained.get("reset_mode"), max_resets, reset_bias, config.do_sample)
 
     eos_ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     stop_ids = {token for token in [*trained.get("stop_token_ids", []), *eos_ids] if token is not None} - {reset_id}
@@ -106,7 +106,7 @@ def generate(
             **kwargs,
         )
         for row, new_ids in zip(still_open, attempt[:, width:].tolist(), strict=True):
-            row.take(new_ids, stop_ids, reset_id, context, pad_id if may_be_padded else None)
+            row.take(new_ids, stop_ids, reset_id, reset_mode, pad_id if may_be_padded else None)
 
     whole = [[pad_id] * (tokens.shape[1] - row.given) + row.prompt + row.reply for row in rows]
     longest = max(map(len, whole))
@@ -137,7 +137,7 @@ class Row:
     left: int
     drafts: list = dataclasses.field(default_factory=list)
 
-    def take(self, new_ids, ends, reset_id, reset_context, pad_id=None):
+    def take(self, new_ids, ends, reset_id, reset_mode, pad_id=None):
         """Takes over what an attempt wrote, up to the first token that ends a reply or takes it back.
 
         pad_id: where padding may follow what was written; None where it cannot
@@ -152,10 +152,10 @@ class Row:
             return
         self.drafts.append(self.reply + new_ids[:end])
         self.reply = []
-        if reset_context == "keep":
+        if reset_mode == "keep":
             self.left -= end + 1
         again = {"keep": self.context + new_ids[: end + 1], "rewind": [*self.prompt, reset_id], "resample": self.prompt}
-        self.context = again[reset_context]
+        self.context = again[reset_mode]
 
 
 class UnusedLogits(LogitsProcessor):
@@ -222,18 +222,18 @@ def _budget(config, length, width):
     return budget
 
 
-def _check_resets(context, trained, max_resets, reset_bias, do_sample):
-    if context not in ("keep", "rewind", "resample"):
-        raise ValueError(f"reset_context is {context!r}; it may be 'keep', 'rewind' or 'resample'")
-    if trained and context != "resample" and (context == "rewind") != (trained == "rewind"):
-        raise ValueError(f"reset_context {context!r}: the model was trained with {trained!r}; use that or 'resample'")
+def _check_resets(reset_mode, trained, max_resets, reset_bias, do_sample):
+    if reset_mode not in ("keep", "rewind", "resample"):
+        raise ValueError(f"reset_mode is {reset_mode!r}; it may be 'keep', 'rewind' or 'resample'")
+    if trained and reset_mode != "resample" and (reset_mode == "rewind") != (trained == "rewind"):
+        raise ValueError(f"reset_mode {reset_mode!r}: the model was trained with {trained!r}; use that or 'resample'")
     if not isinstance(max_resets, int) or isinstance(max_resets, bool) or max_resets < 0:
         raise ValueError(f"max_resets is {max_resets!r}; it must be a whole number of at least 0")
     number = isinstance(reset_bias, (int, float)) and not isinstance(reset_bias, bool)
     if not number or not abs(reset_bias) < float("inf"):
         raise ValueError(f"reset_bias is {reset_bias!r}; it must be a finite number")
-    if context == "resample" and max_resets and not do_sample:
-        raise ValueError("reset_context 'resample' needs do_sample=True: the same draft would return")
+    if reset_mode == "resample" and max_resets and not do_sample:
+        raise ValueError("reset_mode 'resample' needs do_sample=True: the same draft would return")
 
 
 def _check_tokens(tokens, attention_mask, pad_id):

@@ -1,5 +1,6 @@
 """`jax_backtrack` as a model of lm-evaluation-harness: general ability of a model that may take its drafts back."""
 
+import dataclasses
 import json
 import logging
 
@@ -16,12 +17,13 @@ from jax_backtrack.integrations.lm_eval.likelihood import log_likelihoods
 from jax_backtrack.integrations.lm_eval.marked import MarkedText, escape
 from jax_backtrack.models.transformer import Compute
 from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.sampling.settings import OPTIONAL, STATIC, SamplingParams
 from jax_backtrack.utils.console import console, progress_bar
 
 _log = logging.getLogger(__name__)
 _ROWS = 16  # of a batch whose size is "auto"
 # What a task may ask for beside `until`, `max_gen_toks`, `do_sample` and `temperature`: as the sampler has it.
-_SAMPLED = ("top_k", "top_p", "min_p", "repetition_penalty")
+_SAMPLED = [each.name.rpartition(".")[2] for each in SamplingParams.settings if each.in_loop in (STATIC, OPTIONAL)]
 
 
 @register_model("jax_backtrack")
@@ -29,7 +31,8 @@ class JaxBacktrackLM(TemplateLM):
     """A model of ours, with resets, for the harness's tasks.
 
     path:          as of `jax_backtrack.load`: a workdir, a Hugging Face folder, a `.gguf` file or a Hub id
-    max_resets, reset_bias, reset_context: as `max_resets`, `reset_bias` and `context` of `jax_backtrack.Sampler`
+    reset_mode:    as of `jax_backtrack.Sampler`
+    sampling:      fields of `jax_backtrack.SamplingParams`, such as max_resets and reset_bias; a task's own come first
     batch_size:    prompts in flight at once, and rows of token trees that are scored at once; "auto": 16
     max_seq_len:    tokens of a row that is scored; one request may need more
     max_length:    positions that are used; None for all that the model has
@@ -47,9 +50,7 @@ class JaxBacktrackLM(TemplateLM):
         self,
         path: str,
         *,
-        max_resets: int = 1,
-        reset_bias: float = 0.0,
-        reset_context: str | None = None,
+        reset_mode: str | None = None,
         batch_size: int | str = 1,
         max_seq_len: int = 1024,
         max_length: int | None = None,
@@ -63,6 +64,7 @@ class JaxBacktrackLM(TemplateLM):
         seed: int = 0,
         device: str | None = None,
         max_batch_size: int | None = None,
+        **sampling,
     ):
         super().__init__()
         mesh = make_mesh(data, fsdp, tensor)
@@ -75,7 +77,7 @@ class JaxBacktrackLM(TemplateLM):
             revision=revision,
         )
         self._marked = MarkedText(self._tokenizer)
-        self._resets = dict(context=reset_context, max_resets=max_resets, reset_bias=reset_bias)
+        self._reset_mode, self._params = reset_mode, SamplingParams(**sampling)
         self._samplers: dict[str, Sampler] = {}
         self._seed, self._max_seq_len, self._max_gen_toks = seed, max_seq_len, max_gen_toks
         parts = row_parts(self._model.compute.mesh)
@@ -222,18 +224,18 @@ class JaxBacktrackLM(TemplateLM):
         key = json.dumps(asked, sort_keys=True)
         if key not in self._samplers:
             self._samplers.clear()  # each may hold a second copy of the weights
-            self._samplers[key] = Sampler(
-                self._model,
-                self._tokenizer,
+            params = dataclasses.replace(
+                self._params,
                 max_new_tokens=new_tokens,
                 temperature=temperature,
                 stop_strings=[
                     text for text in ([stop_strings] if isinstance(stop_strings, str) else stop_strings) if text
                 ],
-                batch_rows=self.batch_size,
-                **self._resets,
+                max_num_seqs=self.batch_size,
+                n=1,
                 **settings,
             )
+            self._samplers[key] = Sampler(self._model, self._tokenizer, params, reset_mode=self._reset_mode)
         return self._samplers[key], room
 
     def _say_cut(self, cut: int, of: int) -> None:

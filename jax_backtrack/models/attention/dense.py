@@ -36,34 +36,51 @@ def attend(
 
 def attend_to_cache(
     query_BxTxNxD: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    key_BxKxSxD: jax.Array,
+    value_BxKxSxD: jax.Array,
     visible_BxTxS: jax.Array,
     *,
-    apart: bool,
     scale: float,
     softcap: float | None = None,
 ) -> jax.Array:
-    """Attends to keys and values as a cache has them, `[B, T, N, D]`: read as they lie, never transposed.
+    """Attends, as `attend` does, to keys and values as a cache has them, `[B, T, N, D]`: they are never transposed."""
+    grouped_BxKxTxGxD, visible_BxQxS = _by_kv_head(query_BxTxNxD, visible_BxTxS, value_BxKxSxD.shape[1])
+    query_BxKxQxD = grouped_BxKxTxGxD.reshape(*grouped_BxKxTxGxD.shape[:2], -1, query_BxTxNxD.shape[-1])
+    score_BxKxQxS = jnp.einsum("bkqd,bksd->bkqs", query_BxKxQxD, key_BxKxSxD, preferred_element_type=jnp.float32)
+    weight_BxKxQxS = _weights(score_BxKxQxS, visible_BxQxS[:, None], scale, softcap).astype(value_BxKxSxD.dtype)
+    mixed_BxKxQxD = jnp.matmul(weight_BxKxQxS, value_BxKxSxD)
+    return mixed_BxKxQxD.reshape(grouped_BxKxTxGxD.shape).swapaxes(1, 2).reshape(query_BxTxNxD.shape)
 
-    `key` and `value` are `[B, K, S, D]`, where layers are apart `[B * K, D, S]` and `[B * K, S, D]`.
+
+def attend_to_matrices(
+    query_BxTxNxD: jax.Array,
+    key_RxDxS: jax.Array,
+    value_RxSxD: jax.Array,
+    visible_BxTxS: jax.Array,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> jax.Array:
+    """`attend_to_cache` for a cache whose rows and heads are one axis, `R = B * K`, with keys turned round."""
+    batch = len(query_BxTxNxD)
+    grouped_BxKxTxGxD, visible_BxQxS = _by_kv_head(query_BxTxNxD, visible_BxTxS, len(value_RxSxD) // batch)
+    query_RxQxD = grouped_BxKxTxGxD.reshape(len(value_RxSxD), -1, query_BxTxNxD.shape[-1])
+    score_RxQxS = jnp.einsum("rqd,rds->rqs", query_RxQxD, key_RxDxS, preferred_element_type=jnp.float32)
+    score_BxKxQxS = score_RxQxS.reshape(batch, -1, *score_RxQxS.shape[1:])
+    weight_BxKxQxS = _weights(score_BxKxQxS, visible_BxQxS[:, None], scale, softcap).astype(value_RxSxD.dtype)
+    mixed_RxQxD = jnp.matmul(weight_BxKxQxS.reshape(score_RxQxS.shape), value_RxSxD)
+    return mixed_RxQxD.reshape(grouped_BxKxTxGxD.shape).swapaxes(1, 2).reshape(query_BxTxNxD.shape)
+
+
+def _by_kv_head(query_BxTxNxD, visible_BxTxS, kv_heads: int) -> tuple[jax.Array, jax.Array]:
+    """Returns queries `[B, K, T, G, D]` by key-value head, and what each sees, `[B, Q, S]`.
+
+    Queries of a key-value head become one axis, Q, so that each product is a plain batch of matrices: XLA's CPU backend
+    takes several times as long where an axis of length one stands between.
     """
     batch, queries, heads, dim = query_BxTxNxD.shape
-    kv_heads = len(value) // batch if apart else value.shape[1]
-    # Queries of a key-value head become one axis, Q, so that each product is a plain batch of matrices: XLA's CPU
-    # backend takes several times as long where an axis of length one stands between.
     grouped_BxKxTxGxD = query_BxTxNxD.reshape(batch, queries, kv_heads, -1, dim).swapaxes(1, 2)
-    visible_BxQxS = jnp.repeat(visible_BxTxS, heads // kv_heads, axis=1)
-    if apart:
-        query_RxQxD = grouped_BxKxTxGxD.reshape(batch * kv_heads, -1, dim)
-        score = jnp.einsum("rqd,rds->rqs", query_RxQxD, key, preferred_element_type=jnp.float32)
-    else:
-        query_BxKxQxD = grouped_BxKxTxGxD.reshape(batch, kv_heads, -1, dim)
-        score = jnp.einsum("bkqd,bksd->bkqs", query_BxKxQxD, key, preferred_element_type=jnp.float32)
-    score_BxKxQxS = score.reshape(batch, kv_heads, *score.shape[-2:])
-    weight_BxKxQxS = _weights(score_BxKxQxS, visible_BxQxS[:, None], scale, softcap).astype(value.dtype)
-    mixed = jnp.matmul(weight_BxKxQxS.reshape(score.shape), value)
-    return mixed.reshape(grouped_BxKxTxGxD.shape).swapaxes(1, 2).reshape(query_BxTxNxD.shape)
+    return grouped_BxKxTxGxD, jnp.repeat(visible_BxTxS, heads // kv_heads, axis=1)
 
 
 def attend_behind(
