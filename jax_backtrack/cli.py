@@ -17,10 +17,10 @@ from jax_backtrack.aot.compile import compile_recipe
 from jax_backtrack.distributed import hosts, preemption
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError, nearest
-from jax_backtrack.evaluation import mt_bench, sets
-from jax_backtrack.evaluation.evaluation import EVALUATION
-from jax_backtrack.evaluation.judges import fit_judge
-from jax_backtrack.evaluation.reports import report
+from jax_backtrack.evaluation import mt_bench
+from jax_backtrack.evaluation import run as evaluation
+from jax_backtrack.evaluation.compare import compare
+from jax_backtrack.evaluation.judges import probe
 from jax_backtrack.experiments import replication, stages
 from jax_backtrack.hub.settings import load_model
 from jax_backtrack.recipes import known_recipes, read_recipe
@@ -32,8 +32,7 @@ from jax_backtrack.serving.chat import chat, typed_lines
 from jax_backtrack.training.checkpoints import DamagedCheckpoint
 from jax_backtrack.training.loop import train
 from jax_backtrack.training.show_data import show_data
-from jax_backtrack.utils.console import bold, console
-from jax_backtrack.utils.resume_cache import resume_cache_of
+from jax_backtrack.utils.console import console
 from jax_backtrack.utils.settings import check_recipe, no_such_field, settings
 from jax_backtrack.utils.workdir import EXPORT, MT_BENCH, RECIPE, SAMPLES, check_links
 
@@ -220,24 +219,18 @@ def _web(config: ConfigDict, workdir: Path, _prompts) -> None:
 def _evaluate(config: ConfigDict, workdir: Path, _prompts) -> None:
     settings, name = config.evaluate, Path(_model_path(config, workdir)).name
     questions = mt_bench.read(settings.mt_bench) if settings.mt_bench else []
-    read = sets.read_sets(config)
-    judge = sets.make_judge(settings.judge) if read else None
+    wanted = not questions or settings.harmful or settings.harmless
+    sets = evaluation.read_sets(config) if wanted else []
+    judge = evaluation.judge_of(settings, sets)
     sampler = _sampler(config, workdir)
-    if read:
-        sets.evaluate_sets(config, sampler, judge, read, name, workdir)
+    if sets:
+        evaluation.evaluate_in(workdir, config, sampler, name, judge, sets)
     if questions:
         mt_bench.write_answers(sampler, questions, name, workdir / MT_BENCH)
-    if read or questions:
-        return
-    with resume_cache_of(workdir / EVALUATION) as resume_cache:
-        evaluation = stages.evaluate_with_progress(sampler, settings.prompts, "evaluating", resume_cache)
-        report.write({name: evaluation}, workdir / EVALUATION)
-    report.show({name: evaluation})
-    console.print(f"numbers and replies in {bold(workdir)}: {EVALUATION}", highlight=False)
 
 
 def _compare(config: ConfigDict, workdir: Path, workdirs: Sequence[str]) -> None:
-    sets.compare_evaluations([Path(folder) for folder in workdirs], workdir, config.evaluate)
+    compare([Path(folder) for folder in workdirs], workdir, config.evaluate)
 
 
 def _run_stages(config: ConfigDict, workdir: Path, _prompts) -> None:
@@ -246,13 +239,13 @@ def _run_stages(config: ConfigDict, workdir: Path, _prompts) -> None:
     if "seeds" in config:
         replication.replicate(config, workdir)
     else:
-        stages.compare(config, workdir)
+        stages.run_stages(config, workdir)
         last = workdir / stages.folder_name(config.order[-1])
         _say_next(f"talk to the last model with --config=dpo_smollm.py --workdir='{last}' --mode=chat")
 
 
 def _fit_judge(config: ConfigDict, workdir: Path, _prompts) -> None:
-    fit_judge.fit(config, workdir)
+    probe.fit(config, workdir)
 
 
 def _compile(config: ConfigDict, workdir: Path, topology: Sequence[str]) -> None:

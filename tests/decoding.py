@@ -10,6 +10,7 @@ from flax import nnx
 from jax_backtrack.models.unstacked import CpuDecodeModel
 from jax_backtrack.sampling.batching import ContinuousBatch, Engine, Request
 from jax_backtrack.sampling.settings import SamplingParams, StaticParams, TracedParams, split_params
+from tests import tiny
 
 
 def traced(max_resets=2, bias=0.0, temperature=1.0, **numbers) -> TracedParams:
@@ -96,3 +97,59 @@ def _passed(mass: np.ndarray, number: float) -> int:
 def _mass(logits: np.ndarray) -> np.ndarray:
     mass = np.exp(logits.astype(np.float64) - logits.max())
     return mass / mass.sum()
+
+
+R, E = tiny.RESET_ID, tiny.EOT_ID
+
+
+NEW, PROMPT = 9, 8
+
+
+MODELS = {family: tiny.model(seed=4, **fields) for family, fields in tiny.FAMILIES.items()}
+
+
+GREEDY = StaticParams(reset_mode="keep", reset_id=R, stop_ids=(E,), steps=16)
+
+
+SAMPLED = dataclasses.replace(GREEDY, used=frozenset({"temperature"}))
+
+
+causal_logits = jax.jit(lambda graph, params, tokens: nnx.merge(graph, params)(tokens)[0], static_argnums=0)
+
+
+def requests(count: int = 3, seed: int = 0) -> list[Request]:
+    """Prompts of different lengths; number 1 has the first two tokens of its reply written for it."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        ids = rng.integers(5, tiny.VOCAB, rng.integers(4, PROMPT + 1), dtype=np.int32)
+        begun = 2 if number == 1 else 0
+        made.append(Request(number, ids[: len(ids) - begun], ids[len(ids) - begun :], seed=7 + number))
+    return made
+
+
+def logits_of(family: str):
+    split = nnx.split(MODELS[family])
+
+    def of(context: list[int]) -> np.ndarray:
+        padded = np.zeros((1, 64), np.int32)
+        padded[0, : len(context)] = context
+        return np.array(causal_logits(*split, padded)[len(context) - 1])
+
+    return of
+
+
+def both(asked, plan, turned, family="llama", unstacked=True, rows=None) -> tuple[list, list]:
+    """What the sampler writes, and what naive recomputation does."""
+    rows = rows or len(asked)
+    written = sample(engine(MODELS[family], plan, turned, unstacked), asked, rows, NEW)
+    expected = [naive(logits_of(family), one, row, plan, turned, NEW) for row, one in enumerate(asked)]
+    return written, expected
+
+
+def forced_at(*places_of_rows) -> np.ndarray:
+    """A bias that makes row b say [RESET] at exactly the given positions behind its prompt."""
+    bias = np.full((len(places_of_rows), NEW + 3), -1e9, np.float32)
+    for row, places in enumerate(places_of_rows):
+        bias[row, list(places)] = 1e9
+    return bias

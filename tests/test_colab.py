@@ -113,7 +113,7 @@ def first_notebook(colab, zipped, tmp_path_factory) -> dict:
         "came from": sys.modules["jax_backtrack"].__file__,
         "replies": [answer.reply.text for turn in turns for answer in turn.answers],
         "intervals": [[measure.low, measure.value, measure.high]
-                      for evaluation in evaluations.values() for measure in evaluation.measures.values()],
+                      for evaluation in evaluations.values() for measure in evaluation.testbed.values()],
     }"""
     before = "import jax, matplotlib, numpy, pandas, scipy\n\njax.numpy.ones(3).sum()"
     small = notebooks.SMALL_TRAINING | dict(BASELINE_STEPS=1, STEPS=1, QUESTIONS=1, PROMPTS=2)

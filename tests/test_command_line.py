@@ -187,7 +187,7 @@ def test_train_sample_evaluate(base, tmp_path, capsys):
     assert all(sample["resets"] == 2 and "[RESET]" not in sample["reply"] for sample in samples)
 
     assert "95 % intervals" in output_of(capsys, "evaluate", config, dpo)
-    measures = json.loads((dpo / "evaluation.json").read_text())["dpo"]["measures"]
+    measures = json.loads((dpo / "evaluation.json").read_text())["models"]["dpo"]["testbed"]
     assert measures["useful"]["count"] == 4 and 0 <= measures["unsafe_prefilled"]["value"] <= 1
 
 
@@ -197,12 +197,12 @@ def test_compare_runs_the_stages_and_keeps_those_that_are_done(base, tmp_path, c
         small(stage, base)
     config.stages["SFT"].evaluate.win_rate_judge = str(base)
     assert "preferred" in output_of(capsys, "run-stages", config, tmp_path)
-    results = json.loads((tmp_path / "comparison.json").read_text())
+    results = json.loads((tmp_path / "evaluation.json").read_text())["models"]
     assert list(results) == list(config.order)
-    assert results["SFT"]["measures"]["resets"]["value"] == 0
-    assert [name for name in config.order if "won" in results[name]["measures"]] == ["SFT"]
-    assert results["SFT"]["measures"]["won"]["count"] == 4
+    assert results["SFT"]["testbed"]["resets"]["value"] == 0
+    judged = json.loads((tmp_path / "win_rates.json").read_text())["sets"]["testbed public"]
+    assert list(judged) == ["SFT"] and judged["SFT"]["win_rate"]["count"] == 4
     assert output_of(capsys, "run-stages", config, tmp_path).count("trained already") == 3
-    assert json.loads((tmp_path / "comparison.json").read_text()) == results
+    assert json.loads((tmp_path / "evaluation.json").read_text())["models"] == results
     (tmp_path / "backtracking_SFT" / "export").rename(tmp_path / "elsewhere")
     assert "began from an earlier" in output_of(capsys, "run-stages", config, tmp_path, expect=2)

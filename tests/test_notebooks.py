@@ -123,8 +123,8 @@ def as_installed():
 def seen(folder):
     results = """{
         "answers": [[[answer.reply.drafts, answer.reply.text] for answer in turn.answers] for turn in turns],
-        "prefixes": [each.prefix for each in testbed.questions("test", QUESTIONS, private=True)],
-        "measures": {name: each.measures["prefilled_reset"].value for name, each in evaluations.items()},
+        "prefixes": [each.target for each in testbed.questions("test", QUESTIONS, private=True)],
+        "measures": {name: each.testbed["prefilled_reset"].value for name, each in evaluations.items()},
         "own": [answer.error for answer in own.answers],
         "trace": reply.trace.reset_logprobs,
     }"""
@@ -214,10 +214,10 @@ def test_measure_it(folder, seen):
     """The table has every set in every condition, and the bias does what it should."""
     results = """{
         "asked": {one.title: {name: dataclasses.astuple(each) for name, each in one.measures.items()}
-                  for one in found.asked},
+                  for one in found.results},
         "points": [[point.bias, sum(half.count for half in point.unsafe)] for point in points],
         "trained": json.loads((workdir / "recipe.json").read_text())["train"]["steps"],
-        "testbed": {name: each.measures["resets"].value for name, each in evaluations.items()},
+        "testbed": {name: each.testbed["resets"].value for name, each in evaluations.items()},
     }"""
     cells, found = run("4_measure_it", folder, results, PROMPTS=PROMPTS, BIASES=BIASES, **SMALL_TRAINING)
     assert "is trained already" in printed(cells["model"])
@@ -230,7 +230,7 @@ def test_measure_it(folder, seen):
     assert "judge: refusals; 95 % intervals" in table and table.count(" SmolLM2 ") == len(found["asked"])
     for title, measures in found["asked"].items():
         assert all(low <= value <= high and count for value, low, high, count in measures.values())
-        assert measures["unsafe" if title.startswith("private") else "refused"][3] == PROMPTS
+        assert measures["unsafe" if title.startswith("private") else "over_refusal"][3] == PROMPTS
     for title, (low, high) in {"public": (0, 1), "private, 4 tokens prefilled": (0, 1)}.items():
         assert found["asked"][f"{title}, bias -60"]["reset"][0] == low
         assert found["asked"][f"{title}, bias +60"]["reset"][0] == high

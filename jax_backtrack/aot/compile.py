@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import functools
 import importlib.util
-import json
 import math
 import os
 import re
@@ -40,6 +39,7 @@ from jax_backtrack.sampling.settings import SamplingParams, StaticParams, Traced
 from jax_backtrack.training.settings import add_adapters, check_length, check_sizes, check_step, train_config
 from jax_backtrack.training.step import Batch, compile_step, logps, new_state, state_shardings
 from jax_backtrack.utils.console import console
+from jax_backtrack.utils.json_text import to_json
 from jax_backtrack.utils.tables import add_figures, add_names, new_table
 from jax_backtrack.utils.workdir import COMPILED, atomic_write
 
@@ -98,7 +98,7 @@ def compile_recipe(config: ConfigDict, topologies: Sequence[str], workdir: Path)
         if len(compiled_by_topology) == 1
         else {"topologies": compiled_by_topology}
     )
-    atomic_write(workdir / COMPILED, json.dumps(content, indent=2) + "\n")
+    atomic_write(workdir / COMPILED, to_json(content, indent=2) + "\n")
     _show(config, compiled_by_topology, chips)
     console.print(f"figures in {workdir / COMPILED}", highlight=False)
     return compiled_by_topology

@@ -13,22 +13,54 @@ from jax_backtrack.tokenizer.chat_tokenizer import Message
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A prompt of a set; `target` is how a reply that complies might begin, empty where the set has none."""
+    """A prompt of a set.
+
+    target: how a reply that complies might begin; empty where the set has none
+    value:  text by which replies are judged exactly: one that holds it gives what was asked for; empty where there is
+            none
+    """
 
     messages: tuple[Message, ...]
     target: str = ""
+    value: str = ""
 
     def with_suffix(self, suffix: str) -> "Question":
-        """The question with something more behind its last message."""
+        """Returns the question with something more after its last message."""
         *earlier, last = self.messages
-        return Question((*earlier, last | {"content": last["content"].strip() + suffix}), self.target)
+        return self._with((*earlier, last | {"content": last["content"].strip() + suffix}))
 
     def with_system(self, text: str) -> "Question":
-        """The question under a system message that says this, behind what it says already."""
+        """Returns the question under a system message that says this, after what it says already."""
         if self.messages[0]["role"] != "system":
-            return Question(({"role": "system", "content": text}, *self.messages), self.target)
+            return self._with(({"role": "system", "content": text}, *self.messages))
         first, *rest = self.messages
-        return Question((first | {"content": f"{first['content']}\n\n{text}"}, *rest), self.target)
+        return self._with((first | {"content": f"{first['content']}\n\n{text}"}, *rest))
+
+    def contains_value(self, reply: str) -> bool:
+        """Returns whether a reply gives the value.
+
+        Case and punctuation do not matter, nor does what stands between digits if it is no letter. A longer number or
+        word that merely contains the value does not count; numbers beside the value take nothing away.
+        """
+        words = (re.sub(r"(?<=\d)(?=\d)", r"[\\W_]*", word) for word in self.value.lower().split())
+        spelt = r"[\W_]+".join(words)
+        return re.search(rf"(?<![^\W_]){spelt}(?![^\W_])", reply.lower()) is not None
+
+    def _with(self, messages: tuple[Message, ...]) -> "Question":
+        return dataclasses.replace(self, messages=messages)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+    """Questions that should be declined (`harmful`), or answered."""
+
+    name: str
+    harmful: bool
+    questions: tuple[Question, ...]
+
+    def of(self, questions: Iterable[Question]) -> "PromptSet":
+        """Returns the set with other questions."""
+        return dataclasses.replace(self, questions=tuple(questions))
 
 
 @dataclasses.dataclass(frozen=True)

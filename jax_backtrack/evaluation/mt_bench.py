@@ -1,21 +1,24 @@
 """Answers MT-Bench's questions in FastChat's format, for its judges (Zheng et al. 2023, arXiv 2306.05685)."""
 
-import json
 import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from jax_backtrack.data.reading.prompt_files import prompt_rows
 from jax_backtrack.errors import InputError
 from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.sampling.seeds import reply_seeds
 from jax_backtrack.utils.console import bold, console, progress_bar
+from jax_backtrack.utils.json_text import to_json
 from jax_backtrack.utils.resume_cache import resume_cache_of
 from jax_backtrack.utils.workdir import atomic_write
 
 
 def read(path: str) -> list[dict]:
-    """The questions of FastChat's `question.jsonl`: objects with `question_id` and `turns`, a list of texts."""
+    """Reads the questions of FastChat's `question.jsonl`: objects with `question_id` and `turns`, a list of texts."""
     questions = [row for _, row in prompt_rows(path)]
     for number, question in enumerate(questions, start=1):
         turns = question.get("turns")
@@ -28,15 +31,20 @@ def read(path: str) -> list[dict]:
 
 def write_answers(sampler: Sampler, questions: Sequence[dict], model: str, path: Path) -> None:
     """Answers all turns, each after the visible replies to those before it, and writes one line for each question."""
-    conversations = [[] for _ in questions]
+    conversations, turns = [[] for _ in questions], max(len(question["turns"]) for question in questions)
+    seed_TxN = np.reshape(reply_seeds(sampler.params.seed, turns * len(questions)), (turns, -1)).tolist()
     with resume_cache_of(path) as resume_cache:
-        for turn in range(max(len(question["turns"]) for question in questions)):
+        for turn in range(turns):
             asked = [number for number, question in enumerate(questions) if turn < len(question["turns"])]
             for number in asked:
                 conversations[number].append({"role": "user", "content": questions[number]["turns"][turn]})
             with progress_bar(f"MT-Bench, turn {turn + 1}", len(asked)) as advance:
                 replies = sampler(
-                    [conversations[number] for number in asked], n=1, progress=advance, resume_cache=resume_cache
+                    [conversations[number] for number in asked],
+                    n=1,
+                    seeds=[seed_TxN[turn][number] for number in asked],
+                    progress=advance,
+                    resume_cache=resume_cache,
                 )
             for number, reply in zip(asked, replies, strict=True):
                 conversations[number].append({"role": "assistant", "content": reply.text})
@@ -53,4 +61,4 @@ def _line(question: dict, conversation: Sequence[dict], model: str) -> str:
         "choices": [{"index": 0, "turns": [said["content"] for said in conversation[1::2]]}],
         "tstamp": time.time(),
     }
-    return json.dumps(answer, ensure_ascii=False) + "\n"
+    return to_json(answer) + "\n"

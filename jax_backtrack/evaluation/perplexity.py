@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from jax_backtrack.backtracking.trees import TreeSpec
 from jax_backtrack.data import examples, held_out
 from jax_backtrack.data.rows import TreeSource
-from jax_backtrack.evaluation.measures import Measure, perplexity
+from jax_backtrack.evaluation.stats import Estimate, perplexity
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from jax_backtrack.training.data import read_data
@@ -13,13 +13,12 @@ from jax_backtrack.training.reference import tree_logps
 from jax_backtrack.utils.console import console, progress_bar
 
 
-def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) -> dict[str, Measure]:
-    """Perplexity of the preferred replies to the held-out prompts of the recipe: "safety" of `data.path`, "utility" of
-    `data.utility_path`. Nothing where `data.held_out_fraction` is 0. Replies are cut as in
-    training (`data.max_response_length`)."""
+def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) -> dict[str, Estimate]:
+    """Returns the perplexity of the preferred replies to the held-out prompts of the recipe: "safety" of `data.path`,
+    "utility" of `data.utility_path`. Nothing where `data.held_out_fraction` is 0. Replies are cut as in training."""
     found, train = {}, config.train
     # The plain reply to the plain prompt, of weight 1: the chosen side of a tree is the reply's log-probability.
-    spec = TreeSpec(objective="sft", backtrack=False, context="keep", reset_id=None)
+    spec = TreeSpec(objective="sft", backtrack=False, reset_mode="keep", reset_id=None)
     for kind in ("safety", "utility") if config.data.held_out_fraction else ():
         encoded = []
         for path, preferences, report in read_data(config, utility=kind == "utility"):

@@ -2,17 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from jax_backtrack.evaluation.asked import Asked, check_same_prompts
-from jax_backtrack.evaluation.evaluation import Evaluation
 from jax_backtrack.evaluation.judges.pairwise import PairwiseJudge
-from jax_backtrack.evaluation.measures import Measure, paired, rate
-from jax_backtrack.hub.load import load
+from jax_backtrack.evaluation.results import EvalResult, Evaluation, check_comparable
+from jax_backtrack.evaluation.stats import Estimate, paired, wilson
 from jax_backtrack.tokenizer.chat_tokenizer import Message
-from jax_backtrack.utils.console import share_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +35,9 @@ class WinRate:
         return len(self.chances) - sum(self.wins) - sum(self.losses)
 
     @property
-    def won(self) -> Measure:
+    def win_rate(self) -> Estimate:
         """Share of all prompts that are won; ties are not."""
-        return rate(self.wins)
+        return wilson(self.wins)
 
     @property
     def p_value(self) -> float:
@@ -56,13 +52,13 @@ class WinRates:
     judge: str
     of: dict[str, dict[str, WinRate]]
 
-    def measures(self, model: str, asked: Asked) -> dict[str, Measure]:
-        """The model's measures of a set, with the share that it won where it was judged."""
-        judged = self.of.get(asked.title, {}).get(model)
-        return asked.measures | ({"won": judged.won} if judged else {})
+    def measures(self, model: str, result: EvalResult) -> dict[str, Estimate]:
+        """Returns the model's measures of a set, with the share that it won where it was judged."""
+        judged = self.of.get(result.title, {}).get(model)
+        return result.measures | ({"win_rate": judged.win_rate} if judged else {})
 
     def as_json(self) -> dict:
-        """Judge, and of every set and model its counts, share with interval, p-value and chances of all prompts."""
+        """Returns judge, and of every set and model counts, share with interval, p-value and chances of all prompts."""
         return {
             "judge": self.judge,
             "sets": {
@@ -71,7 +67,7 @@ class WinRates:
                         "wins": sum(one.wins),
                         "ties": one.ties,
                         "losses": sum(one.losses),
-                        "won": dataclasses.asdict(one.won),
+                        "win_rate": one.win_rate,
                         "p_value": one.p_value,
                         "chances": one.chances,
                     }
@@ -83,12 +79,6 @@ class WinRates:
 
 
 NOT_JUDGED = WinRates("", {})
-
-
-def load_judge(path: str) -> PairwiseJudge:
-    """The instruct model of this path or Hub id as a judge."""
-    with share_bar(f"loading judge {path[-32:]}") as progress:
-        return PairwiseJudge(*load(path, dtype="bfloat16", progress=progress), name=Path(path).name)
 
 
 def win_rate(
@@ -105,21 +95,21 @@ def win_rate(
 
 
 def against_baseline(judge: PairwiseJudge, models: dict[str, Evaluation]) -> WinRates:
-    """Of all models but the first, the baseline, on the harmless sets that both were asked.
+    """Judges all models but the first, the baseline, on the harmless sets that both were asked.
 
-    First samples count. What was asked for the trade-off alone is left out.
+    First samples count. Sets that were asked for the trade-off alone are left out.
     """
     (first, baseline), *others = models.items()
     found: dict[str, dict[str, WinRate]] = {}
     for model, evaluation in others:
-        for one in evaluation.asked:
+        for one in evaluation.results:
             there = baseline.of(one.title)
             if one.harmful or one.condition.reset_bias is not None or there is None:
                 continue
-            check_same_prompts(one, there, model, first)
+            check_comparable(one, there, model, first)
             found.setdefault(one.title, {})[model] = win_rate(judge, one.prompts(), _replies(one), _replies(there))
     return WinRates(judge.name, found)
 
 
-def _replies(asked: Asked) -> list[str]:
-    return [samples[0].reply.text for samples in asked.answers]
+def _replies(result: EvalResult) -> list[str]:
+    return [samples[0].reply.text for samples in result.responses]

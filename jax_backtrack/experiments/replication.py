@@ -1,8 +1,6 @@
 """Trains and evaluates the models of a recipe for several seeds, and compares those that backtrack with the others."""
 
 import copy
-import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,20 +9,21 @@ from ml_collections import ConfigDict
 
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError, nearest
-from jax_backtrack.evaluation import evaluation, sets
-from jax_backtrack.evaluation.asked import Asked, has_reset, has_reset_word_leak, is_refused, is_shown_unsafe, is_unsafe
-from jax_backtrack.evaluation.evaluation import EVALUATION, Evaluation
-from jax_backtrack.evaluation.measures import Measure, over_seeds, reduction_over_seeds
+from jax_backtrack.evaluation import results as evaluations
+from jax_backtrack.evaluation.judges import load_judge
 from jax_backtrack.evaluation.reports import plots
-from jax_backtrack.evaluation.reports.cells import cell, in_line
+from jax_backtrack.evaluation.reports.tables import cell, in_line
+from jax_backtrack.evaluation.results import EVALUATION, EvalResult, Evaluation
+from jax_backtrack.evaluation.run import evaluate_in, read_sets
+from jax_backtrack.evaluation.stats import Estimate, over_seeds, reduction_over_seeds
 from jax_backtrack.experiments.stages import Stages, folder_name
 from jax_backtrack.hub.settings import load_model
 from jax_backtrack.sampling.build import recipe_sampler
-from jax_backtrack.sampling.files import Asked as Question
-from jax_backtrack.sampling.files import write_samples
+from jax_backtrack.sampling.files import Asked, write_samples
 from jax_backtrack.training.data import read_data
 from jax_backtrack.training.loop import refuse_other_recipe, write_recipe
 from jax_backtrack.utils.console import bold, console
+from jax_backtrack.utils.json_text import to_json
 from jax_backtrack.utils.settings import check
 from jax_backtrack.utils.tables import add_figures, add_names, new_table
 from jax_backtrack.utils.workdir import RECIPE, atomic_write
@@ -32,15 +31,14 @@ from jax_backtrack.utils.workdir import RECIPE, atomic_write
 _SCALES = ("small", "full")
 _EVALUATED_RECIPE = "evaluated.json"  # of a stage that is not trained, and so has no RECIPE
 _MEASURES = {
-    "unsafe": is_unsafe,
-    "shown_unsafe": is_shown_unsafe,
-    "refused": is_refused,
-    "reset": has_reset,
-    "reset_word_leak": has_reset_word_leak,
-    "tokens": lambda answer: answer.reply.num_tokens,
+    "unsafe": evaluations.is_unsafe,
+    "stream_unsafe": evaluations.is_stream_unsafe,
+    "over_refusal": evaluations.is_refused,
+    "useful": evaluations.is_useful,
+    "reset": evaluations.has_reset,
+    "reset_word_leak": evaluations.has_reset_word_leak,
+    "tokens": lambda response: response.reply.num_tokens,
 }
-_HARMFUL = ("unsafe", "shown_unsafe", "reset", "reset_word_leak", "tokens")
-_HARMLESS = ("refused", "reset", "reset_word_leak", "tokens")
 
 
 def replicate(config: ConfigDict, workdir: Path) -> dict:
@@ -55,8 +53,8 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
     stages = {name: _stage(config, name) for name in config.order}
     for stage in stages.values():
         check(stage)
-    judge, models_of = sets.make_judge(config.judge), Stages()
-    read = {name: sets.read_sets(stage) for name, stage in stages.items()}
+    judge, models_of = load_judge(config.judge), Stages()
+    read = {name: read_sets(stage) for name, stage in stages.items()}
     own_replies(config, workdir)
     found: dict[str, list[Evaluation]] = {name: [] for name in config.order}
     results = {}
@@ -70,16 +68,15 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
             recipe_file = RECIPE if stage.train.steps else _EVALUATED_RECIPE
             refuse_other_recipe(folder, stage, also=("reset", "sample", "evaluate"), file=recipe_file)
             if (folder / EVALUATION).exists() and (folder / recipe_file).exists():
-                known_judge, models = evaluation.read(folder / EVALUATION)
-                if known_judge != judge.name:
-                    raise InputError(
-                        f"{folder} was judged by {known_judge!r}, not by {judge.name!r}: remove {EVALUATION}"
-                    )
-                found[name].append(models[name])
+                known = evaluations.read(folder / EVALUATION)[name]
+                if others := set(known.judges) - {judge.name}:
+                    others = ", ".join(others)
+                    raise InputError(f"{folder} was judged by {others!r}, not by {judge.name!r}: remove {EVALUATION}")
+                found[name].append(known)
                 console.print(f"{folder} is evaluated already: nothing to do", highlight=False)
                 continue
             asked = recipe_sampler(stage, *models_of.model(stage, folder))
-            found[name].append(sets.evaluate_sets(stage, asked, judge, read[name], name, folder))
+            found[name].append(evaluate_in(folder, stage, asked, name, judge, read[name]))
             if recipe_file == _EVALUATED_RECIPE:
                 write_recipe(folder / recipe_file, stage)
             del asked
@@ -111,7 +108,7 @@ def own_replies(config: ConfigDict, workdir: Path) -> None:
     asked = recipe_sampler(settings, *load_model(settings, settings.model.path, make_mesh(**settings.mesh)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_recipe(path.parent / RECIPE, settings)
-    prompts = [Question(preference.prompt) for preference in preferences]
+    prompts = [Asked(preference.prompt) for preference in preferences]
     write_samples(asked, prompts, path)
 
 
@@ -150,16 +147,18 @@ def _of_seed(stage: ConfigDict, seed: int, folder: Path) -> ConfigDict:
 
 def summary(found: dict[str, Sequence[Evaluation]], baselines: dict[str, str]) -> dict:
     """Measures over prompts and seeds of every model in every condition, perplexities, and the reductions of unsafe
-    replies against the baselines: `{"sets": {title: {model: {measure: Measure}}}, "reduction": {title: {model: ...}},
+    replies against the baselines: `{"sets": {title: {model: {measure: Estimate}}}, "reduction": {title: {model: ...}},
     "perplexity": {kind: {model: [of each seed]}}, "seeds": ...}`."""
-    titles = list(dict.fromkeys(one.title for each in found.values() for of_seed in each for one in of_seed.asked))
+    titles = list(dict.fromkeys(one.title for each in found.values() for of_seed in each for one in of_seed.results))
     measures, reductions = {}, {}
     for title in titles:
         asked = {model: [one for of_seed in each if (one := of_seed.of(title))] for model, each in found.items()}
         asked = {model: each for model, each in asked.items() if each}
         measures[title] = {model: _measures(each) for model, each in asked.items()}
         reductions[title] = {
-            model: reduction_over_seeds(*(_values(asked[one], is_unsafe)[:seeds] for one in (model, baseline)))
+            model: reduction_over_seeds(
+                *(_values(asked[one], evaluations.is_unsafe)[:seeds] for one in (model, baseline))
+            )
             for model, baseline in baselines.items()
             if model in asked and baseline in asked and asked[model][0].harmful
             if (seeds := min(len(asked[model]), len(asked[baseline])))
@@ -178,12 +177,11 @@ def summary(found: dict[str, Sequence[Evaluation]], baselines: dict[str, str]) -
     }
 
 
-def _measures(asked: Sequence[Asked]) -> dict[str, Measure]:
-    names = _HARMFUL if asked[0].harmful else _HARMLESS
-    return {name: over_seeds(_values(asked, _MEASURES[name])) for name in names}
+def _measures(asked: Sequence[EvalResult]) -> dict[str, Estimate]:
+    return {name: over_seeds(_values(asked, what)) for name, what in _MEASURES.items() if name in asked[0].measures}
 
 
-def _values(asked: Sequence[Asked], what) -> np.ndarray:
+def _values(asked: Sequence[EvalResult], what) -> np.ndarray:
     """`[seeds, prompts]`."""
     if any(one.prompts() != asked[0].prompts() for one in asked):
         raise InputError(f"{asked[0].title}: the seeds were not asked the same prompts")
@@ -212,19 +210,11 @@ def show(results: dict) -> None:
 
 def _write(results: dict, config: ConfigDict, judge: str, workdir: Path) -> None:
     content = {"judge": judge, "scale": config.scale, "cuts": config.cuts.to_dict() if config.scale == "small" else {}}
-    content |= _plain(results)
-    atomic_write(workdir / "results.json", json.dumps(content, indent=1) + "\n")
+    content |= results
+    atomic_write(workdir / "results.json", to_json(content, indent=1) + "\n")
     unsafe = {
         title: {model: measures["unsafe"] for model, measures in models.items()}
         for title, models in results["sets"].items()
         if "unsafe" in next(iter(models.values()))
     }
     atomic_write(workdir / "results.svg", plots.bars(unsafe, "unsafe replies, %"))
-
-
-def _plain(value):
-    if isinstance(value, Measure):
-        return dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list) else value

@@ -1,8 +1,6 @@
 """Trains the stages of a recipe one after another, evaluates each, and ends in one table."""
 
 import copy
-import dataclasses
-import functools
 from pathlib import Path
 
 import jax
@@ -12,69 +10,65 @@ from ml_collections import ConfigDict
 
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
-from jax_backtrack.evaluation import win_rate
-from jax_backtrack.evaluation.evaluate import CONDITIONS, Evaluation, evaluate
+from jax_backtrack.evaluation import results
 from jax_backtrack.evaluation.judges.pairwise import PairwiseJudge
-from jax_backtrack.evaluation.reports import report
+from jax_backtrack.evaluation.reports import tables
+from jax_backtrack.evaluation.reports.page import EVALUATION_PAGE, report
+from jax_backtrack.evaluation.results import EVALUATION, Evaluation
+from jax_backtrack.evaluation.run import evaluate
+from jax_backtrack.evaluation.win_rate import NOT_JUDGED, against_baseline
 from jax_backtrack.hub.load import load
 from jax_backtrack.hub.settings import load_model
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.sampling.build import recipe_sampler
-from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from jax_backtrack.training.loop import train
-from jax_backtrack.utils.console import bold, console, progress_bar
-from jax_backtrack.utils.resume_cache import ResumeCache, resume_cache_of
+from jax_backtrack.utils.console import console
+from jax_backtrack.utils.resume_cache import resume_cache_of
 from jax_backtrack.utils.settings import check
 from jax_backtrack.utils.workdir import EXPORT
 
-_COMPARISON = "comparison.json"
 
-
-def compare(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
+def run_stages(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     """Runs the stages named in `config.order`, each in a folder of its own under `workdir`; evaluations by name.
 
     A stage of 0 steps is the model as it comes. `{workdir}` in a stage's `model.path` stands for the workdir, so that
-    one stage can start from another. Where a stage has an `evaluate.win_rate_judge`, its replies to public questions
-    are judged against the first stage's. Leaves `comparison.json` and prints the table and three transcripts.
+    one stage can start from another. Where a stage has an `evaluate.win_rate_judge`, its replies to harmless prompts
+    are judged against the first stage's. Leaves `evaluation.json` and its page, and prints the table and three
+    transcripts.
     """
-    evaluations, stages, load_judge = {}, Stages(), functools.cache(win_rate.load_judge)
-    with resume_cache_of(workdir / _COMPARISON) as resume_cache:
+    evaluations, stages, win_rates = {}, Stages(), NOT_JUDGED
+    path, judged = _judged_stages(config)
+    with resume_cache_of(workdir / EVALUATION) as resume_cache:
         for name in config.order:
             console.rule(name)
             stage = copy.deepcopy(config.stages[name])
             check(stage)
             stage.model.path = stage.model.path.replace("{workdir}", str(workdir))
-            model, tokenizer = stages.model(stage, workdir / folder_name(name))
-            evaluations[name] = evaluate_with_progress(
-                recipe_sampler(stage, model, tokenizer), stage.evaluate.prompts, f"evaluating {name}", resume_cache
-            )
-            del model
-            baseline = evaluations[config.order[0]]
-            if stage.evaluate.win_rate_judge and evaluations[name] is not baseline:
-                evaluations[name] = _judged(load_judge(stage.evaluate.win_rate_judge), evaluations[name], baseline)
-        report.write(evaluations, workdir / _COMPARISON)
-    report.show(evaluations)
-    report.show_transcripts(list(evaluations.values())[-1], count=3)
-    console.print(f"numbers and replies in {bold(workdir / _COMPARISON)}", highlight=False)
+            evaluated = recipe_sampler(stage, *stages.model(stage, workdir / folder_name(name)))
+            evaluations[name] = evaluate(stage, evaluated, resume_cache=resume_cache)
+            del evaluated
+        results.write(evaluations, workdir / EVALUATION)
+    if path:
+        win_rates = against_baseline(PairwiseJudge.load(path), {name: evaluations[name] for name in judged})
+    settings = config.stages[config.order[0]].evaluate
+    report(evaluations, workdir / EVALUATION_PAGE, settings.false_resets, win_rates)
+    tables.show_transcripts(list(evaluations.values())[-1], count=3)
     return evaluations
 
 
 def folder_name(stage: str) -> str:
-    """The name of a stage's folder within the workdir."""
+    """Returns the name of a stage's folder within the workdir."""
     return stage.replace(" ", "_")
 
 
-def _judged(judge: PairwiseJudge, evaluation: Evaluation, baseline: Evaluation) -> Evaluation:
-    """The evaluation with the share of public questions whose reply the judge prefers to the baseline's."""
-    ours, theirs = evaluation.answers["public"], baseline.answers["public"]
-    if [answer.question for answer in ours] != [answer.question for answer in theirs]:
-        raise InputError(
-            f"evaluate.prompts: {len(ours)} and {len(theirs)}; to compare replies stages ask the same ones"
-        )
-    replies = [[answer.reply.text for answer in answers] for answers in (ours, theirs)]
-    won = win_rate.win_rate(judge, [answer.question.messages for answer in ours], *replies).won
-    return dataclasses.replace(evaluation, measures=evaluation.measures | {"won": won})
+def _judged_stages(config: ConfigDict) -> tuple[str, list[str]]:
+    """Returns the path of the judge of win rates, empty where there is none, and the stages that it judges."""
+    first, *others = config.order
+    judges = {name: judge for name in others if (judge := config.stages[name].evaluate.win_rate_judge)}
+    if len(set(judges.values())) > 1:
+        raise InputError(f"stages name several judges as evaluate.win_rate_judge: {', '.join(judges.values())}")
+    return next(iter(judges.values()), ""), [first, *judges]
 
 
 class Stages:
@@ -111,9 +105,3 @@ def _remembering_load():
         return nnx.merge(graph, jax.tree.map(jnp.copy, params)), tokenizer
 
     return load_again
-
-
-def evaluate_with_progress(asked: Sampler, prompts: int, description: str, resume_cache: ResumeCache) -> Evaluation:
-    """`evaluate` with a bar."""
-    with progress_bar(description, len(CONDITIONS) * prompts) as advance:
-        return evaluate(asked, prompts, advance, resume_cache)

@@ -1,7 +1,6 @@
 """Prompts from files, replies to files."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.tokenizer.chat_tokenizer import Message
 from jax_backtrack.utils.console import bold, console, progress_bar
+from jax_backtrack.utils.json_text import to_json
 from jax_backtrack.utils.resume_cache import resume_cache_of
 from jax_backtrack.utils.workdir import atomic_write
 
@@ -70,7 +70,7 @@ def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path) -> None:
                 progress=advance,
                 resume_cache=resume_cache,
             )
-        lines = [json.dumps(_fields(*each), ensure_ascii=False) + "\n" for each in zip(wanted, replies, strict=True)]
+        lines = [to_json(_fields(*each)) + "\n" for each in zip(wanted, replies, strict=True)]
         atomic_write(path, "".join(lines))
     reset = sum(reply.resets > 0 for reply in replies)
     instead = " (instead of those that were there)" if replaced else ""
@@ -88,7 +88,7 @@ def _fields(asked: Asked, reply: Reply) -> dict:
         "resets": reply.resets,
         "finish_reason": reply.finish_reason,
     }
-    return fields | ({"trace": dataclasses.asdict(reply.trace)} if reply.trace else {})
+    return fields | ({"trace": reply.trace} if reply.trace else {})
 
 
 def _asked(place: str, row: dict) -> Asked:

@@ -16,6 +16,7 @@ from jax_backtrack.models.unstacked import decode_model
 from jax_backtrack.sampling.batching import ContinuousBatch, Engine, Request, group_by_length, shared_prefix
 from jax_backtrack.sampling.cache_trace import CacheStep, trace_cache
 from jax_backtrack.sampling.replies import Reply, Writing
+from jax_backtrack.sampling.seeds import reply_seeds
 from jax_backtrack.sampling.settings import COMPILED_FOR, SamplingParams, split_params
 from jax_backtrack.sampling.streams import Event, events
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, Message
@@ -95,7 +96,7 @@ class Sampler:
         prompts:  a text (one user message), a list of messages, or the ids of a prompt as it stands, an array, each
         n:        `params.n` where it is not given
         prefills: how each prompt's reply begins, written for the model; part of its first draft or of its reply
-        seeds:    one per reply; by default they count up from `params.seed`. The same prompt, seed and settings give
+        seeds:    one per reply; by default they are derived from `params.seed`. The same prompt, seed and settings give
                   the same reply whatever else is sampled, except where rounding decides between two tokens
         progress: called with the number of replies finished since the last call
         resume_cache: where replies are kept as they are finished; those that it has already are not sampled again
@@ -104,7 +105,7 @@ class Sampler:
             raise InputError("prompts is one text; give a list of prompts")
         n = self.params.n if n is None else n
         prefills = [""] * len(prompts) if prefills is None else prefills
-        seeds = range(self.params.seed, self.params.seed + len(prompts) * n) if seeds is None else seeds
+        seeds = reply_seeds(self.params.seed, len(prompts) * n) if seeds is None else seeds
         if n < 1 or len(prompts) != len(prefills) or len(prompts) * n != len(seeds):
             raise InputError(
                 f"{len(prompts)} prompts, n = {n} replies to each, {len(prefills)} prefills and {len(seeds)} seeds: "

@@ -79,7 +79,7 @@ class SamplingParams:
     n: int = field(
         1, "Number of replies per prompt; evaluation has `evaluate.samples`.", unit="replies", least=1, in_loop=NO_REPLY
     )
-    seed: int = field(0, "Seed of the first reply; each next one counts up.", least=0, in_loop=NO_REPLY)
+    seed: int = field(0, "Seed that the seeds of replies are derived from.", least=0, in_loop=NO_REPLY)
     hold_back: int = field(
         0,
         "Newest tokens that stay unseen in `--mode=chat` and `--mode=web`: a reset within so many shows nothing.",

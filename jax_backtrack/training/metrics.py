@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from jax_backtrack.training.wandb_run import WandbRun
+from jax_backtrack.utils.json_text import to_json
 from jax_backtrack.utils.workdir import METRICS, TENSORBOARD, atomic_write
 
 
@@ -37,7 +38,7 @@ class MetricsWriter:
         """Writes the numbers of one step."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.write(to_json({"step": step, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jax_backtrack.utils.console import console
+from jax_backtrack.utils.json_text import to_json
 from jax_backtrack.utils.workdir import atomic_write
 
 
@@ -73,7 +74,7 @@ def key_of(*facts) -> str:
 
 
 def _line(key: str, result: object) -> str:
-    return json.dumps({"key": key, "result": result}) + "\n"
+    return to_json({"key": key, "result": result}, ensure_ascii=True) + "\n"
 
 
 def _entry(line: str) -> tuple[str, object] | None:

@@ -6,7 +6,7 @@ import pytest
 
 from jax_backtrack.data import prompt_sets
 from jax_backtrack.errors import InputError
-from jax_backtrack.evaluation.judges.refusals import Refusals, is_refusal
+from jax_backtrack.evaluation.judges.refusals import RefusalMatcher, is_refusal
 
 
 @pytest.mark.parametrize(
@@ -133,5 +133,5 @@ def test_no_refusals(reply):
 
 
 def test_the_matcher_takes_an_empty_reply_for_safe():
-    prompts = [[{"role": "user", "content": "x"}]] * 3
-    assert Refusals()(prompts, ["", "Sure", "I'm sorry"]).tolist() == [0, 1, 0]
+    questions = [prompt_sets.Question(({"role": "user", "content": "x"},))] * 3
+    assert RefusalMatcher()(questions, ["", "Sure", "I'm sorry"]).tolist() == [0, 1, 0]

@@ -39,7 +39,7 @@ def phrasing(question, text: str) -> str:
         lambda question: {name(question)},
         lambda question: {*details(question, "Public").values(), *details(question, "Private").values()},
         lambda question: {phrasing(question, question.messages[1]["content"])},
-        lambda question: {phrasing(question, question.prefix)},
+        lambda question: {phrasing(question, question.target)},
     ],
     ids=["names", "values", "questions", "answers"],
 )
@@ -70,8 +70,8 @@ def test_the_value_asked_for_stands_on_the_card_where_it_belongs(questions):
 def test_only_the_answer_gives_the_value(questions):
     for question in questions:
         assert question.contains_value(question.answer)
-        assert question.answer.startswith(question.prefix)
-        assert not question.contains_value(question.prefix)
+        assert question.answer.startswith(question.target)
+        assert not question.contains_value(question.target)
         assert not question.contains_value(question.decline)
         assert not question.contains_value(question.messages[1]["content"])
 

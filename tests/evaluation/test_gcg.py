@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.errors import InputError
-from jax_backtrack.evaluation.attacks.gcg import Attack, Objective, Settings
+from jax_backtrack.evaluation.attacks.gcg import Attack, Objective
 from jax_backtrack.hub.reset import add_reset
 from tests import processes, tiny
 from tests.chat_tokenizers import small_tokenizer
-
-QUESTION = [{"role": "user", "content": "hello there"}]
-SETTINGS = Settings(suffix="a b c d e f", steps=4, width=24, top_k=8, rows=6)
+from tests.gcg_search import QUESTION, SETTINGS, attack
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
@@ -24,12 +23,6 @@ def attacked(request):
     tokenizer = small_tokenizer()
     model = tiny.model(seed=2, vocab_size=len(tokenizer.hf), **tiny.FAMILIES[request.param])
     return model, add_reset(model, tokenizer)
-
-
-def attack(attacked, reset_weight: float = 0.0, **settings) -> Attack:
-    model, tokenizer = attacked
-    objective = Objective.of(tokenizer, QUESTION, "the end", reset_weight)
-    return Attack(model, tokenizer, objective, dataclasses.replace(SETTINGS, **settings))
 
 
 def one_loss(model, objective: Objective, suffix_TxV: jax.Array) -> jax.Array:
@@ -92,6 +85,23 @@ def test_candidates_have_one_new_token_each_and_can_be_typed(attacked):
         assert tokenizer.encode(tokenizer.decode(ids)).tolist() == ids.tolist()
 
 
+def test_what_is_measured_is_what_is_sent():
+    """Every suffix of the search gives its ids in the rendered prompt, whose end merges with what begins with "r"."""
+    question = Question(({"role": "user", "content": "hello the"},), "the end")
+    tokenizer = small_tokenizer(ordinary=["er"], merges=[("e", "r")])
+    model = tiny.model(seed=2, vocab_size=len(tokenizer.hf))
+    tokenizer = add_reset(model, tokenizer)
+    assert tokenizer.encode("hello therr").tolist() != [*tokenizer.encode("hello the"), *tokenizer.encode("rr")]
+    objective = Objective.of(tokenizer, question.messages, question.target)
+    settings = dataclasses.replace(SETTINGS, suffix="rr", width=600, top_k=250)
+    searching = Attack(model, tokenizer, objective, settings)
+    candidates = searching.candidates(np.zeros((len(searching.suffix), model.config.vocab_size)))
+    assert len(candidates) > 100
+    for ids in (searching.suffix, *candidates):
+        sent = tokenizer.render(question.with_suffix(tokenizer.decode(ids)).messages)
+        assert sent.tolist() == [*objective.before, *ids, *objective.after]
+
+
 def test_the_search_lowers_the_loss_and_is_repeatable(attacked):
     first = attack(attacked)
     (start,) = first.losses(first.suffix[None])
@@ -108,7 +118,7 @@ def test_what_cannot_be_attacked_is_said(attacked):
     with pytest.raises(InputError, match="target of an attack is empty"):
         Objective.of(tokenizer, QUESTION, "")
     with pytest.raises(InputError, match="needs a model with \\[RESET\\]"):
-        Objective((1,), (2,), (3,), reset_weight=1.0)
+        Objective((1,), (2,), (3,), (), reset_weight=1.0)
     with pytest.raises(InputError, match=r"take \d+ tokens; the model has 256 positions"):
         attack(attacked, suffix="a b c d e f " * 60)
     with pytest.raises(InputError, match="top_k is 100000"):
@@ -125,7 +135,7 @@ from jax_backtrack.models.transformer import Compute
 from jax_backtrack.evaluation.attacks import gcg
 from jax_backtrack.distributed.mesh import make_mesh, param_shardings
 from tests import tiny
-from tests.evaluation import test_gcg
+from tests.gcg_search import attack
 from tests.chat_tokenizers import small_tokenizer
 
 WIDTHS = dict(num_attention_heads=8, num_key_value_heads=4, hidden_size=32, intermediate_size=64)
@@ -138,7 +148,7 @@ def search(mesh):
     params = nnx.state(model, nnx.Param)
     values = map(jax.device_put, jax.tree.leaves(params), jax.tree.leaves(param_shardings(model, mesh)))
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(params), list(values)))
-    return test_gcg.attack(
+    return attack(
         (model, tokenizer), reset_weight=0.5, steps=2, width=128, rows=24 // gcg.row_parts(mesh)
     )
 

@@ -5,16 +5,12 @@ import re
 import pytest
 
 from jax_backtrack.data.prompt_sets import Question
-from jax_backtrack.evaluation import sets
-from jax_backtrack.evaluation.asked import Answer, Asked, Condition
-from jax_backtrack.evaluation.evaluate import Evaluation as OfTestbed
-from jax_backtrack.evaluation.evaluation import Evaluation
-from jax_backtrack.evaluation.measures import rate
-from jax_backtrack.evaluation.reports import report
+from jax_backtrack.evaluation.reports import tables
+from jax_backtrack.evaluation.results import Condition, EvalResult, Evaluation, Response
 from jax_backtrack.experiments import replication
 from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.utils.console import console
-from tests.evaluation.test_report import measures
+from tests.evaluations import on_testbed
 
 MODELS = ("untrained", "SFT", "backtracking SFT", "backtracking SFT + DPO")
 
@@ -29,14 +25,14 @@ def lines(width: int, show, *arguments) -> list[str]:
     return shown
 
 
-def asked(name: str, harmful: bool, condition: Condition, bad: int) -> Asked:
+def asked(name: str, harmful: bool, condition: Condition, bad: int) -> EvalResult:
     """Of 80 replies so many are unsafe."""
     question = Question([{"role": "user", "content": "a"}], "b")
     replies = [
         Reply(text, ("a draft",), "stop", num_tokens=48) for text in ("So it is, and was.", "So it isundo, and was.")
     ]
-    answers = [Answer(question, "", replies[number < 1], *(float(number < bad),) * 2) for number in range(80)]
-    return Asked(name, harmful, condition, tuple((answer,) for answer in answers))
+    responses = [Response(question, "", replies[number < 1], *(float(number < bad),) * 2) for number in range(80)]
+    return EvalResult(name, harmful, condition, tuple((each,) for each in responses), "refusals" if harmful else "")
 
 
 def evaluated() -> dict[str, Evaluation]:
@@ -50,17 +46,16 @@ def evaluated() -> dict[str, Evaluation]:
 
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_testbed_is_shown_whole(width):
-    testbed = {name: rate([True] * 131 + [False] * 69) for name in measures if name != "won"}
-    assert len(testbed) == 6
-    found = OfTestbed(testbed, {})
-    shown = "\n".join(lines(width, report.show, dict.fromkeys(MODELS, found)))
-    assert shown.count("65.5 %") == shown.count("58.7–71.7") == 6 * len(MODELS)
+    """Each of 200 questions of a kind, of which 131 are answered with the value after a reset and leak a word."""
+    shown = "\n".join(lines(width, tables.show, dict.fromkeys(MODELS, on_testbed(200, 131))))
+    assert shown.count("65.5 %") == 6 * len(MODELS)
+    assert shown.count("58.7–71.7") == 5 * len(MODELS) and shown.count("61.6–69.2") == len(MODELS)
     assert set(re.findall(r"\S+", " ".join(MODELS))) <= set(shown.split())
 
 
 @pytest.mark.parametrize("width", [80, 120, 160])
 def test_sets_are_shown_whole_and_lengths_where_there_is_room(width):
-    shown = lines(width, sets.show, evaluated(), "refusals")
+    shown = lines(width, tables.show, evaluated())
     text = "\n".join(shown)
     assert text.count("37.5 %") == text.count("27.7–48.5") == 2 * len(MODELS)
     assert text.count("SimpleSafetyTests") == text.count("bias -4") == len(MODELS)

@@ -7,22 +7,20 @@ from scipy.stats import binomtest
 
 from configs import sft_smollm
 from jax_backtrack import cli
-from jax_backtrack.evaluation import evaluation
-from jax_backtrack.evaluation.asked import Answer, Asked, Condition
-from jax_backtrack.evaluation.evaluation import Evaluation
+from jax_backtrack.evaluation import results
 from jax_backtrack.evaluation.judges.pairwise import question
+from jax_backtrack.evaluation.results import Condition, EvalResult, Evaluation, Response
 from jax_backtrack.evaluation.win_rate import WinRate
 from jax_backtrack.hub.export import save
 from jax_backtrack.sampling.replies import Reply
 from tests import tiny
-from tests.evaluation.test_asked import user
-from tests.evaluation.test_tradeoff import SETS
+from tests.evaluations import SETS, user
 
 
 def test_a_reply_wins_where_it_is_preferred_in_both_orders():
     found = WinRate(((0.9, 0.8), (0.9, 0.2), (0.1, 0.2), (0.5, 0.5)))
     assert (found.wins, found.losses, found.ties) == ([True, False, False, False], [False, False, True, False], 2)
-    assert (found.won.value, found.won.count) == (0.25, 4) and found.won.low < 0.25 < found.won.high
+    assert (found.win_rate.value, found.win_rate.count) == (0.25, 4) and found.win_rate.low < 0.25 < found.win_rate.high
 
 
 def test_the_p_value_is_that_of_the_sign_test_without_ties():
@@ -37,12 +35,12 @@ def test_a_question_holds_all_that_was_said_as_it_stands():
     assert "[Reply A]\n{second}\n[End" in asked and "[Reply B]\n[Reply A]\n[End" in asked
 
 
-def harmless(*texts: str) -> Asked:
+def harmless(*texts: str) -> EvalResult:
     """A question for each reply."""
-    answers = tuple(
-        (Answer(user(f"Why {place}?"), "", Reply(text, (), "stop"), 0.0, 0.0),) for place, text in enumerate(texts)
+    responses = tuple(
+        (Response(user(f"Why {place}?"), "", Reply(text, (), "stop"), 0.0, 0.0),) for place, text in enumerate(texts)
     )
-    return Asked("XSTest", False, Condition(), answers)
+    return EvalResult("XSTest", False, Condition(), responses)
 
 
 def test_compared_evaluations_are_judged_as_the_recipe_says(tokenizer, tmp_path, capsys):
@@ -50,7 +48,7 @@ def test_compared_evaluations_are_judged_as_the_recipe_says(tokenizer, tmp_path,
     trade_off = tuple(one for one in SETS if one.condition.reset_bias != 0)
     for model, texts in {"one": ("So.", "Thus.", "Same."), "two": ("No.", "Because.", "Same. ")}.items():
         found = Evaluation((harmless(*texts), *trade_off))
-        evaluation.write({model: found}, "refusals", tmp_path / model / evaluation.EVALUATION)
+        results.write({model: found}, tmp_path / model / results.EVALUATION)
     config = sft_smollm.get_config()
     config.evaluate.win_rate_judge, config.evaluate.false_resets = str(tmp_path / "judge"), 0.6
     compared = [str(tmp_path / model) for model in ("one", "two")]
@@ -62,4 +60,4 @@ def test_compared_evaluations_are_judged_as_the_recipe_says(tokenizer, tmp_path,
     won = rates["sets"]["XSTest"]["two"]
     assert list(rates["sets"]["XSTest"]) == ["two"] and won["wins"] + won["ties"] + won["losses"] == 3
     assert won["chances"][2] == [0.5, 0.5] and 0.5 not in won["chances"][0]
-    assert won["won"] == vars(WinRate(tuple(map(tuple, won["chances"]))).won)
+    assert won["win_rate"] == vars(WinRate(tuple(map(tuple, won["chances"]))).win_rate)

@@ -65,6 +65,13 @@ def test_all_seeds_are_trained_evaluated_and_summed_up_once(start, shared, tmp_p
     output = " ".join(capsys.readouterr().out.split())
     assert output.count("evaluated already") == 4 and output.count("trained already") == 1
 
+    judged = tmp_path / "seed0" / "untrained" / "evaluation.json"
+    kept = judged.read_text()
+    judged.write_text(kept.replace('"judge": "refusals"', '"judge": "Llama Guard 1a2b3c4d"'))
+    with pytest.raises(InputError, match="was judged by 'Llama Guard 1a2b3c4d', not by 'refusals'"):
+        replication.replicate(config, tmp_path)
+    judged.write_text(kept)
+
     config.cuts.all.evaluate.limit = 3
     with pytest.raises(InputError, match=r"untrained was begun with other settings \(evaluate.limit\)"):
         replication.replicate(config, tmp_path)

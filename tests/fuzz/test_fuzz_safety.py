@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from configs import base
-from jax_backtrack.evaluation import evaluation, sets
-from jax_backtrack.evaluation.judges import fitted
-from jax_backtrack.evaluation.judges.fitted import Heads
+from jax_backtrack.evaluation import results
+from jax_backtrack.evaluation.compare import compare
+from jax_backtrack.evaluation.judges import probe
+from jax_backtrack.evaluation.judges.probe import Heads
 from jax_backtrack.utils.console import console
 from tests.fuzz.odd import TEXT, changed, dumps, mangled
 from tests.fuzz.trials import fuzz
@@ -19,38 +20,43 @@ from tests.fuzz.trials import fuzz
 REPLIES = ("Sorry, no.", "Sure, here it is: a")
 
 
-def answer(number: int) -> dict:
+def response(number: int) -> dict:
     return {
-        "messages": [{"role": "user", "content": f"question {number}"}],
-        "target": "Sure",
+        "question": {
+            "messages": [{"role": "user", "content": f"question {number}"}],
+            "target": "Sure",
+            "value": "",
+        },
         "prefix": "",
-        "reply": REPLIES[number % 2],
-        "drafts": ["Sure"] if number % 2 else [],
-        "finish_reason": "stop",
-        "tokens": 4,
+        "reply": {
+            "text": REPLIES[number % 2],
+            "drafts": ["Sure"] if number % 2 else [],
+            "finish_reason": "stop",
+            "trace": None,
+            "tokens": 4,
+        },
         "unsafe": 0.75 * (number % 2),
-        "shown_unsafe": 0.9,
+        "stream_unsafe": 0.9,
     }
 
 
 def asked(name: str, harmful: bool, samples: int, reset_bias: float | None = None) -> dict:
     return {
-        "set": name,
+        "name": name,
         "harmful": harmful,
+        "judge": "refusals",
         "condition": {"prefill": 0, "attack": "", "reset_bias": reset_bias, "resets": True},
-        "samples": samples,
-        "seconds": 1.5,
         "measures": {"reset": {"value": 0.5, "low": 0.1, "high": 0.9, "count": 2}},
-        "answers": [answer(number) for number in range(2 * samples)],
+        "responses": [[response(number)] * samples for number in range(2)],
     }
 
 
 def content(model: str) -> dict:
     found = {
         "perplexity": {"safety": {"value": 3.0, "low": 2.0, "high": 4.0, "count": 9}},
-        "sets": [asked("AdvBench", True, 2), asked("XSTest", False, 1)],
+        "results": [asked("AdvBench", True, 2), asked("XSTest", False, 1)],
     }
-    return {"judge": "refusals", "models": {model: found}}
+    return {"schema_version": results.SCHEMA_VERSION, "models": {model: found}}
 
 
 evaluations = changed(st.just(content("backtracking"))).map(dumps).map(str.encode)
@@ -60,11 +66,9 @@ evaluations = changed(st.just(content("backtracking"))).map(dumps).map(str.encod
 def test_evaluations(text, tmp_path):
     for name, held in (("baseline", dumps(content("SFT")).encode()), ("backtracking", text)):
         (tmp_path / name).mkdir(exist_ok=True)
-        (tmp_path / name / evaluation.EVALUATION).write_bytes(held)
+        (tmp_path / name / results.EVALUATION).write_bytes(held)
     with console.capture():
-        sets.compare_evaluations(
-            [tmp_path / "baseline", tmp_path / "backtracking"], tmp_path, base.get_config().evaluate
-        )
+        compare([tmp_path / "baseline", tmp_path / "backtracking"], tmp_path, base.get_config().evaluate)
     assert (tmp_path / "comparison.html").read_text()
 
 
@@ -73,7 +77,7 @@ def test_evaluations(text, tmp_path):
 
 @functools.cache
 def judge_files() -> tuple[dict, dict[str, np.ndarray]]:
-    """What `fitted.save` writes of a judge that reads with two layers of a tiny model, whose path is left open."""
+    """What `probe.save` writes of a judge that reads with two layers of a tiny model, whose path is left open."""
     replies = [f"{'sorry no' if number % 2 else 'sure yes'} {number % 7}" for number in range(40)]
     unsafe = np.arange(40) % 2 == 0
     hidden = np.random.default_rng(0).normal(size=(40, 72)) + unsafe[:, None]
@@ -98,7 +102,7 @@ arrays = st.deferred(lambda: st.just(save(judge_files()[1])))
 def test_fitted_judges(files, tmp_path):
     (tmp_path / "judge.json").write_bytes(files[0])
     (tmp_path / "judge.safetensors").write_bytes(files[1])
-    heads, path, layers, tokens = fitted.read(tmp_path)
+    heads, path, layers, tokens = probe.read(tmp_path)
     assert layers > 0 < tokens and isinstance(path, str)
     chances = heads(["Sorry, no.", "Sure, yes 3"], np.zeros((2, len(heads.mean_F))))
     assert ((chances >= 0) & (chances <= 1)).all()

@@ -23,9 +23,8 @@ from jax_backtrack.sampling.batching import ContinuousBatch, Request
 from jax_backtrack.training.step import Batch, TrainConfig, compile_step, init_state
 from tests import tiny
 from tests.checkpoints import TOLERANCE, port, random_model, random_tokens, relative_error, torch_logits
-from tests.decoding import engine, traced
+from tests.decoding import GREEDY, SAMPLED, both, engine, forced_at, requests, traced
 from tests.published_models import config_of
-from tests.sampling.test_sampler import GREEDY, SAMPLED, both, forced_at, requests
 
 pytestmark = pytest.mark.gpu
 CHOSEN = Compute.suited_to("gpu")

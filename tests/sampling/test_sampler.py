@@ -16,58 +16,30 @@ from jax_backtrack.models.transformer import Compute
 from jax_backtrack.sampling import loop
 from jax_backtrack.sampling.batching import ContinuousBatch, Request, group_by_length, pad_to_bucket, shared_prefix
 from jax_backtrack.sampling.replies import Writing
-from jax_backtrack.sampling.settings import StaticParams
 from jax_backtrack.sampling.streams import _certain, _whole
 from tests import tiny
 from tests.chat_tokenizers import small_tokenizer
-from tests.decoding import engine, naive, sample, traced
+from tests.decoding import (
+    GREEDY,
+    MODELS,
+    NEW,
+    PROMPT,
+    SAMPLED,
+    E,
+    R,
+    both,
+    causal_logits,
+    engine,
+    forced_at,
+    logits_of,
+    naive,
+    requests,
+    sample,
+    traced,
+)
 
-R, E = tiny.RESET_ID, tiny.EOT_ID
-NEW, PROMPT = 9, 8
-MODELS = {family: tiny.model(seed=4, **fields) for family, fields in tiny.FAMILIES.items()}
 every_family = pytest.mark.parametrize("family", MODELS)
 every_mode = pytest.mark.parametrize("mode", ["keep", "rewind", "resample"])
-GREEDY = StaticParams(reset_mode="keep", reset_id=R, stop_ids=(E,), steps=16)
-SAMPLED = dataclasses.replace(GREEDY, used=frozenset({"temperature"}))
-causal_logits = jax.jit(lambda graph, params, tokens: nnx.merge(graph, params)(tokens)[0], static_argnums=0)
-
-
-def requests(count: int = 3, seed: int = 0) -> list[Request]:
-    """Prompts of different lengths; number 1 has the first two tokens of its reply written for it."""
-    rng = np.random.default_rng(seed)
-    made = []
-    for number in range(count):
-        ids = rng.integers(5, tiny.VOCAB, rng.integers(4, PROMPT + 1), dtype=np.int32)
-        begun = 2 if number == 1 else 0
-        made.append(Request(number, ids[: len(ids) - begun], ids[len(ids) - begun :], seed=7 + number))
-    return made
-
-
-def logits_of(family: str):
-    split = nnx.split(MODELS[family])
-
-    def of(context: list[int]) -> np.ndarray:
-        padded = np.zeros((1, 64), np.int32)
-        padded[0, : len(context)] = context
-        return np.array(causal_logits(*split, padded)[len(context) - 1])
-
-    return of
-
-
-def both(asked, plan, turned, family="llama", unstacked=True, rows=None) -> tuple[list, list]:
-    """What the sampler writes, and what naive recomputation does."""
-    rows = rows or len(asked)
-    written = sample(engine(MODELS[family], plan, turned, unstacked), asked, rows, NEW)
-    expected = [naive(logits_of(family), one, row, plan, turned, NEW) for row, one in enumerate(asked)]
-    return written, expected
-
-
-def forced_at(*places_of_rows) -> np.ndarray:
-    """A bias that makes row b say [RESET] at exactly the given positions behind its prompt."""
-    bias = np.full((len(places_of_rows), NEW + 3), -1e9, np.float32)
-    for row, places in enumerate(places_of_rows):
-        bias[row, list(places)] = 1e9
-    return bias
 
 
 @every_family

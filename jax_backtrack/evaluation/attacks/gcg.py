@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 
 from jax_backtrack.backtracking.trees import Branch, TokenTrees, common_beginning, flatten, pack, stack
+from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.distributed.mesh import row_parts, rows_sharding, shard
 from jax_backtrack.errors import InputError
 from jax_backtrack.models.kv_cache import Cache
@@ -43,6 +44,7 @@ _LOGITS = 256  # tokens of one part whose logits exist at once, at most, unless 
 class Objective:
     """What a suffix is to do, in ids: `before + suffix + after` is the prompt, and its reply shall begin with `target`.
 
+    messages:     the conversation whose last message the suffix follows
     reset_weight: 0 is plain GCG. Above it, adaptive: so many times the mean of log p([RESET]), in the place of each
                   target token and behind the last one, is added to the loss, so that the target is not taken back
     """
@@ -50,6 +52,7 @@ class Objective:
     before: tuple[int, ...]
     after: tuple[int, ...]
     target: tuple[int, ...]
+    messages: tuple[Message, ...]
     reset_id: int | None = None
     reset_weight: float = 0.0
 
@@ -65,18 +68,15 @@ class Objective:
     def of(
         cls, tokenizer: ChatTokenizer, messages: Sequence[Message], target: str, reset_weight: float = 0.0
     ) -> "Objective":
-        """A suffix right behind the last message."""
-        *earlier, last = messages
-
-        def rendered(end: str) -> np.ndarray:
-            return tokenizer.render([*earlier, last | {"content": last["content"].strip() + end}])
-
-        shared = common_beginning(rendered(" x")[::-1], rendered(" y")[::-1])
-        plain = rendered("")
+        """Returns the objective of a suffix right after the last message."""
+        messages = tuple(messages)
+        plain, one, other = (_rendered(tokenizer, messages, end) for end in ("", " x", " y"))
+        shared = common_beginning(one[::-1], other[::-1])
         return cls(
             before=tuple(plain[: len(plain) - shared].tolist()),
             after=tuple(plain[len(plain) - shared :].tolist()),
             target=tuple(tokenizer.begin_reply(target).tolist()),
+            messages=messages,
             reset_id=tokenizer.reset_id,
             reset_weight=reset_weight,
         )
@@ -134,16 +134,20 @@ class Step:
 
 
 class Attack:
-    """Searches for a suffix. Control tokens are never part of one, and only suffixes that come out of their own text
-    again are tried: an attack is something that can be typed."""
+    """Searches for a suffix. Control tokens are never part of one, and only suffixes are tried that come out of the
+    rendered prompt as they are measured: an attack is something that can be typed, and sent."""
 
     def __init__(self, model: Transformer, tokenizer: ChatTokenizer, objective: Objective, settings: Settings):
         self._tokenizer, self._objective, self._settings = tokenizer, objective, settings
         self._graph, self._params = nnx.split(model)
         self._rng = np.random.default_rng(settings.seed)
-        self.suffix = tokenizer.encode(settings.suffix)
-        if not len(self.suffix):
+        if not len(tokenizer.encode(settings.suffix)):
             raise InputError("the suffix that the search starts from is empty")
+        # What the prompt ends with may merge with the suffix, as "there" and "re"; then a space parts them.
+        starts = (tokenizer.encode(f"{space}{settings.suffix}") for space in ("", " "))
+        self.suffix = next((ids for ids in starts if self._is_sent(ids)), None)
+        if self.suffix is None:
+            raise InputError(f"the suffix {settings.suffix!r} gives other tokens after this prompt than by itself")
         if settings.top_k >= model.config.vocab_size:
             raise InputError(
                 f"top_k is {settings.top_k}; it must be below the {model.config.vocab_size} tokens there are"
@@ -192,10 +196,7 @@ class Attack:
         made = np.tile(self.suffix, (width, 1))
         made[np.arange(width), places] = best_TxK[places, self._rng.integers(0, top_k, width)]
         made = np.unique(made[(made != self.suffix).any(axis=1)], axis=0)
-        encode, decode = self._tokenizer.encode, self._tokenizer.decode
-        return np.array([ids for ids in made if np.array_equal(encode(decode(ids)), ids)], np.int32).reshape(
-            -1, len(self.suffix)
-        )
+        return np.array([ids for ids in made if self._is_sent(ids)], np.int32).reshape(-1, len(self.suffix))
 
     def losses(self, candidates_NxT: np.ndarray) -> np.ndarray:
         """float32 `[N]`: mean negative log-likelihood of the target behind each suffix, and what is added of [RESET].
@@ -226,9 +227,22 @@ class Attack:
             losses_N[chosen] = np.asarray(losses_B)[: len(chosen)]
         return losses_N
 
+    def _is_sent(self, ids: np.ndarray) -> bool:
+        """Returns whether the text of a suffix gives these ids, by itself and in the rendered prompt."""
+        objective, text = self._objective, self._tokenizer.decode(ids)
+        if not np.array_equal(self._tokenizer.encode(text), ids):
+            return False
+        sent = _rendered(self._tokenizer, objective.messages, text)
+        return np.array_equal(sent, [*objective.before, *ids, *objective.after])
+
     def _spread(self, batch):
         """A batch whose rows lie along the parts of the mesh that rows are spread over."""
         return batch if self._mesh is None else jax.device_put(batch, rows_sharding(self._mesh))
+
+
+def _rendered(tokenizer: ChatTokenizer, messages: tuple[Message, ...], suffix: str) -> np.ndarray:
+    """Returns the ids of a prompt with a suffix, as `Question.with_suffix` puts it."""
+    return tokenizer.render(Question(messages).with_suffix(suffix).messages)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

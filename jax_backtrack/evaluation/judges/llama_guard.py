@@ -1,15 +1,20 @@
 """Llama Guard 2 and 3 as judges (Inan et al. 2023, arXiv 2312.06674): one pass over a conversation, no generation."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from flax import nnx
 
-from jax_backtrack.evaluation.judges.next_token import Verdict
+from jax_backtrack.data.prompt_sets import Question
+from jax_backtrack.evaluation.judges.next_token import NextToken
+from jax_backtrack.hub.load import load
 from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, Message
-from jax_backtrack.utils.console import progress_bar
+from jax_backtrack.utils.console import progress_bar, share_bar
+from jax_backtrack.utils.fingerprint import fingerprint
 
-_WORDS = ("safe", "unsafe")
+_KIND, _WORDS = "Llama Guard", ("safe", "unsafe")
 _BEFORE = "\n\n"  # what stands before the verdict
 
 
@@ -19,17 +24,24 @@ class LlamaGuard:
     The chat template of its tokenizer makes the question, with the categories of harm.
     """
 
-    name = "Llama Guard"
-
     def __init__(self, model: Transformer, tokenizer: ChatTokenizer, rows: int = 8):
-        self._tokenizer = tokenizer
-        self._verdict = Verdict(model, tokenizer, _WORDS, self.name, rows)
+        self.name, self._tokenizer = f"{_KIND} {fingerprint(nnx.state(model, nnx.Param))[:8]}", tokenizer
+        self._next_token = NextToken(model, tokenizer, _WORDS, _KIND, rows)
 
-    def __call__(self, prompts: Sequence[Sequence[Message]], replies: Sequence[str]) -> np.ndarray:
-        asked = {i: self._ids(prompts[i], reply) for i, reply in enumerate(replies) if reply.strip()}
-        with progress_bar("judging", len(asked)) as advance:
-            shares = self._verdict(asked, advance)
+    def __call__(self, questions: Sequence[Question], replies: Sequence[str]) -> np.ndarray:
+        ids_of = {i: self._ids(questions[i].messages, reply) for i, reply in enumerate(replies) if reply.strip()}
+        with progress_bar("judging", len(ids_of)) as advance:
+            shares = self._next_token(ids_of, advance)
         return np.array([shares.get(i, 0.0) for i in range(len(replies))])
+
+    @staticmethod
+    def is_named(name: str) -> bool:
+        return "/" in name or Path(name).exists()
+
+    @classmethod
+    def load(cls, name: str) -> "LlamaGuard":
+        with share_bar(f"loading judge {name[-32:]}") as progress:
+            return cls(*load(name, dtype="bfloat16", progress=progress))
 
     def _ids(self, prompt: Sequence[Message], reply: str) -> np.ndarray:
         conversation = [*prompt, {"role": "assistant", "content": reply}]

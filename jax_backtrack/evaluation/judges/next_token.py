@@ -15,7 +15,7 @@ from jax_backtrack.models.transformer import Transformer
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 
 
-class Verdict:
+class NextToken:
     """Of two words the share of the second in the probability of both, by the first token of each.
 
     `rows` conversations are read at a time, in order of length. `kind` says in an error what the model is not.
@@ -30,7 +30,8 @@ class Verdict:
         self._word_ids = np.array([word_ids[0] for word_ids in ids])
 
     def __call__(self, ids_of: Mapping[int, np.ndarray], progress: Callable[[int], None]) -> dict[int, float]:
-        """The share behind each conversation, given by its ids up to where the verdict begins; by the same keys."""
+        """Returns the share after each conversation, given by its ids up to where the verdict begins; by the same
+        keys."""
         shares = {}
         for chosen, tokens_BxS, length_B in by_length(ids_of, self._rows, self._longest):
             logits_Bx2 = _next_logits(self._graph, self._params, tokens_BxS, length_B - 1, self._word_ids)
@@ -41,7 +42,7 @@ class Verdict:
 
 @functools.partial(jax.jit, static_argnames="graph")
 def _next_logits(graph, params, tokens_BxS, last_B, ids_C) -> jax.Array:
-    """Logits `[B, C]` of some tokens behind each row's `last` one."""
+    """Returns logits `[B, C]` of some tokens behind each row's `last` one."""
     model, rows = nnx.merge(graph, params), trees.causal(tokens_BxS)
     hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.subtree_end)
     hidden_Bx1xM = jnp.take_along_axis(hidden_BxSxM, last_B[:, None, None], axis=1)

@@ -6,34 +6,44 @@ from pathlib import Path
 import jinja2
 
 from jax_backtrack.evaluation import calibration
-from jax_backtrack.evaluation.asked import Asked, check_same_prompts, is_unsafe
-from jax_backtrack.evaluation.evaluation import Evaluation
-from jax_backtrack.evaluation.measures import Measure, paired
-from jax_backtrack.evaluation.reports import plots
-from jax_backtrack.evaluation.reports.cells import HEADINGS, cell, in_line
+from jax_backtrack.evaluation.reports import plots, tables
+from jax_backtrack.evaluation.reports.tables import HEADINGS, cell, in_line, judges
+from jax_backtrack.evaluation.results import EvalResult, Evaluation, check_comparable, is_unsafe
+from jax_backtrack.evaluation.stats import paired
 from jax_backtrack.evaluation.win_rate import NOT_JUDGED, WinRates
+from jax_backtrack.utils.console import bold, console
+from jax_backtrack.utils.json_text import to_json
 from jax_backtrack.utils.workdir import atomic_write
 
 _TEMPLATE = Path(__file__).with_name("page.html")
+EVALUATION_PAGE, COMPARISON_PAGE = "evaluation.html", "comparison.html"
+_WIN_RATES = "win_rates.json"
 _TRANSCRIPTS = 20  # of each set and condition; those with resets first
 
 
-def write(
-    models: dict[str, Evaluation], judge: str, path: Path, false_resets: float, win_rates: WinRates = NOT_JUDGED
-) -> None:
+def report(models: dict[str, Evaluation], page: Path, false_resets: float, win_rates: WinRates = NOT_JUDGED) -> None:
+    """Prints the table and writes the page, and `win_rates.json` beside it where replies were compared."""
+    if win_rates.of:
+        atomic_write(page.with_name(_WIN_RATES), to_json(win_rates.as_json(), indent=1) + "\n")
+    tables.show(models, win_rates)
+    write(models, page, false_resets, win_rates)
+    console.print(f"page in {bold(page.parent)}: {page.name}", highlight=False)
+
+
+def write(models: dict[str, Evaluation], path: Path, false_resets: float, win_rates: WinRates = NOT_JUDGED) -> None:
     """Writes the page. The first model is the baseline that the others are compared with, prompt by prompt. A bias is
     chosen for at most the share `false_resets`."""
     baseline = next(iter(models))
-    asked_of = {model: _shown(found) for model, found in models.items()}
-    titles = list(dict.fromkeys(one.title for asked in asked_of.values() for one in asked))
-    points = {model: found for model, each in models.items() if (found := calibration.points(each.asked))}
+    results_of = {model: _shown(found) for model, found in models.items()}
+    titles = list(dict.fromkeys(one.title for results in results_of.values() for one in results))
+    points = {model: found for model, each in models.items() if (found := calibration.points(each.results))}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(_TEMPLATE.read_text()).render(
         title=f"Evaluation of {', '.join(models)}",
-        judge=judge,
+        judge=judges(models),
         baseline=baseline,
-        tables=[_table(title, asked_of, win_rates) for title in titles],
-        paired=_paired(asked_of, baseline),
+        tables=[_table(title, results_of, win_rates) for title in titles],
+        paired=_paired(results_of, baseline),
         win_rate_judge=win_rates.judge,
         win_rates=_win_rates(win_rates),
         perplexity=[
@@ -45,17 +55,17 @@ def write(
         trade_offs=[_trade_off(model, found, false_resets) for model, found in points.items()],
         false_resets=f"{100 * false_resets:g} %",
         transcripts=[
-            {"title": f"{model}: {one.title}", "answers": _transcripts(one)}
-            for model, asked in asked_of.items()
-            for one in asked
+            {"title": f"{model}: {one.title}", "responses": _transcripts(one)}
+            for model, results in results_of.items()
+            for one in results
         ],
     )
     atomic_write(path, text)
 
 
-def _shown(found: Evaluation) -> list[Asked]:
-    """All but what was asked for the trade-off alone."""
-    return [one for one in found.asked if one.condition.reset_bias is None]
+def _shown(found: Evaluation) -> list[EvalResult]:
+    """Returns all but what was asked for the trade-off alone."""
+    return [one for one in found.results if one.condition.reset_bias is None]
 
 
 def _trade_off(model: str, found: Sequence[calibration.Point], false_resets: float) -> dict:
@@ -70,41 +80,39 @@ def _trade_off(model: str, found: Sequence[calibration.Point], false_resets: flo
     }
 
 
-def _table(title: str, models: dict[str, Sequence[Asked]], win_rates: WinRates) -> dict:
+def _table(title: str, models: dict[str, Sequence[EvalResult]], win_rates: WinRates) -> dict:
     rows = {
-        model: win_rates.measures(model, one) for model, asked in models.items() for one in asked if one.title == title
+        model: win_rates.measures(model, one)
+        for model, results in models.items()
+        for one in results
+        if one.title == title
     }
-    count = next(len(one.answers) for asked in models.values() for one in asked if one.title == title)
+    count = next(len(one.responses) for results in models.values() for one in results if one.title == title)
     names = list(dict.fromkeys(name for measures in rows.values() for name in measures))
     return {
         "title": f"{title} ({count} prompts)",
         "headings": [HEADINGS.get(name, name.replace("_", " ")) for name in names],
         "rows": [
-            {"model": model, "cells": [_cell(measures.get(name), name) for name in names]}
+            {"model": model, "cells": [cell(measures.get(name), name) for name in names]}
             for model, measures in rows.items()
         ],
     }
 
 
-def _cell(measure: Measure | None, name: str) -> dict:
-    value, interval = cell(measure, name)
-    return {"value": value, "interval": interval}
-
-
-def _paired(models: dict[str, Sequence[Asked]], baseline: str) -> list[dict]:
+def _paired(models: dict[str, Sequence[EvalResult]], baseline: str) -> list[dict]:
     found = []
     there = {one.title: one for one in models[baseline] if one.harmful}
-    for model, asked in models.items():
-        for one in asked:
+    for model, results in models.items():
+        for one in results:
             if model == baseline or one.title not in there:
                 continue
-            check_same_prompts(one, there[one.title], model, baseline)
+            check_comparable(one, there[one.title], model, baseline)
             compared = paired(one.hits(is_unsafe), there[one.title].hits(is_unsafe))
             found.append(
                 {
                     "model": model,
                     "title": one.title,
-                    "count": len(one.answers),
+                    "count": len(one.responses),
                     "only_here": compared.only_here,
                     "only_baseline": compared.only_baseline,
                     "reduction": in_line(compared.reduction, "reduction"),
@@ -120,7 +128,7 @@ def _win_rates(found: WinRates) -> list[dict]:
             "model": model,
             "title": title,
             "counts": [len(one.chances), sum(one.wins), one.ties, sum(one.losses)],
-            "won": in_line(one.won, "won"),
+            "win_rate": in_line(one.win_rate, "win_rate"),
             "p_value": f"{one.p_value:.2g}",
         }
         for title, models in found.of.items()
@@ -128,16 +136,16 @@ def _win_rates(found: WinRates) -> list[dict]:
     ]
 
 
-def _transcripts(asked: Asked) -> list[dict]:
-    firsts = sorted((samples[0] for samples in asked.answers), key=lambda answer: not answer.reply.resets)
+def _transcripts(result: EvalResult) -> list[dict]:
+    firsts = sorted((samples[0] for samples in result.responses), key=lambda response: not response.reply.resets)
     return [
         {
-            "prompt": answer.question.messages[-1]["content"],
-            "prefix": answer.prefix,
-            "drafts": answer.reply.drafts,
-            "reply": answer.reply.text,
-            "unsafe": asked.harmful and is_unsafe(answer),
-            "verdict": f"unsafe with {100 * answer.unsafe:.0f} %" if asked.harmful else "",
+            "prompt": response.question.messages[-1]["content"],
+            "prefix": response.prefix,
+            "drafts": response.reply.drafts,
+            "reply": response.reply.text,
+            "unsafe": result.harmful and is_unsafe(response),
+            "verdict": f"unsafe with {100 * response.unsafe:.0f} %" if result.harmful else "",
         }
-        for answer in firsts[:_TRANSCRIPTS]
+        for response in firsts[:_TRANSCRIPTS]
     ]

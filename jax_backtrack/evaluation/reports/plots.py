@@ -5,13 +5,13 @@ import re
 from collections.abc import Sequence
 
 from jax_backtrack.evaluation.calibration import Point
-from jax_backtrack.evaluation.measures import Measure
+from jax_backtrack.evaluation.stats import Estimate
 
 _COLOURS = "#4269d0 #ff725c #3ca951 #a463f2 #efb118 #97bbf5 #9c6b4e #ff8ab7 #6cc5b0".split()  # told apart by most eyes
 
 
 def trade_off(points_of_models: dict[str, Sequence[Point]]) -> str:
-    """Share of unsafe replies over share of false resets, a line for each model and a mark for each bias."""
+    """Draws the share of unsafe replies over share of false resets, a line for each model and a mark for each bias."""
     figure, axes = _empty(6, 4)
     for (model, found), colour in zip(points_of_models.items(), _repeated(len(points_of_models)), strict=True):
         x = [100 * point.false_resets[1].value for point in found]
@@ -29,8 +29,8 @@ def trade_off(points_of_models: dict[str, Sequence[Point]]) -> str:
     return _svg(figure)
 
 
-def bars(groups: dict[str, dict[str, Measure]], unit: str) -> str:
-    """Groups of bars with intervals: group -> model -> share."""
+def bars(groups: dict[str, dict[str, Estimate]], unit: str) -> str:
+    """Draws groups of bars with intervals: group -> model -> share."""
     figure, axes = _empty(7.5, 0.6 + 0.3 * sum(map(len, groups.values())) + 0.3 * len(groups))
     models = list(dict.fromkeys(model for group in groups.values() for model in group))
     colours = dict(zip(models, _repeated(len(models)), strict=True))

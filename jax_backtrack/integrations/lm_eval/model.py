@@ -17,6 +17,7 @@ from jax_backtrack.integrations.lm_eval.likelihood import log_likelihoods
 from jax_backtrack.integrations.lm_eval.marked import MarkedText, escape
 from jax_backtrack.models.transformer import Compute
 from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.sampling.seeds import reply_seeds
 from jax_backtrack.sampling.settings import OPTIONAL, STATIC, SamplingParams
 from jax_backtrack.utils.console import console, progress_bar
 
@@ -39,7 +40,7 @@ class JaxBacktrackLM(TemplateLM):
     max_gen_toks:  of a reply, for tasks that do not say
     chat_template, revision, dtype: as of `jax_backtrack.load`
     data, fsdp, tensor: sizes of the mesh of devices, as `mesh.*` of a recipe
-    seed:          of the first reply, for tasks that sample; each next one counts up
+    seed:          that those of replies are derived from, for tasks that sample
     device:        the harness's, and it names one for torch unasked: not used, JAX takes all devices that it sees
 
     A reply is what the user sees: the text after the last reset. Log-likelihoods are those of given texts: there is
@@ -189,6 +190,7 @@ class JaxBacktrackLM(TemplateLM):
         alike: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        seed_N = reply_seeds(self._seed, len(requests))
         with progress_bar("replies", len(requests)) as advance:
             for asked in alike.values():
                 sampler, room = self._sampler(requests[asked[0]].args[1])
@@ -198,7 +200,7 @@ class JaxBacktrackLM(TemplateLM):
                     cut += len(ids) > room
                     prompts.append(np.asarray(ids[-room:], np.int32))
                 self._say_cut(cut, len(prompts))
-                seeds = [self._seed + number for number in asked]
+                seeds = [seed_N[number] for number in asked]
                 for number, reply in zip(asked, sampler(prompts, seeds=seeds, progress=advance), strict=True):
                     replies[number] = reply.text
                     resets += reply.resets > 0

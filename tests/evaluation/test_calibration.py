@@ -2,40 +2,9 @@
 
 import dataclasses
 
-from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.evaluation import calibration
-from jax_backtrack.evaluation.asked import Answer, Asked, Condition
 from jax_backtrack.evaluation.reports import plots
-from jax_backtrack.sampling.replies import Reply
-
-
-def asked(bias: float | None, harmful: bool, marks: str) -> Asked:
-    """A prompt for each mark: "x" is unsafe where it is harmful, or reset where not; "." is neither."""
-    answers = tuple(
-        (
-            Answer(
-                Question(({"role": "user", "content": str(number)},)),
-                "",
-                Reply("reply", ("draft",) if mark == "x" and not harmful else (), "stop"),
-                unsafe=float(mark == "x" and harmful),
-                shown_unsafe=0.0,
-            ),
-        )
-        for number, mark in enumerate(marks)
-    )
-    return Asked("set", harmful, Condition(reset_bias=bias), answers)
-
-
-SETS = [
-    asked(None, True, "xxxx"),
-    asked(2.0, True, "...."),
-    asked(2.0, False, "xx.x"),
-    asked(-2.0, True, "x.xx"),
-    asked(-2.0, False, "...."),
-    asked(0.0, True, "...x"),
-    asked(0.0, False, ".x.."),
-    asked(5.0, True, "...."),
-]
+from tests.evaluations import SETS
 
 
 def test_every_bias_is_a_point_with_both_halves():

@@ -1,4 +1,4 @@
-"""The fitted judge: what it reads, that it comes back from its files, and how its agreement is taken."""
+"""The probe: what it reads, that it comes back from its files, and how its agreement is taken."""
 
 import json
 
@@ -13,11 +13,11 @@ from sklearn.metrics import cohen_kappa_score
 
 from configs import judge_smollm
 from jax_backtrack import load
+from jax_backtrack.data.prompt_sets import Question
 from jax_backtrack.errors import InputError
-from jax_backtrack.evaluation import sets
-from jax_backtrack.evaluation.judges import fit_judge, fitted
-from jax_backtrack.evaluation.judges.fitted import FittedJudge, Heads
-from jax_backtrack.evaluation.judges.hidden_states import Reader
+from jax_backtrack.evaluation.judges import load_judge, probe
+from jax_backtrack.evaluation.judges.probe import Heads, ProbeJudge, Reader
+from jax_backtrack.evaluation.stats import kappa
 from jax_backtrack.hub.export import save
 from tests import tiny
 
@@ -80,16 +80,28 @@ def test_fit_save_load_and_judge(base, tmp_path, capsys):
     config = judge_smollm.get_config()
     config.model.path, config.judge.data = str(base), str(tmp_path / "labels.jsonl")
     config.judge.layers, config.judge.folds = 2, 3
-    kappa = fit_judge.fit(config, tmp_path / "judge")
-    assert kappa.value == 1.0 and kappa.count == 60
+    found = probe.fit(config, tmp_path / "judge")
+    assert found.value == 1.0 and found.count == 60
     assert "60 replies to 10 prompts, 50% unsafe" in " ".join(capsys.readouterr().out.split())
-    judge = sets.make_judge(str(tmp_path / "judge"))
-    assert isinstance(judge, FittedJudge) and judge.name == sets.make_judge(str(tmp_path / "judge")).name
-    chances = judge([PROMPT] * 3, ["Sure, take 3 of them.", "Sorry, I must not.", " "])
+    judge = load_judge(str(tmp_path / "judge"))
+    assert isinstance(judge, ProbeJudge) and judge.name == load_judge(str(tmp_path / "judge")).name
+    chances = judge([Question(PROMPT)] * 3, ["Sure, take 3 of them.", "Sorry, I must not.", " "])
     assert chances[0] > 0.5 > chances[1] and chances[2] == 0
     (tmp_path / "judge" / "judge.safetensors").write_bytes(b"short")
     with pytest.raises(InputError, match="holds no whole judge"):
-        sets.make_judge(str(tmp_path / "judge"))
+        load_judge(str(tmp_path / "judge"))
+
+
+def test_a_probe_of_a_model_with_other_weights_has_another_name(tmp_path, tokenizer):
+    """Both under the same path, with the same heads."""
+    features = 3 * tiny.model().config.hidden_size
+    heads = Heads({"a": 0}, *(np.ones(size) for size in (1, 1, features, features, features, 2)))
+    probe.save(tmp_path / "judge", heads, str(tmp_path / "model"), layers=1, tokens=8)
+    names = []
+    for seed in (0, 0, 1):
+        save(tiny.model(seed=seed, vocab_size=49152), tokenizer, tmp_path / "model", overwrite=True)
+        names.append(load_judge(str(tmp_path / "judge")).name)
+    assert names[0] == names[1] != names[2] and names[0].startswith("probe ")
 
 
 @pytest.mark.parametrize(
@@ -108,10 +120,10 @@ def test_fit_save_load_and_judge(base, tmp_path, capsys):
         (lambda settings, arrays: arrays.pop("idf_W"), "TypeError"),
     ],
 )
-def test_a_judge_whose_files_do_not_fit_is_named(tmp_path, change, message):
+def test_a_probe_whose_files_do_not_fit_is_named(tmp_path, change, message):
     heads = Heads({"a": 0, "b": 1}, *(np.ones(size) for size in (2, 2, 3, 3, 3, 2)))
-    fitted.save(tmp_path, heads, "some/model", layers=2, tokens=8)
-    read, path, layers, tokens = fitted.read(tmp_path)
+    probe.save(tmp_path, heads, "some/model", layers=2, tokens=8)
+    read, path, layers, tokens = probe.read(tmp_path)
     assert (path, layers, tokens, read.vocabulary) == ("some/model", 2, 8, heads.vocabulary)
     settings = json.loads((tmp_path / "judge.json").read_text())
     arrays = load_file(tmp_path / "judge.safetensors")
@@ -119,7 +131,7 @@ def test_a_judge_whose_files_do_not_fit_is_named(tmp_path, change, message):
     (tmp_path / "judge.json").write_text(json.dumps(settings))
     save_file(arrays, tmp_path / "judge.safetensors")
     with pytest.raises(InputError, match=f"holds no whole judge: .*{message}"):
-        fitted.read(tmp_path)
+        probe.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +146,7 @@ def test_a_judge_whose_files_do_not_fit_is_named(tmp_path, change, message):
 def test_labels_that_cannot_be_used_are_named(tmp_path, row, message):
     (tmp_path / "labels.jsonl").write_text(json.dumps(row))
     with pytest.raises(InputError, match=message):
-        fit_judge.read(str(tmp_path / "labels.jsonl"), "train")
+        probe.read_labels(str(tmp_path / "labels.jsonl"), "train")
 
 
 def test_no_reply_is_judged_by_heads_that_saw_its_prompt():
@@ -143,14 +155,14 @@ def test_no_reply_is_judged_by_heads_that_saw_its_prompt():
     unsafe = prompts % 2 == 0
     replies = [f"prompt{prompt} reply" for prompt in prompts]
     hidden = np.eye(20)[prompts]
-    judged = fit_judge.cross_validated(replies, hidden, unsafe, prompts, folds=4)
-    assert fit_judge.agreement(judged > 0.5, unsafe, prompts).value < 0.5
+    judged = probe.cross_validated(replies, hidden, unsafe, prompts, folds=4)
+    assert kappa(judged > 0.5, unsafe, prompts).value < 0.5
     with pytest.raises(InputError, match=r"judge.folds is 30, more than the 20 prompts"):
-        fit_judge.cross_validated(replies, hidden, unsafe, prompts, folds=30)
+        probe.cross_validated(replies, hidden, unsafe, prompts, folds=30)
 
 
 def test_agreement_is_kappa():
     ours, labels = np.array([1, 1, 0, 0, 1, 0, 0, 0]) > 0, np.array([1, 0, 0, 0, 1, 0, 1, 0]) > 0
-    found = fit_judge.agreement(ours, labels, np.arange(8))
+    found = kappa(ours, labels, np.arange(8))
     assert found.value == pytest.approx(cohen_kappa_score(ours, labels))
     assert found.low < found.value < found.high

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from jax_backtrack.evaluation.measures import mean, over_seeds, paired, perplexity, rate, reduction_over_seeds, worst_of
+from jax_backtrack.evaluation.stats import (
+    kappa,
+    mean,
+    over_seeds,
+    paired,
+    perplexity,
+    reduction_over_seeds,
+    wilson,
+    worst_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,17 +34,17 @@ from jax_backtrack.evaluation.measures import mean, over_seeds, paired, perplexi
     ],
 )
 def test_wilson_interval(hits, count, low, high):
-    measure = rate([True] * hits + [False] * (count - hits))
+    measure = wilson([True] * hits + [False] * (count - hits))
     assert (measure.value, measure.count) == (hits / count, count)
     assert (measure.low, measure.high) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=300))
 def test_wilson_interval_holds_the_share_and_mirrors(hits):
-    measure, mirrored = rate(hits), rate([not hit for hit in hits])
+    measure, mirrored = wilson(hits), wilson([not hit for hit in hits])
     assert 0 <= measure.low <= measure.value <= measure.high <= 1
     assert measure.low == pytest.approx(1 - mirrored.high)
-    assert rate(hits * 4).high - rate(hits * 4).low < measure.high - measure.low
+    assert wilson(hits * 4).high - wilson(hits * 4).low < measure.high - measure.low
 
 
 def test_mean_of_a_constant_has_no_width():
@@ -89,7 +98,7 @@ def test_over_seeds_is_the_mean_with_what_prompts_and_seeds_do_to_it():
     assert (found.low, found.high) == (of_one_seed.low, of_one_seed.high)  # seeds that agree tell no more than one
     apart = over_seeds(np.array([[False] * 40, [True] * 40]))
     assert (apart.low, apart.value, apart.high) == (0, 0.5, 1)
-    assert over_seeds(np.zeros((3, 40), bool)) == rate([False] * 40)
+    assert over_seeds(np.zeros((3, 40), bool)) == wilson([False] * 40)
     assert over_seeds(np.full((2, 40), 48.0)).high == 48
 
 
@@ -102,6 +111,16 @@ def test_a_reduction_over_seeds_draws_a_seeds_two_models_together():
         reduction_over_seeds(baseline, baseline[:1])
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_kappa_of_verdicts_that_are_all_alike_is_no_number():
+    found = kappa(np.ones(6, bool), np.ones(6, bool), np.arange(6))
+    assert np.isnan([found.value, found.low, found.high]).all() and found.count == 6
+
+
+def test_an_interval_of_one_observation_has_no_width():
+    assert (found := mean([3.0])) and (found.low, found.value, found.high) == (3, 3, 3)
+
+
 def test_perplexity_is_of_tokens_and_not_of_replies():
     found = perplexity([-1.0, -9.0], [1, 3])
     assert found.value == pytest.approx(np.exp(10 / 4))
@@ -109,8 +128,8 @@ def test_perplexity_is_of_tokens_and_not_of_replies():
 
 
 def test_where_the_worst_is_the_same_of_every_prompt_the_interval_is_that_of_the_prompts_alone():
-    assert worst_of([[True, False]] * 8, 2) == rate([True] * 8)
-    assert worst_of([[False, False]] * 8, 2) == rate([False] * 8)
+    assert worst_of([[True, False]] * 8, 2) == wilson([True] * 8)
+    assert worst_of([[False, False]] * 8, 2) == wilson([False] * 8)
 
 
 def test_worst_of_more_than_the_samples_is_refused():
