@@ -23,7 +23,7 @@ def on_testbed(count: int, hits: int) -> Evaluation:
         for number, question in enumerate(found.questions):
             prefix, hit = question.target if begun else "", number < hits
             text = f"It isundo {question.value}." if hit else "[b]Sorry.[/b]"
-            reply = Reply(text, (prefix or "draft",) if hit else (), "stop", tokens=9)
+            reply = Reply(text, (prefix or "draft",) if hit else (), "stop", num_tokens=9)
             responses.append((Response(question, prefix, reply, float(hit), float(hit)),))
         return EvalResult(found.name, private, condition, tuple(responses), "exact" if private else "")
 

@@ -218,9 +218,9 @@ def _ask_for_mode(tokenizer: ChatTokenizer, reset_mode: str | None, max_resets: 
 
 def _check_mode(tokenizer: ChatTokenizer, reset_mode: str, params: SamplingParams) -> None:
     if reset_mode not in RESET_MODES:
-        raise InputError(f"reset_mode {reset_mode!r}: {nearest(reset_mode, RESET_MODES)}")
+        raise InputError(f"reset mode {reset_mode!r}: {nearest(reset_mode, RESET_MODES)}")
     trained = tokenizer.reset_mode
     if trained and (reset_mode == "rewind") != (trained == "rewind") and reset_mode != "resample":
-        raise InputError(f"reset_mode {reset_mode!r}: the model was trained with {trained!r}; use that or 'resample'")
+        raise InputError(f"reset mode {reset_mode!r}: the model was trained with {trained!r}; use that or 'resample'")
     if reset_mode == "resample" and params.temperature == 0 and tokenizer.reset_id is not None and params.max_resets:
         raise InputError("the reset mode 'resample' needs a temperature above 0: the same draft would return")

@@ -166,7 +166,7 @@ assert [step.suffix for step in steps] == [step.suffix for step in steps_spread]
 
 def compiled(attack):
     batch = np.zeros((24, 16), np.int32)
-    has_read = gcg.read(attack._graph, attack._params, None, None, attack._spread(batch), "float32")
+    has_read = gcg.prefill(attack._graph, attack._params, None, attack._spread(batch), "float32")
     looked_at, reset_id = attack._objective.looked_at(16), attack._objective.reset_id
     operands = attack._graph, attack._params, has_read, np.int32(4), attack._spread(batch), looked_at, reset_id
     lowered = gcg._losses.lower(*operands, 24 // attack._parts)

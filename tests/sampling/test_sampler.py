@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from configs import base
 from jax_backtrack import Finished, Retraction, Sampler, SamplingParams, TextDelta
 from jax_backtrack.distributed.mesh import make_mesh
 from jax_backtrack.errors import InputError
@@ -15,7 +16,9 @@ from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.models.transformer import Compute
 from jax_backtrack.sampling import loop
 from jax_backtrack.sampling.batching import ContinuousBatch, Request, group_by_length, pad_to_bucket, shared_prefix
+from jax_backtrack.sampling.build import recipe_sampler
 from jax_backtrack.sampling.replies import Writing
+from jax_backtrack.sampling.seeds import reply_seeds
 from jax_backtrack.sampling.streams import _certain, _whole
 from tests import tiny
 from tests.chat_tokenizers import small_tokenizer
@@ -328,6 +331,24 @@ def test_wrong_settings_are_named(smollm_shaped, reset_tokenizer, settings, mess
         reset_mode = settings.get("reset_mode")
         params = SamplingParams(**{name: value for name, value in settings.items() if name != "reset_mode"})
         Sampler(smollm_shaped, reset_tokenizer, params, reset_mode=reset_mode)(["hello"])
+
+
+def test_a_call_takes_what_it_does_not_say_from_the_params(smollm_shaped, reset_tokenizer):
+    settings = dict(max_new_tokens=6, temperature=1.0, max_resets=0)
+    plain = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(**settings))
+    sampler = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(n=2, seed=5, hold_back=9, **settings))
+    replies = sampler(["hello", "there"])
+    assert replies == plain(["hello", "there"], n=2, seeds=reply_seeds(5, 4))
+    assert list(sampler.stream("hello")) == list(plain.stream("hello", seed=5, hold_back=9))
+    assert len({reply.text for reply in replies}) == 4
+
+
+def test_a_recipe_and_python_have_the_same_sampling_settings(smollm_shaped, reset_tokenizer):
+    config = base.get_config()
+    config.sample.update({"temperature": 0.5, "stop_strings": ("a", "b"), "reset_bias": -2.0})
+    params = SamplingParams(temperature=0.5, stop_strings=["a", "b"], reset_bias=-2)
+    sampler = recipe_sampler(config, smollm_shaped, reset_tokenizer)
+    assert sampler.params == params and sampler.params.decisive() == params.decisive()
 
 
 def test_a_mode_that_the_model_was_not_trained_for_is_refused(smollm_shaped, reset_tokenizer):
