@@ -52,7 +52,7 @@ def test_compared_evaluations_are_judged_as_the_recipe_says(tokenizer, tmp_path,
     config = sft_smollm.get_config()
     config.evaluate.win_rate_judge, config.evaluate.false_resets = str(tmp_path / "judge"), 0.6
     compared = [str(tmp_path / model) for model in ("one", "two")]
-    assert cli.run("evaluate", config, str(tmp_path), compared=compared) == 0
+    assert cli.run("compare", config, str(tmp_path), workdirs=compared) == 0
     assert "preferred to one, by judge" in capsys.readouterr().out
     html, rates = (tmp_path / "comparison.html").read_text(), json.loads((tmp_path / "win_rates.json").read_text())
     assert "at most 60 % of false resets" in html and "two: bias +2<" in html

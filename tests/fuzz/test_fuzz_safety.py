@@ -33,7 +33,7 @@ def response(number: int) -> dict:
             "drafts": ["Sure"] if number % 2 else [],
             "finish_reason": "stop",
             "trace": None,
-            "tokens": 4,
+            "num_tokens": 4,
         },
         "unsafe": 0.75 * (number % 2),
         "stream_unsafe": 0.9,
