@@ -48,7 +48,7 @@ _BESIDE = columns("system") | {*LABELS}
 FORMATS = (
     Format(
         "samples",
-        columns("prompt reply finish"),
+        columns("prompt reply finish_reason"),
         columns("prefix drafts resets trace"),
         read=_samples,
         holds="the replies that `--mode=sample` leaves",
