@@ -10,3 +10,8 @@ def reply_seeds(seed: int, count: int) -> list[int]:
     counted up, run 1 would have repeated all but one of run 0's.
     """
     return np.random.SeedSequence(seed).generate_state(count).tolist()
+
+
+def reply_seed(seed: int, number: int) -> int:
+    """Returns the seed of one reply, numbered from 0, as `reply_seeds` has it."""
+    return reply_seeds(seed, number + 1)[number]

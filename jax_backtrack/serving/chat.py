@@ -12,6 +12,7 @@ from rich.text import Text
 from jax_backtrack.errors import InputError
 from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.sampling.seeds import reply_seed
 from jax_backtrack.sampling.streams import Finished, Retraction, TextDelta
 from jax_backtrack.tokenizer.chat_tokenizer import Message
 from jax_backtrack.utils.console import console
@@ -50,7 +51,7 @@ def chat(sampler: Sampler, lines: Iterable[str]) -> None:
             continue
         asked = [*messages, {"role": "user", "content": line}]
         try:
-            reply = _answer(sampler, asked, sampler.params.seed + number)
+            reply = _answer(sampler, asked, reply_seed(sampler.params.seed, number))
         except InputError as error:
             console.print(f"error: {error}", style="bold red", highlight=False, markup=False)
             if messages:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from jax_backtrack.errors import InputError
 from jax_backtrack.sampling.sampler import Sampler
+from jax_backtrack.sampling.seeds import reply_seed
 from jax_backtrack.serving.conversation import Turn, answers, worth_drawing
 from jax_backtrack.serving.conversation_page import STYLE, conversation_html
 from jax_backtrack.utils.console import console
@@ -75,7 +76,7 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
     """The page as gradio's Blocks, not served yet; `serve` and `show` do that.
 
     samplers:  by the name that stands over their replies; those with `logprobs` have their [RESET] drawn
-    seed:      of a conversation's first reply; each next one counts up
+    seed:      that the seeds of a conversation's replies are derived from
     bias:      of [RESET], where its slider stands at first
     hold_back: tokens, where its slider stands at first
     """
@@ -97,7 +98,9 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
         session.stop()
         turns = session.turns
         biased = [sampler.with_resets(reset_bias=bias) for sampler in models]
-        grown = answers(biased, turns, message, prefill=prefill, seed=seed + len(turns), hold_back=int(hold_back))
+        grown = answers(
+            biased, turns, message, prefill=prefill, seed=reply_seed(seed, len(turns)), hold_back=int(hold_back)
+        )
         for turn in worth_drawing(session.grow(grown)):
             yield "", drawn([*turns, turn])
 

@@ -10,6 +10,7 @@ import pytest
 
 from jax_backtrack import Sampler, SamplingParams
 from jax_backtrack.hub.export import save
+from jax_backtrack.sampling.seeds import reply_seed
 from jax_backtrack.serving.chat import chat
 from jax_backtrack.utils.drafts import readable
 from tests import tiny
@@ -21,10 +22,10 @@ UP, HIDE_CURSOR, SHOW_CURSOR = r"\x1b\[1A", "\x1b[?25l", "\x1b[?25h"
 def test_drafts_are_struck_through_and_do_not_stand_in_the_conversation(reset_tokenizer, capsys):
     model = tiny.model(vocab_size=49152)
     sampler = Sampler(model, reset_tokenizer, SamplingParams(max_new_tokens=6, reset_bias=[-1e9, -1e9, 1e9], seed=5))
-    first = next(iter(sampler(["hello"], seeds=[5])))
+    first = next(iter(sampler(["hello"], seeds=[reply_seed(5, 0)])))
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": first.text}]
-    second = next(iter(sampler([[*turns, {"role": "user", "content": "and you?"}]], seeds=[6])))
-    anew = next(iter(sampler(["hello"], seeds=[8])))
+    second = next(iter(sampler([[*turns, {"role": "user", "content": "and you?"}]], seeds=[reply_seed(5, 1)])))
+    anew = next(iter(sampler(["hello"], seeds=[reply_seed(5, 3)])))
     too_long = "x " * 300
     chat(sampler, ["hello", "and you?", "/new", "hello", too_long, "/new"])
     shown = capsys.readouterr().out
