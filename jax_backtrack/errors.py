@@ -9,12 +9,12 @@ class InputError(ValueError):
     """Something given to jax_backtrack is wrong: says what, where, and what would mend it."""
 
     def __str__(self) -> str:
-        """The message, fit to be printed: what it quotes of the input need not be valid Unicode."""
+        """Returns the message, fit to be printed: what it quotes of the input need not be valid Unicode."""
         return super().__str__().encode(errors="backslashreplace").decode()
 
 
 def nearest(wrong: str, right: Iterable[str]) -> str:
-    """A clause that names the entry of `right` that `wrong` is a misspelling of, or lists all of them.
+    """Returns a clause that names the entry of `right` that `wrong` is a misspelling of, or lists all of them.
 
     Names with other numbers or another first letter are names of other things: "gemma" is no "gemma2", "float16" no
     "bfloat16", "HarmBench" no "AdvBench".
@@ -28,5 +28,5 @@ def nearest(wrong: str, right: Iterable[str]) -> str:
 
 
 def _kind(name: str) -> tuple[str, list[str]]:
-    """First letter and digits, these in any order: they are mistyped too."""
+    """Returns the first letter and the digits, these in any order: they are mistyped too."""
     return name[:1].casefold(), sorted(re.findall(r"\d", name))

@@ -68,7 +68,7 @@ def main(argv):
 
 
 def run():
-    """The command: `jax-backtrack`, or `python main.py` in the repository."""
+    """Runs the command: `jax-backtrack`, or `python main.py` in the repository."""
     recipes.make_importable()
     # --help shows what belongs to the started program, and these flags are defined in a module that it imports.
     sys.modules["__main__"].__doc__ = __doc__

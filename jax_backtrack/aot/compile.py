@@ -165,7 +165,7 @@ def abstract_model(config: ConfigDict, compute: Compute, with_adapters: bool = T
 
 
 def _sampler_arguments(config: ConfigDict, compute: Compute) -> tuple[DecodeState, TracedParams, StaticParams]:
-    """A batch whose prompts are as long as a row of training, and the recipe's settings."""
+    """Returns a batch whose prompts are as long as a row of training, and the recipe's settings."""
     params, mesh = SamplingParams(**config.sample), compute.mesh
     known = dict(reset_mode=config.reset.mode, reset_id=_ANY_ID, stop_ids=(_ANY_ID + 1,))
     static, traced = split_params(dataclasses.replace(params, logprobs=False), **known)

@@ -7,7 +7,8 @@ from jax_backtrack.backtracking.trees import NO_PAIR
 
 
 def sft_loss(logprob_BxS: jax.Array, loss_weights_BxS: jax.Array, total_weight: jax.Array | None = None) -> jax.Array:
-    """Mean negative log-probability of the weighted tokens, `-sum(weight * logprob) / sum(weight)`; in nats per token.
+    """Returns the mean negative log-probability of the weighted tokens, `-sum(weight * logprob) / sum(weight)`; in nats
+    per token.
 
     `total_weight` is that of the whole batch where these rows are a part of it; the losses of the parts add up.
     """
@@ -16,7 +17,7 @@ def sft_loss(logprob_BxS: jax.Array, loss_weights_BxS: jax.Array, total_weight: 
 
 
 def pair_slots(pair_id_BxS: jax.Array, loss_weights_BxS: jax.Array) -> jax.Array:
-    """bool `[B, S]`: is slot `p` of a row the number of one of its preference pairs?"""
+    """Returns bool `[B, S]`: slot `p` of a row is the number of one of its preference pairs."""
 
     def one_row(pair_id_S, loss_weights_S):
         return jnp.zeros(pair_id_S.shape, bool).at[_slots(pair_id_S)].max(loss_weights_S != 0)
@@ -25,7 +26,8 @@ def pair_slots(pair_id_BxS: jax.Array, loss_weights_BxS: jax.Array) -> jax.Array
 
 
 def pair_margins(logprob_BxS: jax.Array, pair_id_BxS: jax.Array, loss_weights_BxS: jax.Array) -> jax.Array:
-    """Margin of every preference pair: log-probability of the chosen side less that of the rejected one, in nats.
+    """Returns the margin of every preference pair: log-probability of the chosen side less that of the rejected one, in
+    nats.
 
     float32 `[B, S]`, with pair `p` of a row in slot `p`; `pair_slots` says which slots hold one. What both sides share
     (prompt and prefix) has weight 0: it would cancel.
@@ -42,7 +44,8 @@ def _slots(pair_id_S: jax.Array) -> jax.Array:
 
 
 def pair_logps(logprob_BxS: jax.Array, pair_id_BxS: jax.Array, loss_weights_BxS: jax.Array) -> jax.Array:
-    """Log-probability of the chosen and of the rejected side of every preference pair, in nats: float32 `[B, S, 2]`.
+    """Returns the log-probabilities of the chosen and of the rejected side of every preference pair, in nats: float32
+    `[B, S, 2]`.
 
     They stand where `pair_margins` has the pair's margin, which is their difference.
     """
@@ -58,7 +61,8 @@ def dpo_loss(
     beta: float,
     total_pairs: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Direct preference optimisation, `-log sigmoid(reward of chosen - reward of rejected)`, mean over the pairs.
+    """Computes direct preference optimisation, `-log sigmoid(reward of chosen - reward of rejected)`, mean over the
+    pairs.
 
     Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. The reward of a side is `beta * (its log-probability
     - the reference's)`. `logps` and `reference_logps` are as `pair_logps` gives them, `[..., 2]`; slots where

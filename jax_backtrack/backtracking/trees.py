@@ -149,7 +149,7 @@ def _subtree_ends(parent: Sequence[int]) -> np.ndarray:
 
 
 def shortest_draft(chosen: np.ndarray, rejected: np.ndarray) -> int:
-    """Length of the shortest prefix of `rejected` that is not also a prefix of `chosen`.
+    """Returns the length of the shortest prefix of `rejected` that is not also a prefix of `chosen`.
 
     A draft that both replies share gives no reason to reset. At least `len(rejected)` where there is no such draft.
     """
@@ -189,7 +189,7 @@ def build_tree(example: Example, spec: TreeSpec, cuts: Cuts) -> TokenTrees:
 
 
 def tree_length(example: Example, spec: TreeSpec, cuts: Cuts) -> int:
-    """Number of tokens of `build_tree(example, spec, cuts)`, without building it."""
+    """Returns the number of tokens of `build_tree(example, spec, cuts)`, without building it."""
     prompt, chosen = len(example.prompt), len(example.chosen)
     rejected = 0 if example.rejected is None else len(example.rejected)
     rewound = int(spec.reset_mode == "rewind")
@@ -219,7 +219,8 @@ def _sft_branches(example: Example, spec: TreeSpec, draft: int) -> tuple[Branch,
 
 
 def _dpo_branches(example: Example, spec: TreeSpec, cuts: Cuts) -> tuple[Branch, ...]:
-    """A backtrack pair, or a plain pair for utility data and the baseline; then a guard pair. Drawn atop this file."""
+    """Returns a backtrack pair, or a plain pair for utility data and the baseline; then a guard pair. Drawn atop this
+    file."""
     chosen, rejected = example.chosen, example.rejected
     plain = Branch(chosen, pair_id=0, loss_weight=1.0), Branch(rejected, pair_id=0, loss_weight=-1.0)
     if not spec.backtrack:
@@ -289,14 +290,14 @@ def pack(trees: Iterable[TokenTrees], max_seq_len: int) -> TokenTrees:
 
 
 def common_beginning(one: np.ndarray, other: np.ndarray) -> int:
-    """How many ids two sequences have in common from their beginning on."""
+    """Returns how many ids two sequences have in common from their beginning on."""
     shortest = min(len(one), len(other))
     differs = np.flatnonzero(one[:shortest] != other[:shortest])
     return int(differs[0]) if len(differs) else shortest
 
 
 def _prompt_length(tree: TokenTrees) -> int:
-    """Length of what every path of a tree begins with and no loss term holds."""
+    """Returns the length of what every path of a tree begins with and no loss term holds."""
     is_prompt = (tree.subtree_end == tree.length) & (tree.pair_id == NO_PAIR)
     return tree.length if is_prompt.all() else int(np.argmin(is_prompt))
 
@@ -307,7 +308,7 @@ def stack(rows: Sequence[TokenTrees]) -> TokenTrees:
 
 
 def causal(tokens_BxS: jax.Array) -> TokenTrees:
-    """Plain sequences as trees without branches: what a model sees outside training. Traceable."""
+    """Returns plain sequences as trees without branches: what a model sees outside training. Traceable."""
     index_BxS = jnp.broadcast_to(jnp.arange(tokens_BxS.shape[1], dtype=jnp.int32), tokens_BxS.shape)
     return TokenTrees(
         tokens=tokens_BxS,
@@ -325,7 +326,7 @@ def causal(tokens_BxS: jax.Array) -> TokenTrees:
 def tree_attention_mask(
     position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, first: int = 0
 ) -> jax.Array:
-    """bool `[B, T, S]`: may query `q` (second axis) attend to key `k` (third axis)? Queries begin at `first`.
+    """Returns bool `[B, T, S]`: query `q` (second axis) may attend to key `k` (third axis). Queries begin at `first`.
 
     `k <= q and q < subtree_end[k] and position[q] - position[k] < window`: an ancestor of `q` or `q` itself, in the
     window.

@@ -103,7 +103,7 @@ def _from_json(text: str, field: str):
 
 
 def _from_dict(value: dict, field: str) -> list:
-    """One message, or messages as datasets keeps a sequence of dicts: a dict of lists."""
+    """Returns one message, or messages as datasets keeps a sequence of dicts: a dict of lists."""
     lists = {key: entries for key, entries in value.items() if isinstance(entries, list)}
     if any(isinstance(value.get(key), list) for key in _ROLE_KEYS):
         if len({len(entries) for entries in lists.values()}) > 1:
@@ -152,7 +152,7 @@ def _part(number: int, part) -> str:
 
 
 def _kind(value) -> str:
-    """A word for a value that is not what it should be."""
+    """Returns a word for a value that is not what it should be."""
     match value:
         case None:
             return "null"

@@ -52,7 +52,7 @@ def encode_each(
 
 
 def content_hash(examples: Sequence[Example]) -> str:
-    """A hash of everything that training sees of the examples."""
+    """Returns a hash of everything that training sees of the examples."""
     digest = hashlib.blake2b(digest_size=16)
     for example in examples:
         for ids in (example.prompt, example.chosen, example.rejected):
@@ -69,7 +69,8 @@ def _encode_one(
     max_response_length: int,
     report: Report,
 ) -> tuple[str | None, Example | None]:
-    """The reason to drop a preference, or its example; counts in `report` where its texts are not used as they are."""
+    """Returns the reason to drop a preference, or its example; counts in `report` where its texts are not used as they
+    are."""
     if spec.objective == "dpo" and preference.rejected is None:
         return "no rejected reply for a preference pair", None
     replies = [preference.chosen] if preference.rejected is None else [preference.chosen, preference.rejected]
@@ -106,5 +107,5 @@ def _encode_one(
 
 
 def cuts_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Random numbers for the cuts of one example in one epoch, whatever was drawn before."""
+    """Returns random numbers for the cuts of one example in one epoch, whatever was drawn before."""
     return np.random.default_rng([seed, epoch, index])

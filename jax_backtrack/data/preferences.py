@@ -17,7 +17,7 @@ _FILLERS = "\u115f\u1160\u3164\uffa0\u2800" + "".join(map(chr, range(0xFE00, 0xF
 
 @functools.cache
 def _unseen() -> str:
-    """White space, control characters, and characters of no width."""
+    """Returns white space, control characters, and characters of no width."""
     plane = map(chr, range(0x10000))
     return _FILLERS + "".join(sign for sign in plane if unicodedata.category(sign) in ("Cc", "Cf", "Zs", "Zl", "Zp"))
 

@@ -37,8 +37,9 @@ def packed_batches(
     batch_size: int,
     mesh: Mesh | None,
 ) -> Iterator[tuple[Sequence[list[int]], TokenTrees]]:
-    """Planned rows, each the numbers of its trees, as batches `[batch_size, max_seq_len]` on the mesh's devices, with
-    the rows of each. Of the last batch rows may be empty. Of several processes each builds the trees of its rows."""
+    """Yields planned rows, each the numbers of its trees, as batches `[batch_size, max_seq_len]` on the mesh's devices,
+    with the rows of each. Of the last batch rows may be empty. Of several processes each builds the trees of its
+    rows."""
     local_batch = ProcessLocalBatch(rows_sharding(mesh), batch_size) if mesh else None
     for start in range(0, len(planned), batch_size):
         members = planned[start : start + batch_size]

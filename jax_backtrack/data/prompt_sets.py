@@ -96,7 +96,7 @@ _OASST = {"message_id", "parent_id", "role", "text"}
 def read(
     entry: str, harmful: bool, limit: int | None = None, *, may_be_empty: bool = False
 ) -> tuple[str, list[Question]]:
-    """The name of a set and its questions, in their order, up to `limit`.
+    """Returns the name of a set and its questions, in their order, up to `limit`.
 
     entry:   a name of PUBLISHED, a Hub id, a file (`prompt_files.SUFFIXES`), or "NAME=FILE"
     harmful: of a set with a column `label`, the rows "unsafe"; else those "safe". A set without one is all of one kind

@@ -30,7 +30,7 @@ class Pack:
 
 
 def best_fit_pack(prompts: Sequence[np.ndarray], lengths: Sequence[int], max_seq_len: int) -> Iterator[Pack]:
-    """Best fit with a bounded number of open rows, for trees of these prompts and lengths.
+    """Packs by best fit with a bounded number of open rows, for trees of these prompts and lengths.
 
     The trees come in order. Each goes into the open row that it leaves the least room in, where it counts without the
     beginning that its prompt shares with one of the row's, which `pack` lays once. Where no open row has room, the
@@ -69,7 +69,7 @@ class TreeSource:
     seed: int
 
     def cuts(self, epoch: int, index: int):
-        """Where the example's replies are cut in this epoch."""
+        """Returns where the example's replies are cut in this epoch."""
         drawn_in = 0 if self.spec.objective == "dpo" else epoch
         return draw_cuts(self.examples[index], cuts_generator(self.seed, drawn_in, index))
 
@@ -78,11 +78,11 @@ class TreeSource:
         return tree_length(self.examples[index], self.spec, self.cuts(epoch, index))
 
     def tree(self, epoch: int, index: int):
-        """The example's tree in this epoch."""
+        """Returns the example's tree in this epoch."""
         return build_tree(self.examples[index], self.spec, self.cuts(epoch, index))
 
     def best_fit_pack(self, epoch: int, indices: Sequence[int], max_seq_len: int) -> Iterator[Pack]:
-        """`best_fit_pack` for the trees of these examples in this epoch; members are the examples' numbers."""
+        """Yields `best_fit_pack` for the trees of these examples in this epoch; members are the examples' numbers."""
         prompts = [self.examples[index].prompt for index in indices]
         lengths = [self.length(epoch, index) for index in indices]
         for row in best_fit_pack(prompts, lengths, max_seq_len):
@@ -129,11 +129,11 @@ class PackedRows:
         return sorted({index for _, row in self._rows for index in row.members})
 
     def padding(self) -> float:
-        """Share of the rows' tokens that is padding."""
+        """Returns the share of the rows' tokens that is padding."""
         return 1 - sum(row.tokens for _, row in self._rows) / (len(self._rows) * self._max_seq_len)
 
     def origins(self, number: int) -> list[str]:
-        """Where the examples in a row came from."""
+        """Returns where the examples in a row came from."""
         return [self._source.examples[index].origin for index in self.members(number)]
 
 

@@ -114,7 +114,8 @@ def _renamed(numbered: Iterator[tuple[str, dict]], path: str, columns: Mapping[s
 
 
 def _checked_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
-    """The columns that are named; InputError for a name that is none of ours, and for a column that is named twice."""
+    """Returns the columns that are named; InputError for a name that is none of ours, and for a column that is named
+    twice."""
     named = {ours: theirs for ours, theirs in (columns or {}).items() if theirs}
     for ours, theirs in named.items():
         if ours not in COLUMNS:

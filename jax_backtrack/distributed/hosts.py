@@ -76,7 +76,8 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
 
 
 def asked_for(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> bool:
-    """Whether the flags, or else the environment, ask for several processes. Raises InputError as `start` does."""
+    """Tells whether the flags, or else the environment, ask for several processes. Raises InputError as `start`
+    does."""
     flags = {"--coordinator=HOST:PORT": coordinator, "--processes=N": processes, "--process=I": process}
     if missing := [flag for flag, value in flags.items() if value is None]:
         if len(missing) < len(flags):
@@ -91,7 +92,7 @@ def asked_for(coordinator: str | None = None, processes: int | None = None, proc
 
 
 def several() -> bool:
-    """Whether this is one of several processes. Asks no device."""
+    """Tells whether this is one of several processes. Asks no device."""
     return global_state is not None and global_state.num_processes > 1
 
 
@@ -105,7 +106,7 @@ def check_started() -> None:
 
 
 def label() -> str:
-    """ "process I" of several processes, "" otherwise."""
+    """Returns "process I" of several processes, "" otherwise."""
     return f"process {global_state.process_id}" if several() else ""
 
 
@@ -145,7 +146,7 @@ def leave(code: int, error: BaseException) -> None:
 
 
 def failing(error: BaseException) -> None:
-    """To be called where an error passes on its way to `leave`, before anything that waits for the other processes.
+    """Notes an error on its way to `leave`, before anything that waits for the other processes.
 
     Where the error comes of another process's end, this process ends here; otherwise it has some seconds to pass.
     """
@@ -164,7 +165,8 @@ def end_with_another() -> None:
 
 
 def leave_with_traceback(error: BaseException) -> None:
-    """`leave` for an error that is not the user's, which another process's end may have brought about."""
+    """Leaves, as `leave` does, for an error that is not the user's, which another process's end may have brought
+    about."""
     if not _watch:
         return
     failing(error)
@@ -279,7 +281,8 @@ class _Watch:
         os._exit(code)  # sys.exit would wait for the others at a barrier
 
     def _catch_abort(self) -> None:
-        """By C's `signal`: handlers of Python run later, in the main thread, and abort() does not wait for that."""
+        """Installs a handler by C's `signal`: handlers of Python run later, in the main thread, and abort() does not
+        wait for that."""
 
         def aborted(_signal) -> None:
             # Without a silence before it, it is the connection to the coordinator that broke.
@@ -294,7 +297,8 @@ class _Watch:
 
 
 def _pod_size() -> int:
-    """How many hosts the TPU environment names, by the variables and the metadata that JAX's own detection reads."""
+    """Returns how many hosts the TPU environment names, by the variables and the metadata that JAX's own detection
+    reads."""
     names = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
     if names:
         return len(names.split(",")) * int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
@@ -305,7 +309,7 @@ def _pod_size() -> int:
 
 
 def _who_says_what(values: list[str | None]) -> str:
-    """ "A on process 0; B on processes 1, 2"; "" where all values are the same."""
+    """Returns "A on process 0; B on processes 1, 2"; "" where all values are the same."""
     if len(set(values)) == 1:
         return ""
     holders = {}

@@ -39,7 +39,7 @@ LOGICAL_AXIS_RULES = {
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of `data x fsdp x tensor` devices, by default of all; an axis of -1 takes what the others leave.
+    """Returns a mesh of `data x fsdp x tensor` devices, by default of all; an axis of -1 takes what the others leave.
 
     Devices of several slices are laid out so that only `data` crosses from slice to slice, where links are slow; with
     `data` and `fsdp` both -1, `data` is the number of slices. Raises InputError where the sizes do not multiply to the
@@ -73,12 +73,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
 
 def platform(mesh: Mesh | None) -> str:
-    """The kind of devices that are computed on, "cpu", "gpu" or "tpu"; without a mesh of JAX's default one."""
+    """Returns the kind of devices that are computed on, "cpu", "gpu" or "tpu"; without a mesh of JAX's default one."""
     return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
 
 
 def logical_to_spec(axes: str, purpose: str = "kept") -> PartitionSpec:
-    """The places of an array whose axes are named by letters, as in `query_MxNxD` -> "MxNxD".
+    """Returns the places of an array whose axes are named by letters, as in `query_MxNxD` -> "MxNxD".
 
     `purpose` is a key of the table: "kept", "computed", "decoded", "looked up" or "projected".
     """
@@ -97,7 +97,7 @@ def shard(x: jax.Array, axes: str, mesh: Mesh | None, purpose: str = "computed")
 
 
 def param_shardings(model: nnx.Module, mesh: Mesh, kind: type = nnx.Param) -> nnx.State:
-    """A sharding for every parameter of the model, read off its name; layers are stacked along a first axis.
+    """Returns a sharding for every parameter of the model, read off its name; layers are stacked along a first axis.
 
     Raises InputError, with the numbers, for an axis that does not divide over its part of the mesh.
     """
@@ -121,12 +121,12 @@ def rows_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def row_parts(mesh: Mesh | None) -> int:
-    """How many parts the rows of a batch are spread over; 1 without a mesh."""
+    """Returns how many parts the rows of a batch are spread over; 1 without a mesh."""
     return 1 if mesh is None else _parts(mesh, _ROWS)
 
 
 def on_host(array: jax.Array) -> np.ndarray:
-    """The whole array, on every process; all must call this where it is spread over several."""
+    """Returns the whole array, on every process; all must call this where it is spread over several."""
     return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
 
 

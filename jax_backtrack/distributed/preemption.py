@@ -58,7 +58,8 @@ def deferred() -> Iterator[None]:
 
 
 def asked(step: int) -> signal.Signals | None:
-    """The signal that asks for an end behind this step, if any; to be called behind every step, on every host."""
+    """Returns the signal that asks for an end behind this step, if any; to be called behind every step, on every
+    host."""
     if hosts.several() and multihost_utils.reached_preemption_sync_point(step):
         return signal.SIGTERM
     return _asked

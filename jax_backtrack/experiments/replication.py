@@ -117,7 +117,7 @@ def _own_replies_path(workdir: Path) -> Path:
 
 
 def _stage(config: ConfigDict, name: str) -> ConfigDict:
-    """The recipe of a stage, with the cuts, and with the shared folder in its paths."""
+    """Returns the recipe of a stage, with the cuts, and with the shared folder in its paths."""
     if name not in config.stages:
         raise InputError(f"order names {name!r}: {nearest(name, config.stages)}")
     stage = copy.deepcopy(config.stages[name])
@@ -182,7 +182,7 @@ def _measures(asked: Sequence[EvalResult]) -> dict[str, Estimate]:
 
 
 def _values(asked: Sequence[EvalResult], what) -> np.ndarray:
-    """`[seeds, prompts]`."""
+    """Returns `[seeds, prompts]`."""
     if any(one.prompts() != asked[0].prompts() for one in asked):
         raise InputError(f"{asked[0].title}: the seeds were not asked the same prompts")
     return np.array([one.hits(what) for one in asked])

@@ -78,7 +78,7 @@ class Stages:
         self._load, self._trained_now = _remembering_load(), set()
 
     def model(self, stage: ConfigDict, folder: Path) -> tuple[Transformer, ChatTokenizer]:
-        """The stage's model, trained in `folder`; of a stage of 0 steps the model as it comes.
+        """Returns the stage's model, trained in `folder`; of a stage of 0 steps the model as it comes.
 
         Raises InputError where it was trained already, from a stage that is trained anew by this object.
         """
@@ -92,7 +92,8 @@ class Stages:
 
 
 def _remembering_load():
-    """`load` for stages that start from the same model: it is read once, and each stage gets a copy of its own."""
+    """Returns a `load` for stages that start from the same model: it is read once, and each stage gets a copy of its
+    own."""
     remembered = {}
 
     def load_again(path, mesh, dtype, *, progress, **settings):

@@ -4,7 +4,8 @@ from jax_backtrack.models.transformer import TransformerConfig
 
 
 def forward_flops(config: TransformerConfig, rows: int, length: int) -> tuple[float, float]:
-    """Floating-point operations of one forward pass over plain rows: of products with weights, and of attention.
+    """Returns the floating-point operations of one forward pass over plain rows: of products with weights, and of
+    attention.
 
     A multiplication and an addition count as two. Attention is causal, within each layer's window; every token is
     scored. Trees need less of both.
@@ -19,7 +20,7 @@ def forward_flops(config: TransformerConfig, rows: int, length: int) -> tuple[fl
 
 
 def step_flops(config: TransformerConfig, rows: int, length: int, adapter_params: int = 0) -> float:
-    """Floating-point operations of a training step.
+    """Returns the floating-point operations of a training step.
 
     The backward pass costs twice the forward pass: gradients of inputs and of weights. With adapters those of the
     frozen weights are not computed.

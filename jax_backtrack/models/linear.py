@@ -13,7 +13,7 @@ from jax_backtrack.distributed.mesh import shard
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def linear(x: jax.Array, w: jax.Array, axes: str, mesh: Mesh | None = None) -> jax.Array:
-    """`x @ w` in x's dtype: all axes of `x` `[B, T, ...]` behind the first two meet the first ones of `w`.
+    """Returns `x @ w` in x's dtype: all axes of `x` `[B, T, ...]` behind the first two meet the first ones of `w`.
 
     `axes` names the axes of `w`, a parameter as it is kept. It is cast before it is gathered, so that half the bytes
     travel in bfloat16; its gradient has its own dtype, and is summed over the rows in it.
@@ -47,8 +47,8 @@ linear.defvjp(_forward, _backward)
 
 
 def linear_in_place(x: jax.Array, w: jax.Array, axes: str, mesh: Mesh | None = None) -> jax.Array:
-    """`linear` for few tokens, without a gradient of its own: `w` stays where it is kept, and what it makes of `x` is
-    summed over the devices that have parts of it."""
+    """Multiplies as `linear` does, for few tokens, without a gradient of its own: `w` stays where it is kept, and what
+    it makes of `x` is summed over the devices that have parts of it."""
     inputs = x.ndim - 2
     letters = axes.split("x")
     x = shard(x, "x".join(["B", "T", *letters[:inputs]]), mesh, "decoded")
@@ -58,7 +58,8 @@ def linear_in_place(x: jax.Array, w: jax.Array, axes: str, mesh: Mesh | None = N
 
 
 def linear_outputs_first(x: jax.Array, w: jax.Array, axes: str = "", mesh=None, dtype=None) -> jax.Array:
-    """`linear` on one CPU, without its gradient, by a weight whose axes of outputs come first; in `dtype`, or x's own.
+    """Multiplies as `linear` does, on one CPU, without its gradient, by a weight whose axes of outputs come first; in
+    `dtype`, or x's own.
 
     With the weight on the left, the matrix library of XLA's CPU backend reads a weight that is much larger than `x` up
     to twice as fast; XLA's own product of a single vector is fastest with the vector there. The barriers keep XLA from
@@ -133,6 +134,6 @@ look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def look_up_in_place(table_VxM: jax.Array, tokens_BxT: jax.Array, dtype: str, mesh: Mesh | None = None) -> jax.Array:
-    """`look_up` for few tokens: every device looks them up in its own rows of the table."""
+    """Looks up few tokens: every device looks them up in its own rows of the table."""
     x_BxTxM = shard(table_VxM, "VxM", mesh, "projected")[tokens_BxT].astype(dtype)
     return shard(x_BxTxM, "BxTxM", mesh, "decoded")

@@ -10,7 +10,7 @@ from jax_backtrack.distributed.mesh import shard
 
 
 def token_logprobs(model, rows: TokenTrees, chunk: int = 128, added: jax.Array | None = None) -> jax.Array:
-    """`log p(token | path to its parent)`, `[B, S]` float32; 0 where a token's weight is 0.
+    """Returns `log p(token | path to its parent)`, `[B, S]` float32; 0 where a token's weight is 0.
 
     The scored tokens of each row come first in `ceil(S / chunk)` chunks of `[B, chunk]` tokens, and a chunk without
     scored tokens is skipped at run time (`Compute.skip_unscored`). Logits of one chunk at a time exist, in the backward
@@ -30,7 +30,8 @@ def logprobs_and_likeliest(model, rows: TokenTrees, chunk: int = 128) -> tuple[j
 
 
 def _measure(model, rows: TokenTrees, chunk: int, added: jax.Array | None, measures: Callable) -> tuple[jax.Array, ...]:
-    """What `measures(logits, logprobs)` gives of scored tokens, each `[B, S]` float32 and 0 for all other tokens."""
+    """Returns what `measures(logits, logprobs)` gives of scored tokens, each `[B, S]` float32 and 0 for all other
+    tokens."""
     mesh = model.compute.mesh
     hidden_BxSxM = model.hidden(rows.tokens, rows.position, rows.subtree_end, added)
     batch, length = rows.tokens.shape
@@ -80,7 +81,8 @@ def _measure(model, rows: TokenTrees, chunk: int, added: jax.Array | None, measu
 
 
 def _true_first(mark_BxS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A stable order of each row that puts what is marked first: the slot of every token, and the token of every slot.
+    """Returns a stable order of each row that puts what is marked first: the slot of every token, and the token of
+    every slot.
 
     Written without a sort, which a TPU's compiler takes long over.
     """

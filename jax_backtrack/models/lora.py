@@ -50,12 +50,12 @@ class LowRank(nnx.Module):
         self.scale = scale
 
     def __call__(self, x: jax.Array, mesh: Mesh | None, apply=linear) -> jax.Array:
-        """What is added to the weight's output, in x's dtype; `apply` is `linear` or one of its kind."""
+        """Returns what is added to the weight's output, in x's dtype; `apply` is `linear` or one of its kind."""
         a, b = self.factors()
         return apply(apply(x, a, self.a_axes, mesh), b, self.b_axes, mesh) * jnp.asarray(self.scale, x.dtype)
 
     def factors(self) -> tuple[jax.Array, jax.Array]:
-        """`a` and `b`, stacked along layers where the module is."""
+        """Returns `a` and `b`, stacked along layers where the module is."""
         return getattr(self, f"a_{self.a_axes}")[...], getattr(self, f"b_{self.b_axes}")[...]
 
 
@@ -113,7 +113,7 @@ def check_targets(targets: Sequence[str]) -> None:
 
 
 def split(model) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Graph, trained parameters and frozen ones: adapters where there are any, else everything is trained."""
+    """Returns graph, trained parameters and frozen ones: adapters where there are any, else everything is trained."""
     graph, adapters, params = nnx.split(model, Adapter, nnx.Param)
     return (graph, adapters, params) if jax.tree.leaves(adapters) else (graph, params, adapters)
 

@@ -43,7 +43,7 @@ class Llama3Scaling:
         return found if fits else None
 
     def apply(self, frequency_D: np.ndarray) -> np.ndarray:
-        """Scaled frequencies, in radians per token as they come."""
+        """Returns scaled frequencies, in radians per token as they come."""
         waves_D = self.original_max_position_embeddings * frequency_D / (2 * math.pi)  # in the original context
         kept_D = (waves_D - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         kept_D = np.clip(kept_D, 0, 1)
@@ -57,7 +57,8 @@ def rope_frequencies(head_dim: int, theta: float, scaling: Llama3Scaling | None 
 
 
 def rope_angles(position_BxT: jax.Array, frequency_D: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of every position's angles, float32 `[B, T, 1, D / 2]`: one axis to broadcast over heads."""
+    """Returns cosine and sine of every position's angles, float32 `[B, T, 1, D / 2]`: one axis to broadcast over
+    heads."""
     angle_BxTx1xD = position_BxT[..., None, None].astype(jnp.float32) * frequency_D
     return jnp.cos(angle_BxTx1xD), jnp.sin(angle_BxTx1xD)
 

@@ -161,7 +161,7 @@ class Block(nnx.Module):
         return shard(x_BxTxM, "BxTxM", mesh, "computed" if apply is linear else "decoded"), kept
 
     def _map(self, x, name: str, mesh, apply):
-        """`x` through the weight of this name, and through its adapter where it has one."""
+        """Returns `x` through the weight of this name, and through its adapter where it has one."""
         mapped = apply(x, getattr(self, name)[...], name.rsplit("_", 1)[1], mesh)
         if self.adapters is not None and name in self.adapters:
             mapped += self.adapters[name](x, mesh, apply)
@@ -195,14 +195,14 @@ class Transformer(nnx.Module):
         self.row_adapters = nnx.data(None)  # name of a table -> RowAdapter
 
     def __call__(self, tokens_BxS: jax.Array) -> jax.Array:
-        """Causal logits `[B, S, V]` float32 of plain sequences; entry `t` predicts token `t + 1`."""
+        """Returns causal logits `[B, S, V]` float32 of plain sequences; entry `t` predicts token `t + 1`."""
         rows = trees.causal(tokens_BxS)
         return self.logits(self.hidden(rows.tokens, rows.position, rows.subtree_end))
 
     def hidden(
         self, tokens_BxS: jax.Array, position_BxS: jax.Array, end_BxS: jax.Array, added: jax.Array | None = None
     ) -> jax.Array:
-        """Final hidden states `[B, S, M]` of token trees, where each token sees its ancestors and itself.
+        """Returns final hidden states `[B, S, M]` of token trees, where each token sees its ancestors and itself.
 
         `added`, `[B, S, M]`, is added to the tokens' rows of the embedding table: for gradients by tokens.
         """
@@ -237,7 +237,7 @@ class Transformer(nnx.Module):
         return hidden_BxTxM, cache.advance(tokens)
 
     def hidden_behind(self, beginning: Cache, kept: jax.Array, tokens_BxT: jax.Array) -> jax.Array:
-        """Final hidden states `[B, T, M]` of plain sequences that all go on behind the same `kept` tokens.
+        """Returns final hidden states `[B, T, M]` of plain sequences that all go on behind the same `kept` tokens.
 
         `beginning` is a stacked cache that has read these tokens, and maybe more, in every one of its `C` rows, which
         divide `B`; on a mesh one for each part of the rows. It is read where it lies, and not grown.

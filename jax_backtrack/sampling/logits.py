@@ -70,8 +70,8 @@ def sample(logits_BxV: jax.Array, uniform_Bx2: jax.Array) -> jax.Array:
 
 
 def _passed(weight_BxN: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The first entry up to which more than `uniform` of the weight is summed, or where rounding has left none the last
-    that adds anything."""
+    """Returns the first entry up to which more than `uniform` of the weight is summed, or where rounding has left none
+    the last that adds anything."""
     up_to_BxN = jnp.cumsum(weight_BxN, axis=-1)
     all_B = up_to_BxN[:, -1]
     target_B = jnp.minimum(uniform_B * all_B, jnp.nextafter(all_B, -jnp.inf))
@@ -83,7 +83,7 @@ def _from(logits_BxV: jax.Array, least_B: jax.Array) -> jax.Array:
 
 
 def _rank(logits_BxV: jax.Array) -> jax.Array:
-    """uint32 `[B, V]` in the order of the logits: floats are ordered by their bits, negative ones backwards."""
+    """Returns uint32 `[B, V]` in the order of the logits: floats are ordered by their bits, negative ones backwards."""
     bits_BxV = jax.lax.bitcast_convert_type(logits_BxV.astype(jnp.float32), jnp.uint32)
     is_negative_BxV = bits_BxV >> 31 == 1
     return jnp.where(is_negative_BxV, ~bits_BxV, bits_BxV | jnp.uint32(1 << 31))

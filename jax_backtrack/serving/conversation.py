@@ -44,7 +44,7 @@ class Answer:
         return self.reply is not None or self.stopped or bool(self.error)
 
     def after(self, event: Event) -> "Answer":
-        """The answer after one more event of its stream."""
+        """Returns the answer after one more event of its stream."""
         match event:
             case TextDelta(pieces=pieces):
                 return dataclasses.replace(self, pieces=self.pieces + pieces)
@@ -66,14 +66,14 @@ class Turn:
         return all(answer.ended for answer in self.answers)
 
     def stop(self) -> "Turn":
-        """The turn without more of the answers that have not ended."""
+        """Returns the turn without more of the answers that have not ended."""
         stopped = (answer if answer.ended else dataclasses.replace(answer, stopped=True) for answer in self.answers)
         return dataclasses.replace(self, answers=tuple(stopped))
 
 
 def messages(turns: Sequence[Turn], model: int, message: str, system: str = "") -> list[Message]:
-    """The conversation as the model of this number is to see it: replies that were finished, and no drafts; under a
-    system message where there is one."""
+    """Returns the conversation as the model of this number is to see it: replies that were finished, and no drafts;
+    under a system message where there is one."""
     said: list[Message] = [{"role": "system", "content": system}] if system else []
     for turn in turns:
         if reply := turn.answers[model].reply:
@@ -91,7 +91,7 @@ def answers(
     hold_back: int,
     system: str = "",
 ) -> Iterator[Turn]:
-    """The next turn as it grows: after each event of one model, which take turns token by token.
+    """Yields the next turn as it grows: after each event of one model, which take turns token by token.
 
     prefill: how the replies begin, written for the models
     system: a system message over the conversation; "" for none

@@ -13,7 +13,7 @@ DECADES = 4  # of the probability of [RESET] that a bar shows: from 0.01 % to 10
 
 
 def conversation_html(turns: Sequence[Turn], names: Sequence[str]) -> str:
-    """All turns, the answers of several models of these names side by side where there is room."""
+    """Returns all turns, the answers of several models of these names side by side where there is room."""
     shown = "".join(_turn(turn, names) for turn in turns) or f'<div class="note">{escape(_nobody_spoke(names))}</div>'
     return f'<div class="conversation"><div>{shown}</div></div>'
 
@@ -23,7 +23,7 @@ def _nobody_spoke(names: Sequence[str]) -> str:
 
 
 def _short(name: str) -> str:
-    """A package's .gguf file lies deep; other paths are told apart by their folders."""
+    """Returns a path, of a package's .gguf file, which lies deep, its name; others are told apart by their folders."""
     return Path(name).name if name.endswith(".gguf") else name
 
 
@@ -65,7 +65,7 @@ def _percent(logprob: float) -> str:
 
 
 def _note(answer: Answer) -> str:
-    """What stands below an answer that has ended."""
+    """Returns what stands below an answer that has ended."""
     if answer.error:
         return f"error: {answer.error}"
     if answer.stopped:

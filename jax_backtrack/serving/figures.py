@@ -26,7 +26,8 @@ _SEEN, _OWN, _UNSEEN, _EMPTY = "#a9c7f5", "#4269d0", "#ededed", "#ffffff"
 
 
 def tree(row: trees.TokenTrees, tokenizer: ChatTokenizer, start: int = 0) -> Figure:
-    """A row of token trees, `[S]`, as the branches that it stands for: depth from left to right, a line per branch.
+    """Returns a row of token trees, `[S]`, as the branches that it stands for: depth from left to right, a line per
+    branch.
 
     Green tokens are to become likelier, red ones less likely, grey ones are context only; a dashed frame is of a second
     pair. Tokens before `start` are left out, which should be a part of the prompt.
@@ -59,7 +60,8 @@ def tree(row: trees.TokenTrees, tokenizer: ChatTokenizer, start: int = 0) -> Fig
 
 
 def mask(row: trees.TokenTrees, tokenizer: ChatTokenizer, start: int = 0, window: int | None = None) -> Figure:
-    """Who attends to whom in a row of token trees, `[S]`, by `trees.tree_attention_mask`: queries down, keys across.
+    """Returns who attends to whom in a row of token trees, `[S]`, by `trees.tree_attention_mask`: queries down, keys
+    across.
 
     Tokens before `start` are left out, and padding at the end.
     """
@@ -118,7 +120,8 @@ def cache(steps: Sequence[CacheStep], tokenizer: ChatTokenizer, row: int = 0, st
 
 
 def reset_chances(trace: Trace, tokenizer: ChatTokenizer) -> Figure:
-    """How likely [RESET] was in the place of every token that was written, drafts (red) and resets (orange) included.
+    """Returns how likely [RESET] was in the place of every token that was written, drafts (red) and resets (orange)
+    included.
 
     By the model itself: without bias, temperature and cuts. Behind the last reset that is allowed it is masked out.
     """
@@ -149,7 +152,7 @@ def _kept(row: trees.TokenTrees, start: int) -> np.ndarray:
 
 
 def _spelt(tokenizer: ChatTokenizer, token: int, longest: int = _LONGEST) -> str:
-    """A token as it is spelt, control tokens by their names."""
+    """Returns a token as it is spelt, control tokens by their names."""
     text = tokenizer.hf.decode([int(token)], clean_up_tokenization_spaces=False).replace("\n", "↵").strip() or "␣"
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 

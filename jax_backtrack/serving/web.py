@@ -73,7 +73,7 @@ def check_possible(port: int = 0) -> None:
 
 
 def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, hold_back: int = 0):
-    """The page as gradio's Blocks, not served yet; `serve` and `show` do that.
+    """Builds the page as gradio's Blocks, not served yet; `serve` and `show` do that.
 
     samplers:  by the name that stands over their replies; those with `logprobs` have their [RESET] drawn
     seed:      that the seeds of a conversation's replies are derived from
@@ -91,7 +91,7 @@ def page(samplers: Mapping[str, Sampler], *, seed: int = 0, bias: float = 0.0, h
         return conversation_html(turns, names)
 
     def reply(message: str, prefill: str, bias: float, hold_back: float, session: Session) -> Iterator[tuple[str, str]]:
-        """The message's box and the conversation, as the next turn grows."""
+        """Yields the message's box and the conversation, as the next turn grows."""
         if not message.strip():
             yield message, drawn(session.turns)
             return

@@ -45,7 +45,8 @@ class Restored:
 
 
 def newest_step(workdir: Path) -> int | None:
-    """Step of the newest checkpoint in a workdir, or None. Asks no other process; unfinished ones have other names."""
+    """Returns the step of the newest checkpoint in a workdir, or None. Asks no other process; unfinished ones have
+    other names."""
     return max(_steps(workdir / CHECKPOINTS), default=None)
 
 
@@ -77,7 +78,8 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def restore(self, like: TrainState) -> Restored | None:
-        """The newest checkpoint that is whole, sharded as `like` is, whatever devices wrote it; None if there is none.
+        """Returns the newest checkpoint that is whole, sharded as `like` is, whatever devices wrote it; None if there
+        is none.
 
         Damaged ones are named and set aside under another name, once one before them was found whole. Several hosts
         cannot look further: DamagedCheckpoint is raised, and their next start looks. InputError where none is whole,
@@ -169,6 +171,6 @@ def _is_damage(cause: BaseException) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says, shortened: those of array storage go on for pages, and name the cause last."""
+    """Returns what an error says, shortened: those of array storage go on for pages, and name the cause last."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     return said if len(said) <= 2 * _SAID else f"{said[:_SAID]} ... {said[-_SAID:]}"

@@ -11,7 +11,8 @@ _ROW_ADAPTERS = "row_adapters"  # what adapters train in place of the tables
 def adamw(
     learning_rate: optax.ScalarOrSchedule, weight_decay: float, first_dtype: str, second_dtype: str
 ) -> optax.GradientTransformation:
-    """AdamW with `b1 = 0.9`, `b2 = 0.95` (Loshchilov & Hutter 2019, arXiv 1711.05101); norms' scales are not decayed.
+    """Returns AdamW with `b1 = 0.9`, `b2 = 0.95` (Loshchilov & Hutter 2019, arXiv 1711.05101); norms' scales are not
+    decayed.
 
     The moments are kept in `first_dtype` and `second_dtype`, and updates computed in float32. Each is a weighted mean
     in which a step counts a tenth, or a twentieth: bfloat16, which resolves 1/256, loses no step to rounding.

@@ -27,8 +27,8 @@ PAIRS = 2  # the most pairs that a tree holds: a backtrack or plain pair, and a 
 
 
 def reference_hash(model: Transformer, source: TreeSource) -> str:
-    """A hash of the reference's weights, configuration, dtype and kind of device, the examples, and how trees are made
-    of them. Two kinds of device multiply float32 differently."""
+    """Returns a hash of the reference's weights, configuration, dtype and kind of device, the examples, and how trees
+    are made of them. Two kinds of device multiply float32 differently."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(fingerprint(nnx.state(model, nnx.Param)).encode())
     digest.update(content_hash(source.examples).encode())
@@ -51,7 +51,7 @@ def reference_logps(
     chunk: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[np.ndarray, int]:
-    """The reference's log-probabilities of the needed examples' pairs (`losses.pair_logps`), float32
+    """Returns the reference's log-probabilities of the needed examples' pairs (`losses.pair_logps`), float32
     `[examples, PAIRS, 2]`, and of how many examples they were computed.
 
     What was computed before for this reference and these examples stands in `folder` and is not computed again;
@@ -88,9 +88,9 @@ def tree_logps(
     chunk: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Both sides of the pairs of these examples' trees in the first epoch, float32 `[len(indices), pairs, 2]`. In SFT
-    a tree is one pair, whose chosen side is the weighted sum of the tree's log-probabilities. Of several processes all
-    must call this, and all get the same."""
+    """Returns both sides of the pairs of these examples' trees in the first epoch, float32 `[len(indices), pairs, 2]`.
+    In SFT a tree is one pair, whose chosen side is the weighted sum of the tree's log-probabilities. Of several
+    processes all must call this, and all get the same."""
     graph, params = nnx.split(model)
     packed = [row.members for row in source.best_fit_pack(0, indices, max_seq_len)]
     pairs, found = source.spec.pairs, {}
@@ -104,7 +104,7 @@ def tree_logps(
 
 
 def _read(file: Path, examples: int) -> np.ndarray:
-    """What process 0 finds in the file, NaN where there is nothing, on every process."""
+    """Returns what process 0 finds in the file, NaN where there is nothing, on every process."""
     nothing = np.full((examples, PAIRS, 2), np.nan, np.float32)
     found = np.load(file) if jax.process_index() == 0 and file.exists() else nothing
     return np.array(multihost_utils.broadcast_one_to_all(found))

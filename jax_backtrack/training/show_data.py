@@ -87,7 +87,7 @@ def _show(config: ConfigDict, workdir: Path | None, count: int) -> None:
 
 
 def _record(source: Source, preference: Preference, example: Example, tokenizer: ChatTokenizer) -> dict:
-    """A used record: its texts, and the tokens of the prompt with each reply up to its end of turn."""
+    """Returns a used record: its texts, and the tokens of the prompt with each reply up to its end of turn."""
     record = {
         "source": source.path,
         "origin": preference.origin,
@@ -104,7 +104,7 @@ def _record(source: Source, preference: Preference, example: Example, tokenizer:
 
 
 def _account(sources: Sequence[Source]) -> dict:
-    """The account of all paths together, and under `sources` that of each."""
+    """Returns the account of all paths together, and under `sources` that of each."""
     each = [source.report.account() | {"path": source.path, "utility": source.utility} for source in sources]
     dropped = sum((Counter(account["dropped"]) for account in each), Counter())
     return {
@@ -153,7 +153,7 @@ def _kind(tree: TokenTrees, index: int, prompt_length: int) -> str:
 
 
 def _drawn(title: str, tree: TokenTrees, prompt_length: int, tokenizer: ChatTokenizer, spec: TreeSpec) -> Tree:
-    """The tree of one record as lines: its runs with their parts in the loss."""
+    """Returns the tree of one record as lines: its runs with their parts in the loss."""
     root = Tree(Text(title, style="bold"), guide_style="dim")
     places: dict[int, Tree] = {NO_PARENT: root}  # by the last token of each run
     for run in _runs(tree, prompt_length):

@@ -36,7 +36,8 @@ class TrainConfig:
     skip_above_norm: float = 0.0
 
     def schedule(self) -> optax.Schedule:
-        """Linear warm-up to `learning_rate` at update `warmup_steps + 1`, then cosine decay to a tenth at the last."""
+        """Returns linear warm-up to `learning_rate` at update `warmup_steps + 1`, then cosine decay to a tenth at the
+        last."""
         return optax.warmup_cosine_decay_schedule(
             init_value=self.learning_rate / (self.warmup_steps + 1),
             peak_value=self.learning_rate,
@@ -46,7 +47,7 @@ class TrainConfig:
         )
 
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW behind clipping by the global norm; norms' scales are not decayed."""
+        """Returns AdamW behind clipping by the global norm; norms' scales are not decayed."""
         steps = [
             optax.clip_by_global_norm(self.max_grad_norm),
             adamw(self.schedule(), self.weight_decay, self.mu_dtype, self.nu_dtype),
@@ -78,7 +79,8 @@ class Batch:
 
 
 def state_shardings(params: nnx.State, config: TrainConfig) -> TrainState:
-    """Where the state lies, for params that have a sharding: moments with their parameters, scalars everywhere."""
+    """Returns where the state lies, for params that have a sharding: moments with their parameters, scalars
+    everywhere."""
     shardings = jax.tree.map(lambda param: param.sharding, params)
     everywhere = jax.sharding.NamedSharding(jax.tree.leaves(shardings)[0].mesh, jax.sharding.PartitionSpec())
     opt_state = optax.tree_map_params(
@@ -92,12 +94,12 @@ def state_shardings(params: nnx.State, config: TrainConfig) -> TrainState:
 
 
 def new_state(params: nnx.State, config: TrainConfig) -> TrainState:
-    """The state before the first step; traceable."""
+    """Returns the state before the first step; traceable."""
     return TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), params, config.optimizer().init(params))
 
 
 def init_state(params: nnx.State, config: TrainConfig) -> TrainState:
-    """The state before the first step, in its shardings. `params` is donated: it lives on in the state only."""
+    """Returns the state before the first step, in its shardings. `params` is donated: it lives on in the state only."""
     make = functools.partial(new_state, config=config)
     return jax.jit(make, out_shardings=state_shardings(params, config), donate_argnums=0)(params)
 
@@ -105,7 +107,8 @@ def init_state(params: nnx.State, config: TrainConfig) -> TrainState:
 def compile_step(
     graph: nnx.GraphDef, config: TrainConfig, state: TrainState
 ) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state and leaves it where it lies.
+    """Returns the jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state and leaves it where it
+    lies.
 
     `frozen` are the parameters beside the state's, which are not trained; an empty state where all are. Metrics are
     those of `batch_gradients`, and `grad_norm` (before clipping), `learning_rate`, `scored_tokens` and `skipped`.
@@ -140,7 +143,7 @@ def compile_step(
 def batch_gradients(
     graph: nnx.GraphDef, config: TrainConfig, shardings: nnx.State
 ) -> Callable[[nnx.State, nnx.State, Batch], tuple[nnx.State, dict[str, jax.Array]]]:
-    """A traceable function `(params, frozen, batch) -> (gradients, metrics)` of the loss of a whole batch.
+    """Returns a traceable function `(params, frozen, batch) -> (gradients, metrics)` of the loss of a whole batch.
 
     Gradients lie at `shardings`, as their parameters do. The rows are taken in `config.grad_accumulation_steps` parts,
     one after the other; what comes out is the same.
@@ -153,7 +156,7 @@ def batch_gradients(
         return (rows.tokens == config.reset_id) & (rows.loss_weights > 0)
 
     def totals_of(rows: TokenTrees):
-        """What the terms of the whole batch are divided by."""
+        """Returns what the terms of the whole batch are divided by."""
         chosen_weight = jnp.sum(jnp.maximum(rows.loss_weights, 0))
         return (
             chosen_weight,
@@ -204,6 +207,6 @@ def batch_gradients(
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunk"))
 def logps(graph: nnx.GraphDef, params: nnx.State, rows: TokenTrees, chunk: int) -> jax.Array:
-    """Both sides of every pair of a batch under these parameters, `[B, S, 2]` float32 in each pair's slot."""
+    """Returns both sides of every pair of a batch under these parameters, `[B, S, 2]` float32 in each pair's slot."""
     logprob_BxS = token_logprobs(nnx.merge(graph, params), rows, chunk)
     return pair_logps(logprob_BxS, rows.pair_id, rows.loss_weights)

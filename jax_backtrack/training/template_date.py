@@ -45,7 +45,7 @@ def _with_date(config: ConfigDict, date: str) -> ConfigDict:
 
 
 def _today() -> datetime.date:
-    """The first host's date: it may be another day on the others."""
+    """Returns the first host's date: it may be another day on the others."""
     day = chat_template.now().date().toordinal()
     if hosts.several():
         day = int(multihost_utils.broadcast_one_to_all(np.int32(day)))

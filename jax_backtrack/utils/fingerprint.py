@@ -10,7 +10,7 @@ _LANES = (0x9E3779B9, 0x85EBCA6B)  # seeds of two 32-bit sums, which together ma
 
 
 def fingerprint(tree) -> str:
-    """A hash of names, shapes, dtypes and bits of a tree's arrays; depends on where each element stands.
+    """Returns a hash of names, shapes, dtypes and bits of a tree's arrays; depends on where each element stands.
 
     Every process of a run must call this; each gets the same. It finds any change of one element, and other changes,
     such as two elements or two layers exchanged, unless 64 bits agree by chance. It is no defence against intent.
@@ -26,7 +26,8 @@ def fingerprint(tree) -> str:
 
 @functools.partial(jax.jit, static_argnames="layered")
 def _sums(arrays: list[jax.Array], layered: tuple[bool, ...]) -> list[list[jax.Array]]:
-    """Two sums of each array; layers, which are stacked along the first axis, are taken one at a time, to save memory.
+    """Returns two sums of each array; layers, which are stacked along the first axis, are taken one at a time, to save
+    memory.
 
     The layer's number goes into its seed.
     """
@@ -46,7 +47,8 @@ def _sum_of_layers(array: jax.Array, seed: jax.Array) -> jax.Array:
 
 @jax.jit
 def _sum(array: jax.Array, seed: jax.Array) -> jax.Array:
-    """Sum over all elements of a mixture of bits and place, uint32. Such sums wrap, so their order does not matter."""
+    """Returns the sum over all elements of a mixture of bits and place, uint32. Such sums wrap, so their order does not
+    matter."""
     mixed = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}")).astype(jnp.uint32)
     for axis, size in enumerate(array.shape):
         # Places are mixed axis by axis, in vectors: cheap, and no place needs a number beyond 32 bits.
@@ -55,7 +57,7 @@ def _sum(array: jax.Array, seed: jax.Array) -> jax.Array:
 
 
 def _places(size: int, seed: jax.Array) -> jax.Array:
-    """A number for each place along an axis, uint32 `[size]`."""
+    """Returns a number for each place along an axis, uint32 `[size]`."""
     return _mix(jnp.arange(size, dtype=jnp.uint32) + seed)
 
 

@@ -28,7 +28,7 @@ class ResumeCache:
         return len(self._known)
 
     def get(self, key: str) -> object | None:
-        """The result under this key, if it is there."""
+        """Returns the result under this key, if it is there."""
         return self._known.get(key)
 
     def add(self, key: str, result: object) -> None:
@@ -54,7 +54,8 @@ class ResumeCache:
 
 @contextlib.contextmanager
 def resume_cache_of(result: Path) -> Iterator[ResumeCache]:
-    """The resume cache of work that ends in the file `result`; it lies beside it, and goes when the work is done."""
+    """Returns the resume cache of work that ends in the file `result`; it lies beside it, and goes when the work is
+    done."""
     resume_cache = ResumeCache(result.with_name(f"{result.name}.partial"))
     if resume_cache:
         console.print(
@@ -69,7 +70,7 @@ def resume_cache_of(result: Path) -> Iterator[ResumeCache]:
 
 
 def key_of(*facts) -> str:
-    """A hash of values that JSON can hold."""
+    """Returns a hash of values that JSON can hold."""
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -100,8 +100,8 @@ class Objective:
         return target_R, of_target_R, of_reset_R
 
     def tree(self, suffix: Sequence[int]) -> TokenTrees:
-        """Prompt and target as a tree whose weighted log-probabilities add up to the negative loss; [RESET] hangs at
-        every token of the target."""
+        """Returns prompt and target as a tree whose weighted log-probabilities add up to the negative loss; [RESET]
+        hangs at every token of the target."""
         resets = ()
         if self.reset_weight:
             resets = (Branch([self.reset_id], pair_id=0, loss_weight=-self.reset_weight / (len(self.target) + 1)),)
@@ -166,8 +166,8 @@ class Attack:
             self._forbidden[first:behind] = True
 
     def run(self) -> Iterator[Step]:
-        """Step by step. As in the paper the best candidate is taken even where it is worse than what it replaces, so
-        the step of the least loss need not be the last one."""
+        """Yields step by step. As in the paper the best candidate is taken even where it is worse than what it
+        replaces, so the step of the least loss need not be the last one."""
         loss = None
         for _ in range(self._settings.steps):
             candidates = self.candidates(self.gradients())
@@ -179,7 +179,7 @@ class Attack:
             yield Step(tuple(self.suffix.tolist()), float(loss), len(losses))
 
     def gradients(self) -> np.ndarray:
-        """float32 `[tokens of the suffix, V]`: of the loss by the one-hot choice of each token (equation 2)."""
+        """Returns float32 `[tokens of the suffix, V]`: of the loss by the one-hot choice of each token (equation 2)."""
         objective, suffix = self._objective, self.suffix
         tree = objective.tree(suffix)
         rows = self._spread(stack([pack([tree], _up(tree.length, _LENGTH_STEP))] * self._parts))
@@ -187,8 +187,8 @@ class Attack:
         return np.asarray(_gradients(self._graph, self._params, rows, places))
 
     def candidates(self, gradient_TxV: np.ndarray) -> np.ndarray:
-        """int32 `[N, T]`, up to `width` different suffixes with one new token each, drawn evenly over places and over
-        the `top_k` tokens whose gradients promise most."""
+        """Returns int32 `[N, T]`, up to `width` different suffixes with one new token each, drawn evenly over places
+        and over the `top_k` tokens whose gradients promise most."""
         width, top_k = self._settings.width, self._settings.top_k
         gradient_TxV = np.where(self._forbidden, np.inf, gradient_TxV)
         best_TxK = np.argpartition(gradient_TxV, top_k, axis=1)[:, :top_k]
@@ -199,7 +199,8 @@ class Attack:
         return np.array([ids for ids in made if self._is_sent(ids)], np.int32).reshape(-1, len(self.suffix))
 
     def losses(self, candidates_NxT: np.ndarray) -> np.ndarray:
-        """float32 `[N]`: mean negative log-likelihood of the target behind each suffix, and what is added of [RESET].
+        """Returns float32 `[N]`: mean negative log-likelihood of the target behind each suffix, and what is added of
+        [RESET].
 
         Nothing is read again that a candidate has in common with the suffix so far, up to its first other token.
         """
@@ -236,7 +237,7 @@ class Attack:
         return np.array_equal(sent, [*objective.before, *ids, *objective.after])
 
     def _spread(self, batch):
-        """A batch whose rows lie along the parts of the mesh that rows are spread over."""
+        """Returns a batch whose rows lie along the parts of the mesh that rows are spread over."""
         return batch if self._mesh is None else jax.device_put(batch, rows_sharding(self._mesh))
 
 
@@ -247,8 +248,8 @@ def _rendered(tokenizer: ChatTokenizer, messages: tuple[Message, ...], suffix: s
 
 @functools.partial(jax.jit, static_argnames="graph")
 def _gradients(graph, params, rows: TokenTrees, place_T: jax.Array) -> jax.Array:
-    """`[T, V]` of the first row's loss: a token's embedding is its one-hot choice times the table, so the gradient is
-    that by the embedding times the table."""
+    """Returns `[T, V]` of the first row's loss: a token's embedding is its one-hot choice times the table, so the
+    gradient is that by the embedding times the table."""
     model = nnx.merge(graph, params)
 
     def loss(added_TxM):

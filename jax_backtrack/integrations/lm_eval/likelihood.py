@@ -31,7 +31,8 @@ def log_likelihoods(
     chunk: int = 128,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[float, bool]]:
-    """`log p(continuation | context)` in nats of each pair, and whether the model would write just that, greedily.
+    """Returns `log p(continuation | context)` in nats of each pair, and whether the model would write just that,
+    greedily.
 
     Pairs go into sequences of `max_seq_len` tokens, or more where one needs more, `batch_size` at a time, as branches
     of token trees: several continuations of one context hang under it, and contexts that begin alike share that.
@@ -58,7 +59,7 @@ def log_likelihoods(
 
 
 def plan(pairs: Sequence[Pair], max_seq_len: int) -> list[list[int]]:
-    """Which pairs go into which row, by number: those with the most in common one behind the other."""
+    """Returns which pairs go into which row, by number: those with the most in common one behind the other."""
     rows: list[list[int]] = []
     used, before = max_seq_len, np.zeros(0, np.int32)
     for index in sorted(range(len(pairs)), key=lambda index: tuple(map(list, pairs[index]))):
@@ -74,7 +75,8 @@ def plan(pairs: Sequence[Pair], max_seq_len: int) -> list[list[int]]:
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunk"))
 def _sums(graph: nnx.GraphDef, params: nnx.State, rows: TokenTrees, chunk: int) -> jax.Array:
-    """`[2, B, S]`, in each pair's slot: its log-likelihood, and how many of its tokens are not the likeliest."""
+    """Returns `[2, B, S]`, in each pair's slot: its log-likelihood, and how many of its tokens are not the
+    likeliest."""
     logprob_BxS, likeliest_BxS = logprobs_and_likeliest(nnx.merge(graph, params), rows, chunk)
     measured = logprob_BxS, 1 - likeliest_BxS
     return jnp.stack([pair_margins(measured_BxS, rows.pair_id, rows.loss_weights) for measured_BxS in measured])

@@ -14,7 +14,7 @@ MARK = "\ue002"
 
 
 def escape(text: str) -> str:
-    """A text as it stands in a marked string."""
+    """Returns a text as it stands in a marked string."""
     return text.replace(MARK, MARK + MARK)
 
 
@@ -28,12 +28,12 @@ class MarkedText:
         self._pattern = re.compile(f"({MARK}(?:{'|'.join([MARK, *longest_first])}))")
 
     def write(self, messages: Sequence[Message], begun: str = "") -> str:
-        """A conversation up to where the assistant speaks, and its first words where they are given."""
+        """Returns a conversation up to where the assistant speaks, and its first words where they are given."""
         parts = self._tokenizer.render_parts(messages, begun)
         return "".join(escape(part) if isinstance(part, str) else MARK + self._spelt[part] for part in parts)
 
     def is_written(self, text: str) -> bool:
-        """Whether a string has a marked control token, as every conversation has."""
+        """Tells whether a string has a marked control token, as every conversation has."""
         return any(part[1:] in self._ids for part in self._pattern.split(text) if part[:1] == MARK)
 
     def read(self, text: str) -> list[int]:

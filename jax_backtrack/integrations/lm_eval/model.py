@@ -115,7 +115,7 @@ class JaxBacktrackLM(TemplateLM):
         return self.eot_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as a marked string (`marked.py`), to where the assistant speaks; without
+        """Returns the conversation as a marked string (`marked.py`), to where the assistant speaks; without
         `add_generation_prompt` its last message is how the assistant's reply begins."""
         self._conversations = True
         messages, begun = list(chat_history), ""
@@ -142,7 +142,7 @@ class JaxBacktrackLM(TemplateLM):
         return super()._encode_pair(context, escape(continuation) if self._is_conversation(context) else continuation)
 
     def _is_conversation(self, context: str) -> bool:
-        """No context is one before the harness has asked for a chat template, whatever it spells."""
+        """Tells whether a context is a conversation; none is before the harness has asked for a chat template."""
         return self._conversations and self._marked.is_written(context)
 
     # --------------------------------------------------------------------------------------------------- scores
@@ -168,7 +168,7 @@ class JaxBacktrackLM(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """`log p(text)` of whole texts, in nats, by windows where one is longer than the model's positions."""
+        """Returns `log p(text)` of whole texts, in nats, by windows where one is longer than the model's positions."""
         windows, owners = [], []
         for number, (text,) in enumerate(request.args for request in requests):
             ids = self._beginning + self.tok_encode(text, add_special_tokens=False)
@@ -209,7 +209,7 @@ class JaxBacktrackLM(TemplateLM):
         return replies
 
     def _sampler(self, asked: dict) -> tuple[Sampler, int]:
-        """A sampler for what a task asks for, and the tokens that its prompts may have."""
+        """Returns a sampler for what a task asks for, and the tokens that its prompts may have."""
         settings = dict(normalize_gen_kwargs(asked, self._max_gen_toks))
         new_tokens, stop_strings = settings.pop("max_gen_toks"), settings.pop("until", None) or []
         temperature = settings.pop("temperature", 0.0)

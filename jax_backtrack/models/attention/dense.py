@@ -61,7 +61,8 @@ def attend_to_matrices(
     scale: float,
     softcap: float | None = None,
 ) -> jax.Array:
-    """`attend_to_cache` for a cache whose rows and heads are one axis, `R = B * K`, with keys turned round."""
+    """Attends as `attend_to_cache` does, for a cache whose rows and heads are one axis, `R = B * K`, with keys turned
+    round."""
     batch = len(query_BxTxNxD)
     grouped_BxKxTxGxD, visible_BxQxS = _by_kv_head(query_BxTxNxD, visible_BxTxS, len(value_RxSxD) // batch)
     query_RxQxD = grouped_BxKxTxGxD.reshape(len(value_RxSxD), -1, query_BxTxNxD.shape[-1])
