@@ -70,6 +70,18 @@ def test_a_folder_can_be_taken_in_at_a_glance():
     assert not {str(folder): count for folder, count in counts.items() if count > MOST_FILES}
 
 
+def test_every_axis_letter_is_in_the_glossary():
+    """Names such as `query_BxTxNxD` have letters for axes, which the docstring of `models` lists."""
+    glossary = (PACKAGE / "models/__init__.py").read_text()
+    listed = {letter for entry in re.findall(r"((?:[A-Z], )*[A-Z])  ", glossary) for letter in entry.split(", ")}
+    names = (node for path in modules() for node in ast.walk(ast.parse(path.read_text())))
+    texts = (getattr(node, "id", getattr(node, "arg", getattr(node, "attr", ""))) or "" for node in names)
+    used = {
+        letter for text in texts if (axes := re.search(r"_([A-Z1](x[A-Z1])*)$", text)) for letter in axes[1].split("x")
+    }
+    assert used - {"1"} == listed
+
+
 def test_no_file_is_too_long():
     lengths = {path: len(path.read_text().splitlines()) for path in modules()}
     assert not {str(path): length for path, length in lengths.items() if length > MOST_LINES}

@@ -150,10 +150,10 @@ class Cache:
             ring_size=ring,
         )
 
-    def insert_prompts(self, row_N: jax.Array, prefilled: "Cache") -> "Cache":
+    def insert_prompts(self, row_Z: jax.Array, prefilled: "Cache") -> "Cache":
         """Inserts prompts that were read into another cache of the same kind in place of rows' prompts.
 
-        The rows lie in `N` parts, on a mesh one for each part of it. Prompt `n` goes to row `row_N[n]` of part `n`,
+        The rows lie in `Z` parts, on a mesh one for each part of it. Prompt `z` goes to row `row_Z[z]` of part `z`,
         and nowhere where that is -1: no prompt has to travel.
         """
 
@@ -164,10 +164,10 @@ class Cache:
                 (prefilled_keys, prefilled_values),
             )
 
-        return self._in_parts(insert, (row_N, prefilled.keys, prefilled.values))
+        return self._in_parts(insert, (row_Z, prefilled.keys, prefilled.values))
 
-    def copy_prompts(self, source_N: jax.Array, target_N: jax.Array) -> "Cache":
-        """Copies a prompt from row to row in each of `N` parts of the rows, and none where the target is -1."""
+    def copy_prompts(self, source_Z: jax.Array, target_Z: jax.Array) -> "Cache":
+        """Copies a prompt from row to row in each of `Z` parts of the rows, and none where the target is -1."""
         prompt, width = self.slots - self.ring_size, self._row_width
 
         def copied(array, slot_axis: int, source_1, target_1):
@@ -181,7 +181,7 @@ class Cache:
                 jax.tree.map(lambda array: copied(array, self.value_slot_axis, *rows), values),
             )
 
-        return self._in_parts(copy, (source_N, target_N))
+        return self._in_parts(copy, (source_Z, target_Z))
 
     @property
     def _slot(self) -> jax.Array:

@@ -182,37 +182,37 @@ class ContinuousBatch:
             self._prefill(fresh)
 
     def _clone(self, copied: dict[int, tuple[Request, int, int]]) -> None:
-        source_N, index_N = np.zeros(self._parts, np.int32), np.full(self._parts, -1, np.int32)
-        seed_N = np.zeros(self._parts, np.uint32)
+        source_Z, index_Z = np.zeros(self._parts, np.int32), np.full(self._parts, -1, np.int32)
+        seed_Z = np.zeros(self._parts, np.uint32)
         for part, (request, slot, source) in copied.items():
-            source_N[part], index_N[part], seed_N[part] = source, slot, request.seed
+            source_Z[part], index_Z[part], seed_Z[part] = source, slot, request.seed
         self._note("copy prompts")
-        self._state = clone_slot(self._state, source_N, seed_N, index_N)
+        self._state = clone_slot(self._state, source_Z, seed_Z, index_Z)
 
     def _padded(self, length: int) -> int:
         return self._shared + pad_to_bucket(length - self._shared)
 
     def _prefill_prefix(self, ids: np.ndarray) -> Cache:
-        engine, tokens_NxC = self._engine, np.tile(ids, (self._parts, 1))
+        engine, tokens_ZxC = self._engine, np.tile(ids, (self._parts, 1))
         self._engine.compiled[f"prefill {self._parts} x {self._shared} tokens that all prompts share"] = None
-        return prefill(engine.graph, engine.params, None, tokens_NxC, engine.cache_dtype)
+        return prefill(engine.graph, engine.params, None, tokens_ZxC, engine.cache_dtype)
 
     def _prefill(self, wanted: dict[int, tuple[Request, int]]) -> None:
         engine, padded = self._engine, max(self._padded(request.length) for request, _ in wanted.values())
-        tokens_NxP = np.zeros((self._parts, padded), np.int32)
-        index_N, one_N = np.full(self._parts, -1, np.int32), np.ones(self._parts, np.int32)
-        slot_N = SlotInfo(one_N.copy(), one_N.copy(), one_N.copy(), one_N.copy(), one_N.astype(np.uint32))
+        tokens_ZxP = np.zeros((self._parts, padded), np.int32)
+        index_Z, one_Z = np.full(self._parts, -1, np.int32), np.ones(self._parts, np.int32)
+        slot_Z = SlotInfo(one_Z.copy(), one_Z.copy(), one_Z.copy(), one_Z.copy(), one_Z.astype(np.uint32))
         for part, (request, slot) in wanted.items():
-            ids, index_N[part] = request.ids, slot
-            tokens_NxP[part, : len(ids)] = ids
-            slot_N.start[part], slot_N.length[part] = len(request.prompt_ids), len(ids)
-            slot_N.last[part], slot_N.last_of_prompt[part] = ids[-1], request.prompt_ids[-1]
-            slot_N.seed[part] = request.seed
+            ids, index_Z[part] = request.ids, slot
+            tokens_ZxP[part, : len(ids)] = ids
+            slot_Z.start[part], slot_Z.length[part] = len(request.prompt_ids), len(ids)
+            slot_Z.last[part], slot_Z.last_of_prompt[part] = ids[-1], request.prompt_ids[-1]
+            slot_Z.seed[part] = request.seed
         after = f" after {self._shared}" if self._shared else ""
         self._engine.compiled[f"prefill {self._parts} x {padded - self._shared} tokens of prompts{after}"] = None
-        new_NxP = tokens_NxP[:, self._shared :]
-        prefilled = prefill(engine.graph, engine.params, self._prefix, new_NxP, engine.cache_dtype)
-        self._state = insert(self._state, prefilled, tokens_NxP, slot_N, index_N, engine.static)
+        new_ZxP = tokens_ZxP[:, self._shared :]
+        prefilled = prefill(engine.graph, engine.params, self._prefix, new_ZxP, engine.cache_dtype)
+        self._state = insert(self._state, prefilled, tokens_ZxP, slot_Z, index_Z, engine.static)
 
     def _note(self, what: str) -> None:
         self._engine.compiled[f"{what}, {self._slots} slots of {self._prompt} + {self._ring} tokens"] = None

@@ -21,7 +21,7 @@ from jax_backtrack.sampling.settings import StaticParams, TracedParams
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SlotInfo:
-    """Describes what stands in a slot from the start. All are `[B]`, or `[N]` for slots that are to be filled.
+    """Describes what stands in a slot from the start. All are `[B]`, or `[Z]` for slots that are to be filled.
 
     start:  int32, tokens of the prompt: where the reply begins, which is where a reset returns to
     length: int32, tokens of the prompt and of the first words of the reply where those are given
@@ -98,91 +98,91 @@ def init_decode_state(
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "dtype"))
-def prefill(graph: nnx.GraphDef, params, beginning: Cache | None, tokens_NxP: jax.Array, dtype: str) -> Cache:
-    """Returns the keys and values, in `dtype`, of what `N` prompts begin with and of their `P` tokens after that.
+def prefill(graph: nnx.GraphDef, params, beginning: Cache | None, tokens_ZxP: jax.Array, dtype: str) -> Cache:
+    """Returns the keys and values, in `dtype`, of what `Z` prompts begin with and of their `P` tokens after that.
 
     beginning: as this gives it for the tokens of the shared prefix; None where there is none
     """
     model = nnx.merge(graph, params)
-    count, length = tokens_NxP.shape
+    count, length = tokens_ZxP.shape
     if beginning is None:
         cache = model.cache_type.empty(model.config, count, 0, length, dtype, model.compute.mesh)
     else:
         cache = beginning.as_prompts(length)
-    return model.extend(tokens_NxP, cache)[1]
+    return model.extend(tokens_ZxP, cache)[1]
 
 
 @functools.partial(jax.jit, static_argnames="static", donate_argnames="state")
 def insert(
-    state: DecodeState, prefilled: Cache, tokens_NxP: jax.Array, slot_N: SlotInfo, index_N, static: StaticParams
+    state: DecodeState, prefilled: Cache, tokens_ZxP: jax.Array, slot_Z: SlotInfo, index_Z, static: StaticParams
 ) -> DecodeState:
-    """Inserts `N` prefilled prompts, padded on the right, into slots.
+    """Inserts `Z` prefilled prompts, padded on the right, into slots.
 
-    The slots lie in `N` parts, on a mesh one for each part of it. Prompt `n` goes into the slot at `index_N[n]` of part
-    `n`, and nowhere where that is -1. It has its own compilation for every size of batch, which `prefill` has not.
+    The slots lie in `Z` parts, on a mesh one for each part of it. Prompt `z` goes into the slot at `index_Z[z]` of part
+    `z`, and nowhere where that is -1. It has its own compilation for every size of batch, which `prefill` has not.
     """
-    count, length = tokens_NxP.shape
-    state = dataclasses.replace(state, cache=state.cache.insert_prompts(index_N, prefilled))
+    count, length = tokens_ZxP.shape
+    state = dataclasses.replace(state, cache=state.cache.insert_prompts(index_Z, prefilled))
     if static.uses("repetition_penalty"):
 
-        def in_context(tokens_N):
-            stand_NxP = jnp.arange(length) < tokens_N[:, None]
-            nothing_NxV = jnp.zeros((count, state.seen.shape[1]), bool)
-            return nothing_NxV.at[jnp.arange(count)[:, None], tokens_NxP].max(stand_NxP)
+        def in_context(tokens_Z):
+            stand_ZxP = jnp.arange(length) < tokens_Z[:, None]
+            nothing_ZxV = jnp.zeros((count, state.seen.shape[1]), bool)
+            return nothing_ZxV.at[jnp.arange(count)[:, None], tokens_ZxP].max(stand_ZxP)
 
-        here_B = _here(state, index_N)[:, None]
-        prompt_seen, seen = (_to_slots(state, in_context(each)) for each in (slot_N.start, slot_N.length))
+        here_B = _here(state, index_Z)[:, None]
+        prompt_seen, seen = (_to_slots(state, in_context(each)) for each in (slot_Z.start, slot_Z.length))
         state = dataclasses.replace(
             state,
             prompt_seen=jnp.where(here_B, prompt_seen, state.prompt_seen),
             seen=jnp.where(here_B, seen, state.seen),
         )
-    return _begin(state, slot_N, index_N)
+    return _begin(state, slot_Z, index_Z)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
-def clone_slot(state: DecodeState, source_N, seed_N, index_N) -> DecodeState:
+def clone_slot(state: DecodeState, source_Z, seed_Z, index_Z) -> DecodeState:
     """Copies the prompt of slot `source` into slot `index`, which may be the same, so that it is not prefilled again.
 
-    It does so in each of `N` parts of the slots; nothing happens where `index` is -1. With a repetition penalty it
+    It does so in each of `Z` parts of the slots; nothing happens where `index` is -1. With a repetition penalty it
     cannot be used: that would have to know what both began with.
     """
-    state = dataclasses.replace(state, cache=state.cache.copy_prompts(source_N, index_N))
+    state = dataclasses.replace(state, cache=state.cache.copy_prompts(source_Z, index_Z))
 
     def of_source(field_B):
-        return jnp.take_along_axis(field_B.reshape(len(source_N), -1), source_N[:, None], axis=1)[:, 0]
+        return jnp.take_along_axis(field_B.reshape(len(source_Z), -1), source_Z[:, None], axis=1)[:, 0]
 
-    slot_N = jax.tree.map(of_source, state.slot)
-    return _begin(state, dataclasses.replace(slot_N, seed=seed_N), index_N)
+    slot_Z = jax.tree.map(of_source, state.slot)
+    return _begin(state, dataclasses.replace(slot_Z, seed=seed_Z), index_Z)
 
 
-def _begin(state: DecodeState, slot_N: SlotInfo, index_N) -> DecodeState:
+def _begin(state: DecodeState, slot_Z: SlotInfo, index_Z) -> DecodeState:
     """Begins replies. The loop feeds the last token of each prompt first, so that logits are computed in one place."""
-    here_B = _here(state, index_N)
+    here_B = _here(state, index_Z)
 
-    def put(field_B, value_N):
-        return jnp.where(here_B, _to_slots(state, value_N), field_B)
+    def put(field_B, value_Z):
+        return jnp.where(here_B, _to_slots(state, value_Z), field_B)
 
     return dataclasses.replace(
         state,
-        cache=state.cache.rewind_to(_to_slots(state, slot_N.length - 1), here_B),
-        slot=jax.tree.map(put, state.slot, slot_N),
-        token=put(state.token, slot_N.last),
+        cache=state.cache.rewind_to(_to_slots(state, slot_Z.length - 1), here_B),
+        slot=jax.tree.map(put, state.slot, slot_Z),
+        token=put(state.token, slot_Z.last),
         count=jnp.where(here_B, 0, state.count),
         resets=jnp.where(here_B, 0, state.resets),
         done=jnp.where(here_B, False, state.done),
     )
 
 
-def _here(state: DecodeState, index_N: jax.Array) -> jax.Array:
+def _here(state: DecodeState, index_Z: jax.Array) -> jax.Array:
     """Returns bool `[B]`: the slots at these indices of their parts."""
-    slots = len(state.done) // len(index_N)
-    return (jnp.arange(slots) == index_N[:, None]).reshape(-1)
+    slots = len(state.done) // len(index_Z)
+    return (jnp.arange(slots) == index_Z[:, None]).reshape(-1)
 
 
-def _to_slots(state: DecodeState, value_N: jax.Array) -> jax.Array:
+def _to_slots(state: DecodeState, value_Z: jax.Array) -> jax.Array:
     """Returns `[B, ...]`: what each part of the slots has, for each of its slots."""
-    return jnp.repeat(value_N, len(state.done) // len(value_N), axis=0)
+    return jnp.repeat(value_Z, len(state.done) // len(value_Z), axis=0)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "static"), donate_argnames="state")

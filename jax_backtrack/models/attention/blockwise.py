@@ -23,8 +23,8 @@ _GROWTH = 4 / 3  # of the numbers of key blocks that attention is compiled for: 
 class BlockMask:
     """The key blocks that every query block sees; Q and C count blocks of a row that is padded to whole ones.
 
-    order:    int32 `[B, Q, C]`, numbers of key blocks, those that are seen first, ascending
-    count:    int32 `[B, Q]`, how many are seen
+    order:    int32 `[B, I, J]`, numbers of key blocks, those that are seen first, ascending
+    count:    int32 `[B, I]`, how many are seen
     position, end: int32 `[B, S]`, the rows' own, padded
     """
 
@@ -42,9 +42,9 @@ def block_mask(
     """Returns what `attend_by_blocks` follows. Traceable; one for all layers of one window."""
     # Padding ends before it begins, so that no token sees it.
     position_BxS, end_BxS = (_padded(array, blocks) for array in (position_BxS, end_BxS))
-    visible_BxQxC = visible_blocks(position_BxS, end_BxS, window, blocks)
-    order_BxQxC = jnp.argsort(~visible_BxQxC, axis=-1, stable=True).astype(jnp.int32)
-    return BlockMask(order_BxQxC, jnp.sum(visible_BxQxC, -1, dtype=jnp.int32), position_BxS, end_BxS, window, blocks)
+    visible_BxIxJ = visible_blocks(position_BxS, end_BxS, window, blocks)
+    order_BxIxJ = jnp.argsort(~visible_BxIxJ, axis=-1, stable=True).astype(jnp.int32)
+    return BlockMask(order_BxIxJ, jnp.sum(visible_BxIxJ, -1, dtype=jnp.int32), position_BxS, end_BxS, window, blocks)
 
 
 def attend_by_blocks(
@@ -118,8 +118,8 @@ class _Chosen:
 
     def __init__(self, mask: BlockMask, row: jax.Array, first: jax.Array, count: int):
         self._size, self._row = mask.blocks.key, row
-        order_C, seen_count = (array[row, first // mask.blocks.query] for array in (mask.order, mask.count))
-        self._blocks = order_C[:count]
+        order_J, seen_count = (array[row, first // mask.blocks.query] for array in (mask.order, mask.count))
+        self._blocks = order_J[:count]
         query_T = first + jnp.arange(mask.blocks.query)
         key_S = (self._blocks[:, None] * self._size + jnp.arange(self._size)).reshape(-1)
         visible_TxS = (key_S <= query_T[:, None]) & (query_T[:, None] < self.gather(mask.end))

@@ -89,7 +89,7 @@ class BlockMap:
 
 
 def causal_pairs(length: int, blocks: BlockSizes) -> np.ndarray:
-    """Returns bool `[nq, nk]`: blocks of a plain sequence in which some key does not come after every query."""
+    """Returns bool `[I, J]`: blocks of a plain sequence in which some key does not come after every query."""
     last_query = np.arange(blocks.query, length + 1, blocks.query) - 1
     first_key = np.arange(0, length, blocks.key)
     return first_key[None, :] <= last_query[:, None]
@@ -98,7 +98,7 @@ def causal_pairs(length: int, blocks: BlockSizes) -> np.ndarray:
 def visible_blocks(
     position_BxS: jax.Array, end_BxS: jax.Array, window: int | None = None, blocks: BlockSizes = BlockSizes()
 ) -> jax.Array:
-    """Returns bool `[B, nq, nk]`: some query of a block attends to some key of a block, by `trees.tree_attention_mask`.
+    """Returns bool `[B, I, J]`: some query of a block attends to some key of a block, by `trees.tree_attention_mask`.
 
     Exact, for rows in which every token sees itself (`end > index`, `window >= 1`). Without a window no query needs to
     be looked at: if a key block stands before a query block, and the subtree of one of its keys reaches the block's
@@ -107,11 +107,11 @@ def visible_blocks(
     """
     length = end_BxS.shape[1]
     blocks = blocks.fit(length)
-    causal_QxC = jnp.asarray(causal_pairs(length, blocks))
+    causal_IxJ = jnp.asarray(causal_pairs(length, blocks))
     if window is None:
         last_end_BxC = end_BxS.reshape(len(end_BxS), -1, blocks.key).max(axis=-1)
         first_query_Q = jnp.arange(0, length, blocks.query)
-        return causal_QxC & (last_end_BxC[:, None, :] > first_query_Q[None, :, None])
+        return causal_IxJ & (last_end_BxC[:, None, :] > first_query_Q[None, :, None])
 
     key_S = jnp.arange(length)
 
@@ -131,20 +131,20 @@ def block_map(
 ) -> BlockMap:
     """Returns the visits of a batch, for `tree_attention(map=...)`. Traceable; one for all layers of one window."""
     blocks = blocks.fit(end_BxS.shape[1])
-    visible_BxQxC = visible_blocks(position_BxS, end_BxS, window, blocks)
+    visible_BxIxJ = visible_blocks(position_BxS, end_BxS, window, blocks)
     most = int(causal_pairs(end_BxS.shape[1], blocks).sum())
-    query, key, count = _listed(visible_BxQxC, most)
-    by_key_key, by_key_query, _ = _listed(visible_BxQxC.swapaxes(1, 2), most)
+    query, key, count = _listed(visible_BxIxJ, most)
+    by_key_key, by_key_query, _ = _listed(visible_BxIxJ.swapaxes(1, 2), most)
     return BlockMap(BlockSchedule(query, key, count), BlockSchedule(by_key_query, by_key_key, count), window, blocks)
 
 
-def _listed(visible_BxMxN: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Indices of the True entries along both axes, in order, `[B, most]` each, and how many there are, `[B]`."""
-    flat_BxE = visible_BxMxN.reshape(len(visible_BxMxN), -1)
+def _listed(visible_BxIxJ: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Indices of the True entries along both axes, in order, `[B, Y = most]`, and how many there are, `[B]`."""
+    flat_BxE = visible_BxIxJ.reshape(len(visible_BxIxJ), -1)
     seen_BxE = jnp.cumsum(flat_BxE, axis=1, dtype=jnp.int32)
     count_B = seen_BxE[:, -1]
     # The entry of visit v is the first one up to which v + 1 are visible. Counted, not sorted: a TPU's compiler takes
     # long over a sort.
-    visit_BxV = jnp.minimum(jnp.arange(most), count_B[:, None] - 1)
-    entry_BxV = jnp.sum(seen_BxE[:, None, :] <= visit_BxV[:, :, None], axis=-1, dtype=jnp.int32)
-    return *jnp.divmod(entry_BxV, visible_BxMxN.shape[2]), count_B
+    visit_BxY = jnp.minimum(jnp.arange(most), count_B[:, None] - 1)
+    entry_BxY = jnp.sum(seen_BxE[:, None, :] <= visit_BxY[:, :, None], axis=-1, dtype=jnp.int32)
+    return *jnp.divmod(entry_BxY, visible_BxIxJ.shape[2]), count_B
