@@ -139,7 +139,7 @@ def block_map(
 
 
 def _listed(visible_BxIxJ: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Indices of the True entries along both axes, in order, `[B, Y = most]`, and how many there are, `[B]`."""
+    """Returns indices of the True entries along both axes, in order, `[B, Y = most]`, and how many there are, `[B]`."""
     flat_BxE = visible_BxIxJ.reshape(len(visible_BxIxJ), -1)
     seen_BxE = jnp.cumsum(flat_BxE, axis=1, dtype=jnp.int32)
     count_B = seen_BxE[:, -1]
