@@ -255,33 +255,33 @@ def pack(trees: Iterable[TokenTrees], max_seq_len: int) -> TokenTrees:
     (`best_fit_pack`). The pairs of a tree are numbered after those of the trees before it. A padding token is a root of
     its own: it attends to itself, nothing attends to it, and it carries no weight.
     """
-    parts, used, pairs = [], 0, 0
+    parts, length, pairs = [], 0, 0
     prompt, places = np.zeros(0, np.int32), np.zeros(0, np.int32)  # of the tree before: its tokens, where they stand
     reaches: list[tuple[np.ndarray, int]] = []  # shared tokens, and where the subtree of all of them ends by now
     for tree in trees:
         its_prompt = tree.tokens[: _prompt_length(tree)]
         shared = common_beginning(prompt, its_prompt)
-        own = np.arange(used, used + tree.length - shared, dtype=np.int32)
+        own = np.arange(length, length + tree.length - shared, dtype=np.int32)
         prompt, places = its_prompt, np.concatenate([places[:shared], own])
         placed = dataclasses.replace(
             tree,
             parent=np.where(tree.parent == NO_PARENT, NO_PARENT, places[tree.parent]),
-            subtree_end=tree.subtree_end + (used - shared),
+            subtree_end=tree.subtree_end + (length - shared),
             pair_id=np.where(tree.pair_id == NO_PAIR, NO_PAIR, tree.pair_id + pairs),
         )
         parts.append(jax.tree.map(lambda array, shared=shared: array[shared:], placed))
-        used += len(own)
+        length += len(own)
         pairs += int(tree.pair_id.max(initial=NO_PAIR)) + 1
-        reaches.append((places[:shared], used))
-    if used > max_seq_len:
-        raise InputError(f"{used} tokens do not fit into a row of {max_seq_len}: raise train.max_seq_len")
+        reaches.append((places[:shared], length))
+    if length > max_seq_len:
+        raise InputError(f"{length} tokens do not fit into a row of {max_seq_len}: raise train.max_seq_len")
     padding = TokenTrees(
-        tokens=np.zeros(max_seq_len - used, np.int32),
-        parent=np.full(max_seq_len - used, NO_PARENT, np.int32),
-        position=np.zeros(max_seq_len - used, np.int32),
-        subtree_end=np.arange(used + 1, max_seq_len + 1, dtype=np.int32),
-        pair_id=np.full(max_seq_len - used, NO_PAIR, np.int32),
-        loss_weights=np.zeros(max_seq_len - used, np.float32),
+        tokens=np.zeros(max_seq_len - length, np.int32),
+        parent=np.full(max_seq_len - length, NO_PARENT, np.int32),
+        position=np.zeros(max_seq_len - length, np.int32),
+        subtree_end=np.arange(length + 1, max_seq_len + 1, dtype=np.int32),
+        pair_id=np.full(max_seq_len - length, NO_PAIR, np.int32),
+        loss_weights=np.zeros(max_seq_len - length, np.float32),
     )
     row = jax.tree.map(lambda *arrays: np.concatenate(arrays).astype(arrays[-1].dtype), *parts, padding)
     for shared_places, end in reaches:
@@ -289,10 +289,10 @@ def pack(trees: Iterable[TokenTrees], max_seq_len: int) -> TokenTrees:
     return row
 
 
-def common_beginning(one: np.ndarray, other: np.ndarray) -> int:
+def common_beginning(left: np.ndarray, right: np.ndarray) -> int:
     """Returns how many ids two sequences have in common from their beginning on."""
-    shortest = min(len(one), len(other))
-    differs = np.flatnonzero(one[:shortest] != other[:shortest])
+    shortest = min(len(left), len(right))
+    differs = np.flatnonzero(left[:shortest] != right[:shortest])
     return int(differs[0]) if len(differs) else shortest
 
 

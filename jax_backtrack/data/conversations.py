@@ -91,9 +91,9 @@ def as_reply(value, field: str) -> list[Message]:
 
 
 def _from_json(text: str, field: str):
-    for read in (json.loads, ast.literal_eval):  # pandas writes lists as Python does
+    for parse in (json.loads, ast.literal_eval):  # pandas writes lists as Python does
         try:
-            value = read(text.strip())
+            value = parse(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(value, (list, dict)):
@@ -118,10 +118,10 @@ def _role(number: int, message, field: str) -> str:
     role = next((message[key] for key in _ROLE_KEYS if message.get(key) is not None), None)
     if role is None:
         raise BadRow(f"message {number} of the field {field!r} has no role")
-    known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
-    if known is None:
+    common_name = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    if common_name is None:
         raise BadRow(f"message {number} has the role {reprlib.repr(role)}")
-    return known
+    return common_name
 
 
 def _content(number: int, message: dict) -> str:
@@ -201,8 +201,8 @@ def join(prompt: Sequence[Message], reply: Sequence[Message]) -> list[Message]:
 
 def _same(messages: Sequence[Message], others: Sequence[Message]) -> bool:
     return len(messages) == len(others) and all(
-        one["role"] == other["role"] and same_text(one["content"], other["content"])
-        for one, other in zip(messages, others, strict=True)
+        left["role"] == right["role"] and same_text(left["content"], right["content"])
+        for left, right in zip(messages, others, strict=True)
     )
 
 

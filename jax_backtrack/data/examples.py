@@ -38,17 +38,17 @@ def encode_each(
     max_response_length: int = 0,
 ) -> list[tuple[Preference, Example]]:
     """Encodes as `encode` does, and returns each example with the preference that it was made of."""
-    used = []
+    encoded = []
     for preference in preferences:
         reason, example = _encode_one(preference, tokenizer, spec, max_seq_len, max_response_length, report)
         if reason:
             report.drop(reason, preference.origin)
         else:
-            used.append((preference, example))
-    report.used = len(used)
-    if not used:
+            encoded.append((preference, example))
+    report.used = len(encoded)
+    if not encoded:
         raise NoUsableRow("no example is left to train on", report)
-    return used
+    return encoded
 
 
 def content_hash(examples: Sequence[Example]) -> str:

@@ -15,21 +15,21 @@ _WORD = re.compile(r"\w+")
 
 def asked_by(entries: Iterable[str]) -> frozenset[Question]:
     """Returns the questions of prompt sets, harmful and harmless alike: the words of what a user says in each."""
-    asked = set()
+    asked_questions = set()
     for entry in entries:
         for harmful in (True, False):
             _, questions = prompt_sets.read(entry, harmful, may_be_empty=True)
-            asked.update(tuple(_user_words(question.messages)) for question in questions)
-    return frozenset(asked - {()})
+            asked_questions.update(tuple(_user_words(question.messages)) for question in questions)
+    return frozenset(asked_questions - {()})
 
 
-def asks(prompt: Sequence[Message], asked: frozenset[Question]) -> bool:
+def asks(prompt: Sequence[Message], questions: frozenset[Question]) -> bool:
     """Returns whether a user asks one of the questions in a prompt: in any turn, whatever the system message says."""
-    if not asked:
+    if not questions:
         return False
     turns = _user_words(prompt)
     spans = itertools.combinations(range(len(turns) + 1), 2)
-    return any(tuple(turns[first:end]) in asked for first, end in spans)
+    return any(tuple(turns[first:end]) in questions for first, end in spans)
 
 
 def is_held_out(prompt: Sequence[Message], share: float) -> bool:
@@ -39,18 +39,18 @@ def is_held_out(prompt: Sequence[Message], share: float) -> bool:
 
 
 def for_training(
-    preferences: Sequence[Preference], asked: frozenset[Question], share: float, report: Report
+    preferences: Sequence[Preference], questions: frozenset[Question], share: float, report: Report
 ) -> list[Preference]:
     """Returns the preferences to train on; the others are counted in `report`."""
-    kept = []
+    usable = []
     for preference in preferences:
-        if asks(preference.prompt, asked):
+        if asks(preference.prompt, questions):
             report.drop("data.exclude asks its prompt", preference.origin)
         elif is_held_out(preference.prompt, share):
             report.drop("its prompt is held out (data.held_out_fraction)", preference.origin)
         else:
-            kept.append(preference)
-    return kept
+            usable.append(preference)
+    return usable
 
 
 def _words(prompt: Sequence[Message]) -> str:

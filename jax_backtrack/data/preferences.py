@@ -39,9 +39,9 @@ def is_blank(text: str) -> bool:
     return not text.strip(_unseen())
 
 
-def same_text(one: str, other: str) -> bool:
+def same_text(left: str, right: str) -> bool:
     """Returns whether two texts are alike but for what shows nothing at their ends."""
-    return one.strip(_unseen()) == other.strip(_unseen())
+    return left.strip(_unseen()) == right.strip(_unseen())
 
 
 class Tidied(str):

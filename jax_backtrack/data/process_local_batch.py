@@ -43,9 +43,9 @@ def packed_batches(
     local_batch = ProcessLocalBatch(rows_sharding(mesh), batch_size) if mesh else None
     for start in range(0, len(planned), batch_size):
         members = planned[start : start + batch_size]
-        held = [
+        local_packs = [
             members[row] if row < len(members) else []
             for row in (local_batch.rows if local_batch else range(batch_size))
         ]
-        batch = stack([pack([tree(index) for index in row], max_seq_len) for row in held])
+        batch = stack([pack([tree(index) for index in row], max_seq_len) for row in local_packs])
         yield members, local_batch.to_global(batch) if local_batch else batch

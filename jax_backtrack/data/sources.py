@@ -57,9 +57,9 @@ def read(
     if chosen.note:
         report.note(chosen.note)
     preferences = []
-    for origin, made in _preferences(itertools.chain(first, renamed), chosen, not utility, report):
+    for origin, read_preference in _preferences(itertools.chain(first, renamed), chosen, not utility, report):
         try:
-            preferences.append(made())
+            preferences.append(read_preference())
             if preferences[-1].tidied:
                 report.alter(TIDIED, origin)
         except BadRow as reason:
@@ -101,11 +101,11 @@ def _checked(numbered: Iterator[tuple[str, dict]], report: Report) -> Iterator[t
 def _renamed(numbered: Iterator[tuple[str, dict]], path: str, columns: Mapping[str, str]) -> Iterator[tuple[str, dict]]:
     """Yields the rows with columns under the names that they have here: those of `columns`, others in lower case."""
     first = list(itertools.islice(numbered, _SAMPLE))
-    there = {name for _, row in first for name in row}
+    present = {name for _, row in first for name in row}
     for ours, theirs in columns.items():
-        if first and theirs not in there:
-            raise InputError(f"{path} has no column {theirs!r} (data.columns.{ours}): {nearest(theirs, there)}")
-    lower = lower_names(there)
+        if first and theirs not in present:
+            raise InputError(f"{path} has no column {theirs!r} (data.columns.{ours}): {nearest(theirs, present)}")
+    lower = lower_names(present)
     for origin, row in itertools.chain(first, numbered):
         named = {lower.get(name, name): value for name, value in row.items() if name not in columns.values()}
         # A column that was mapped over is there under its own name, as one that is not read.
@@ -120,7 +120,7 @@ def _checked_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
     for ours, theirs in named.items():
         if ours not in COLUMNS:
             raise InputError(f"data.columns.{ours}: {nearest(ours, COLUMNS)}")
-        if twice := [other for other in named if other != ours and named[other] == theirs]:
+        if twice := [column for column in named if column != ours and named[column] == theirs]:
             raise InputError(f"data.columns.{ours} and data.columns.{twice[0]} are the same column {theirs!r}")
     return named
 

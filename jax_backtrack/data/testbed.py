@@ -101,8 +101,11 @@ class CardQuestion(Question):
 
 def prompt_set(count: int, *, private: bool) -> PromptSet:
     """Returns the first `count` private or public questions of the test split, as an evaluation asks them."""
-    asked = (Question(each.messages, each.target, each.value) for each in questions("test", count, private=private))
-    return PromptSet(PRIVATE if private else PUBLIC, private, tuple(asked))
+    prompts = (
+        Question(question.messages, question.target, question.value)
+        for question in questions("test", count, private=private)
+    )
+    return PromptSet(PRIVATE if private else PUBLIC, private, tuple(prompts))
 
 
 def questions(split: str, count: int, *, private: bool | None = None) -> list[CardQuestion]:
@@ -132,10 +135,10 @@ def _question(side: int, number: int, private: bool) -> CardQuestion:
     field = pick(shown_hidden if private else shown_public)
     value = (hidden if private else public)[field]
     names = {"name": name, "field": field}
-    asked = pick(_ASK[side]).format(**names)
+    text = pick(_ASK[side]).format(**names)
     target = pick(_ANSWER[side]).format(**names)
     return CardQuestion(
-        messages=({"role": "system", "content": card}, {"role": "user", "content": asked[0].upper() + asked[1:]}),
+        messages=({"role": "system", "content": card}, {"role": "user", "content": text[0].upper() + text[1:]}),
         private=private,
         value=value,
         target=target,

@@ -94,7 +94,7 @@ def transcript(text) -> list[Message]:
     messages = []
     for mark, end in zip(turns, ends, strict=True):
         content, last = text[mark.end() : end], end == len(text)
-        if len(turns) < len(marks) and any(mark.end() <= other.start() < end for other in marks):
+        if len(turns) < len(marks) and any(mark.end() <= later.start() < end for later in marks):
             raise BadRow("a turn holds the mark of another turn")
         # The spaces after the mark and the line breaks after a turn belong to the transcript.
         content = tidy(content.lstrip(" ")) if last else content.strip()

@@ -124,8 +124,8 @@ def agree(facts: Mapping[str, str]) -> None:
         json.loads(client.blocking_key_value_get(f"{notes}/{process}", _PATIENCE_MS))
         for process in range(global_state.num_processes)
     ]
-    names = dict.fromkeys(name for each in theirs for name in each)
-    differing = [f"{name} ({told})" for name in names if (told := _who_says_what([each.get(name) for each in theirs]))]
+    names = dict.fromkeys(name for host in theirs for name in host)
+    differing = [f"{name} ({told})" for name in names if (told := _who_says_what([host.get(name) for host in theirs]))]
     if differing:
         raise InputError(f"the hosts do not agree on {', '.join(differing)}")
 

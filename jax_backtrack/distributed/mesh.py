@@ -47,19 +47,19 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    asked = f"mesh.data, fsdp, tensor = {data}, {fsdp}, {tensor}"
+    given = f"mesh.data, fsdp, tensor = {data}, {fsdp}, {tensor}"
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if data == fsdp == -1:
         sizes["data"] = slices
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise InputError(
-            f"{asked}: sizes are at least 1; one of them may be -1, for what the others leave, or data and fsdp both"
+            f"{given}: sizes are at least 1; one of them may be -1, for what the others leave, or data and fsdp both"
         )
     for name in open_axes:
         sizes[name] = max(1, len(devices) // -math.prod(sizes.values()))
-    if (wanted := math.prod(sizes.values())) != len(devices):
-        raise InputError(f"{asked} needs {wanted} devices, {len(devices)} are here")
+    if (count := math.prod(sizes.values())) != len(devices):
+        raise InputError(f"{given} needs {count} devices, {len(devices)} are here")
     if sizes["data"] % slices:
         raise InputError(
             f"mesh.data = {sizes['data']} does not divide over {slices} slices; only data may cross slices"
@@ -83,8 +83,8 @@ def logical_to_spec(axes: str, purpose: str = "kept") -> PartitionSpec:
     `purpose` is a key of the table: "kept", "computed", "decoded", "looked up" or "projected".
     """
     places = [LOGICAL_AXIS_RULES[purpose].get(letter) for letter in axes.split("x")]
-    used = [name for place in places for name in _names(place)]
-    if len(used) != len(set(used)):
+    mesh_axes = [name for place in places for name in _names(place)]
+    if len(mesh_axes) != len(set(mesh_axes)):
         raise InputError(f"two axes of {axes} would lie on one mesh axis")
     return PartitionSpec(*places)
 
@@ -140,7 +140,7 @@ def check_rows(rows: int, mesh: Mesh, field: str) -> None:
 def _check_divides(name: str, letter: str, size: int, mesh: Mesh, purpose: str) -> None:
     names = _names(LOGICAL_AXIS_RULES[purpose].get(letter))
     if names and size % (parts := _parts(mesh, names)):
-        over = " x ".join(f"mesh.{each}" for each in names)
+        over = " x ".join(f"mesh.{axis}" for axis in names)
         raise InputError(f"{name}: axis {letter} of {size} does not divide by {over} = {parts}")
 
 

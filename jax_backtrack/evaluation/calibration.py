@@ -21,22 +21,24 @@ def points(results: Sequence[EvalResult]) -> list[Point]:
 
     Sets of a kind count together. Every second prompt of each set is of the half that a bias is chosen by.
     """
-    biases = sorted({one.condition.reset_bias for one in results if one.condition.reset_bias is not None})
-    found = []
+    biases = sorted({result.condition.reset_bias for result in results if result.condition.reset_bias is not None})
+    trade_off = []
     for bias in biases:
-        here = [one for one in results if one.condition.reset_bias == bias]
+        at_bias = [result for result in results if result.condition.reset_bias == bias]
         unsafe, resets = [[], []], [[], []]
-        for one in here:
-            hits = one.hits(is_unsafe if one.harmful else has_reset)
+        for result in at_bias:
+            hits = result.hits(is_unsafe if result.harmful else has_reset)
             for half in (0, 1):
-                (unsafe if one.harmful else resets)[half].extend(hits[half::2])
+                (unsafe if result.harmful else resets)[half].extend(hits[half::2])
         if all(map(len, (*unsafe, *resets))):
-            found.append(Point(bias, (wilson(unsafe[0]), wilson(unsafe[1])), (wilson(resets[0]), wilson(resets[1]))))
-    return found
+            trade_off.append(
+                Point(bias, (wilson(unsafe[0]), wilson(unsafe[1])), (wilson(resets[0]), wilson(resets[1])))
+            )
+    return trade_off
 
 
-def calibrated(found: Sequence[Point], false_resets: float) -> Point | None:
+def calibrated(trade_off: Sequence[Point], false_resets: float) -> Point | None:
     """Returns the point that is least unsafe among those with at most this share of false resets, by the choosing
     half; of equal ones that with the lowest bias. None where none has so few."""
-    allowed = [point for point in found if point.false_resets[0].value <= false_resets]
+    allowed = [point for point in trade_off if point.false_resets[0].value <= false_resets]
     return min(allowed, key=lambda point: (point.unsafe[0].value, point.bias), default=None)

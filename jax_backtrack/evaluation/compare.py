@@ -21,10 +21,10 @@ def compare(folders: Sequence[Path], workdir: Path, settings: ConfigDict) -> Non
     """
     models, win_rates = read_models(folders), NOT_JUDGED
     (first, baseline), *others = models.items()
-    for model, found in others:
-        for one in found.results:
-            if there := baseline.of(one.title):
-                check_comparable(one, there, model, first)
+    for model, evaluation in others:
+        for result in evaluation.results:
+            if of_baseline := baseline.of(result.title):
+                check_comparable(result, of_baseline, model, first)
     if settings.win_rate_judge:
         win_rates = win_rate.against_baseline(PairwiseJudge.load(settings.win_rate_judge), models)
     report(models, workdir / COMPARISON_PAGE, settings.false_resets, win_rates)
@@ -32,15 +32,15 @@ def compare(folders: Sequence[Path], workdir: Path, settings: ConfigDict) -> Non
 
 def read_models(folders: Sequence[Path]) -> dict[str, Evaluation]:
     """Reads the models of several workdirs; those of one name are told apart by their workdirs' paths."""
-    earlier, found = set(), []
+    earlier, models_read = set(), []
     for folder in folders:
         for model, evaluation in results.read(folder / EVALUATION).items():
             if folder.resolve() in earlier:
                 raise InputError(f"{folder} has the model {model!r}, which an earlier workdir has too")
-            found.append((folder, model, evaluation))
+            models_read.append((folder, model, evaluation))
         earlier.add(folder.resolve())
-    counts = collections.Counter(model for _, model, _ in found)
+    counts = collections.Counter(model for _, model, _ in models_read)
     return {
         model if counts[model] == 1 else str(folder) if folder.name == model else f"{folder}: {model}": evaluation
-        for folder, model, evaluation in found
+        for folder, model, evaluation in models_read
     }

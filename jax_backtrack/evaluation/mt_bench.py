@@ -35,20 +35,20 @@ def write_answers(sampler: Sampler, questions: Sequence[dict], model: str, path:
     seed_TxN = np.reshape(reply_seeds(sampler.params.seed, turns * len(questions)), (turns, -1)).tolist()
     with resume_cache_of(path) as resume_cache:
         for turn in range(turns):
-            asked = [number for number, question in enumerate(questions) if turn < len(question["turns"])]
-            for number in asked:
+            numbers = [number for number, question in enumerate(questions) if turn < len(question["turns"])]
+            for number in numbers:
                 conversations[number].append({"role": "user", "content": questions[number]["turns"][turn]})
-            with progress_bar(f"MT-Bench, turn {turn + 1}", len(asked)) as advance:
+            with progress_bar(f"MT-Bench, turn {turn + 1}", len(numbers)) as advance:
                 replies = sampler(
-                    [conversations[number] for number in asked],
+                    [conversations[number] for number in numbers],
                     n=1,
-                    seeds=[seed_TxN[turn][number] for number in asked],
+                    seeds=[seed_TxN[turn][number] for number in numbers],
                     progress=advance,
                     resume_cache=resume_cache,
                 )
-            for number, reply in zip(asked, replies, strict=True):
+            for number, reply in zip(numbers, replies, strict=True):
                 conversations[number].append({"role": "assistant", "content": reply.text})
-        lines = [_line(*each, model) for each in zip(questions, conversations, strict=True)]
+        lines = [_line(*answered, model) for answered in zip(questions, conversations, strict=True)]
         atomic_write(path, "".join(lines))
     console.print(f"answers to {len(questions)} questions in {bold(path)}", highlight=False)
 
@@ -58,7 +58,7 @@ def _line(question: dict, conversation: Sequence[dict], model: str) -> str:
         "question_id": question["question_id"],
         "answer_id": uuid.uuid4().hex,
         "model_id": model,
-        "choices": [{"index": 0, "turns": [said["content"] for said in conversation[1::2]]}],
+        "choices": [{"index": 0, "turns": [message["content"] for message in conversation[1::2]]}],
         "tstamp": time.time(),
     }
     return to_json(answer) + "\n"

@@ -16,18 +16,22 @@ from jax_backtrack.utils.console import console, progress_bar
 def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatTokenizer) -> dict[str, Estimate]:
     """Returns the perplexity of the preferred replies to the held-out prompts of the recipe: "safety" of `data.path`,
     "utility" of `data.utility_path`. Nothing where `data.held_out_fraction` is 0. Replies are cut as in training."""
-    found, train = {}, config.train
+    perplexities, train = {}, config.train
     # The plain reply to the plain prompt, of weight 1: the chosen side of a tree is the reply's log-probability.
     spec = TreeSpec(objective="sft", backtrack=False, reset_mode="keep", reset_id=None)
     for kind in ("safety", "utility") if config.data.held_out_fraction else ():
         encoded = []
         for path, preferences, report in read_data(config, utility=kind == "utility"):
-            kept = [each for each in preferences if held_out.is_held_out(each.prompt, config.data.held_out_fraction)]
-            if not kept:
+            preferred = [
+                preference
+                for preference in preferences
+                if held_out.is_held_out(preference.prompt, config.data.held_out_fraction)
+            ]
+            if not preferred:
                 continue
             report.dropped.clear()  # of the file as a whole; what follows is of the held-out part
             encoded += examples.encode(
-                kept, tokenizer, spec, train.max_seq_len, report, config.data.max_response_length
+                preferred, tokenizer, spec, train.max_seq_len, report, config.data.max_response_length
             )
             for line in report.lines():
                 console.print(f"{path}, held out: {line}", highlight=False, markup=False)
@@ -43,5 +47,5 @@ def held_out_perplexity(config: ConfigDict, model: Transformer, tokenizer: ChatT
                 chunk=train.logits_chunk_size,
                 progress=advance,
             )
-        found[kind] = perplexity(logps_Nx1x2[:, 0, 0], [len(example.chosen) for example in encoded])
-    return found
+        perplexities[kind] = perplexity(logps_Nx1x2[:, 0, 0], [len(example.chosen) for example in encoded])
+    return perplexities

@@ -39,11 +39,11 @@ def leaks_reset_word(reply: str, prefix: str = "") -> bool:
         return True
     text = _CODE.sub(" ", reply)
     return bool(_GLUED_BEHIND.search(text)) or any(
-        not _is_whole_word(text, found) for found in _GLUED_IN_FRONT.finditer(text)
+        not _is_whole_word(text, match) for match in _GLUED_IN_FRONT.finditer(text)
     )
 
 
-def _is_whole_word(text: str, found: re.Match) -> bool:
+def _is_whole_word(text: str, match: re.Match) -> bool:
     """Returns whether the match ends a word of its own, and not letters that are glued to an apostrophe."""
-    letters = re.search(rf"(?<![\w'’])[{_LETTER}]*$", text[max(0, found.end() - _LONGEST) : found.end()])
+    letters = re.search(rf"(?<![\w'’])[{_LETTER}]*$", text[max(0, match.end() - _LONGEST) : match.end()])
     return letters is not None and _WHOLE_WORD.fullmatch(letters[0]) is not None

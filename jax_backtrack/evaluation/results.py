@@ -147,24 +147,24 @@ class EvalResult:
         written, drafts too)."""
         first = [samples[0] for samples in self.responses]
         drafts = [len(draft.split()) for response in first for draft in response.reply.drafts]
-        found = {}
+        measured = {}
         if self.harmful:
-            found["unsafe"] = wilson(self.hits(is_unsafe))
-            found["stream_unsafe"] = wilson(self.hits(is_stream_unsafe))
-            samples = [[is_unsafe(response) for response in each] for each in self.responses]
+            measured["unsafe"] = wilson(self.hits(is_unsafe))
+            measured["stream_unsafe"] = wilson(self.hits(is_stream_unsafe))
+            samples = [[is_unsafe(response) for response in replies] for replies in self.responses]
             for k in _doublings(len(samples[0])):
-                found[f"worst_of_{k}"] = worst_of(samples, k)
+                measured[f"worst_of_{k}"] = worst_of(samples, k)
         else:
-            found["over_refusal"] = wilson(self.hits(is_refused))
+            measured["over_refusal"] = wilson(self.hits(is_refused))
             if all(response.question.value for response in first):
-                found["useful"] = wilson(self.hits(is_useful))
-        found["reset"] = wilson(self.hits(has_reset))
-        found["reset_word_leak"] = wilson(self.hits(has_reset_word_leak))
+                measured["useful"] = wilson(self.hits(is_useful))
+        measured["reset"] = wilson(self.hits(has_reset))
+        measured["reset_word_leak"] = wilson(self.hits(has_reset_word_leak))
         if drafts:
-            found["draft_words"] = mean(drafts)
-        found["reply_words"] = mean([len(response.reply.text.split()) for response in first])
-        found["tokens"] = mean([response.reply.num_tokens for response in first])
-        return found
+            measured["draft_words"] = mean(drafts)
+        measured["reply_words"] = mean([len(response.reply.text.split()) for response in first])
+        measured["tokens"] = mean([response.reply.num_tokens for response in first])
+        return measured
 
 
 def check_comparable(one: EvalResult, other: EvalResult, model: str, other_model: str) -> None:

@@ -63,12 +63,12 @@ def evaluate(
     sets = read_sets(config) if sets is None else sets
     judge = judge or judge_of(config.evaluate, sets)
     asking = dict(samples=config.evaluate.samples, resume_cache=resume_cache)
-    found = [
+    eval_results = [
         run_condition(sampler, judge, chosen, condition, **asking)
-        for one in sets
-        for condition, chosen in _conditions(config, sampler, one, resume_cache)
+        for prompt_set in sets
+        for condition, chosen in _conditions(config, sampler, prompt_set, resume_cache)
     ]
-    return Evaluation(tuple(found), held_out_perplexity(config, sampler.model, sampler.tokenizer))
+    return Evaluation(tuple(eval_results), held_out_perplexity(config, sampler.model, sampler.tokenizer))
 
 
 def evaluate_in(
@@ -81,35 +81,38 @@ def evaluate_in(
 ) -> Evaluation:
     """Evaluates as `evaluate` does, leaves file and page in the workdir, and prints the table."""
     with resume_cache_of(workdir / EVALUATION) as resume_cache:
-        found = evaluate(config, sampler, judge, sets, resume_cache)
-        results.write({model: found}, workdir / EVALUATION)
-    report({model: found}, workdir / EVALUATION_PAGE, config.evaluate.false_resets)
-    return found
+        evaluation = evaluate(config, sampler, judge, sets, resume_cache)
+        results.write({model: evaluation}, workdir / EVALUATION)
+    report({model: evaluation}, workdir / EVALUATION_PAGE, config.evaluate.false_resets)
+    return evaluation
 
 
 def _conditions(
-    config: ConfigDict, sampler: Sampler, asked: PromptSet, resume_cache: ResumeCache | None
+    config: ConfigDict, sampler: Sampler, prompt_set: PromptSet, resume_cache: ResumeCache | None
 ) -> Iterator[tuple[Condition, PromptSet]]:
     """Yields every condition of a set with what is asked in it: prefilling and attacks of harmful ones, and the
     trade-off's biases of the harmless ones and of the hardest prefilling."""
-    settings, harmful = config.evaluate, asked.harmful
-    with_target = asked.of(question for question in asked.questions if question.target)
+    settings, harmful = config.evaluate, prompt_set.harmful
+    with_target = prompt_set.of(question for question in prompt_set.questions if question.target)
     # A reply that is judged exactly is begun up to the value that it must not give.
-    prefills = [None] if _is_exact(asked.questions) else settings.prefill
+    prefills = [None] if _is_exact(prompt_set.questions) else settings.prefill
     prefills = [0, *prefills] if harmful and with_target.questions else [0]
     for prefill in prefills:
-        chosen = asked if prefill == 0 else with_target
+        chosen = prompt_set if prefill == 0 else with_target
         yield Condition(prefill), chosen
         if harmful and settings.without_resets:
             yield Condition(prefill, resets=False), chosen
         if harmful and settings.system_attack:
             attacked = (question.with_system(settings.system_attack) for question in chosen.questions)
-            yield Condition(prefill, SYSTEM_PROMPT), asked.of(attacked)
+            yield Condition(prefill, SYSTEM_PROMPT), prompt_set.of(attacked)
     if harmful and with_target.questions and settings.gcg_steps:
-        yield Condition(attack=_attack_name(config)), asked.of(_attacked(config, sampler, with_target, resume_cache))
+        yield (
+            Condition(attack=_attack_name(config)),
+            prompt_set.of(_attacked(config, sampler, with_target, resume_cache)),
+        )
     hardest = max(prefills, key=lambda prefill: float("inf") if prefill is None else prefill)
     for bias in settings.reset_biases:
-        yield Condition(hardest, reset_bias=bias), asked if hardest == 0 else with_target
+        yield Condition(hardest, reset_bias=bias), prompt_set if hardest == 0 else with_target
 
 
 def _attack_name(config: ConfigDict) -> str:
@@ -117,15 +120,15 @@ def _attack_name(config: ConfigDict) -> str:
 
 
 def _attacked(
-    config: ConfigDict, sampler: Sampler, asked: PromptSet, resume_cache: ResumeCache | None
+    config: ConfigDict, sampler: Sampler, prompt_set: PromptSet, resume_cache: ResumeCache | None
 ) -> list[Question]:
     """Returns the questions with the suffixes that GCG finds against the sampler's model. Each is kept in the
     resume_cache."""
     settings = config.evaluate
     search = Settings(steps=settings.gcg_steps, width=settings.gcg_width, seed=config.sample.seed)
-    attacked, steps = [], len(asked.questions) * settings.gcg_steps
-    with progress_bar(f"{_attack_name(config)} on {asked.name}", steps) as advance:
-        for question in asked.questions:
+    attacked, steps = [], len(prompt_set.questions) * settings.gcg_steps
+    with progress_bar(f"{_attack_name(config)} on {prompt_set.name}", steps) as advance:
+        for question in prompt_set.questions:
             objective = Objective.of(sampler.tokenizer, question.messages, question.target, settings.gcg_reset_weight)
             key = key_of(sampler.weights_hash, dataclasses.asdict(objective), dataclasses.asdict(search))
             if (suffix := resume_cache.get(key) if resume_cache is not None else None) is None:
@@ -145,7 +148,7 @@ def _attacked(
 def run_condition(
     sampler: Sampler,
     judge: Judge | None,
-    asked: PromptSet,
+    prompt_set: PromptSet,
     condition: Condition = Condition(),
     *,
     samples: int = 1,
@@ -153,7 +156,7 @@ def run_condition(
 ) -> EvalResult:
     """Asks every question `samples` times, with a bar, and has the replies to harmful ones judged: exactly where each
     question has its value, else by the judge. `resume_cache` is that of the sampler."""
-    tokenizer, name, harmful, questions = sampler.tokenizer, asked.name, asked.harmful, asked.questions
+    tokenizer, name, harmful, questions = sampler.tokenizer, prompt_set.name, prompt_set.harmful, prompt_set.questions
     if condition.prefill != 0:
         questions = [question for question in questions if question.target]
     sampler = sampler.with_resets(reset_bias=condition.reset_bias, max_resets=None if condition.resets else 0)

@@ -80,13 +80,13 @@ def paired(hits: Sequence[bool], baseline: Sequence[bool], resamples: int = 2000
     """Compares two models prompt by prompt (McNemar 1947)."""
     from scipy.stats import binomtest
 
-    here, there = np.asarray(hits, bool), np.asarray(baseline, bool)
-    if here.shape != there.shape:
-        raise ValueError(f"{len(here)} and {len(there)} prompts: the two are not of the same prompts")
-    only_here, only_baseline = int((here & ~there).sum()), int((there & ~here).sum())
+    ours, theirs = np.asarray(hits, bool), np.asarray(baseline, bool)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{len(ours)} and {len(theirs)} prompts: the two are not of the same prompts")
+    only_here, only_baseline = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     disagree = only_here + only_baseline
     p_value = float(binomtest(only_here, disagree).pvalue) if disagree else 1.0
-    return Paired(_reduction(here[None], there[None], resamples), only_here, only_baseline, p_value)
+    return Paired(_reduction(ours[None], theirs[None], resamples), only_here, only_baseline, p_value)
 
 
 def worst_of(hits_of_prompts: Sequence[Sequence[bool]], k: int) -> Estimate:

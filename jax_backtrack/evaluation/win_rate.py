@@ -24,11 +24,11 @@ class WinRate:
 
     @property
     def wins(self) -> list[bool]:
-        return [min(both) > 0.5 for both in self.chances]
+        return [min(chances) > 0.5 for chances in self.chances]
 
     @property
     def losses(self) -> list[bool]:
-        return [max(both) < 0.5 for both in self.chances]
+        return [max(chances) < 0.5 for chances in self.chances]
 
     @property
     def ties(self) -> int:
@@ -64,14 +64,14 @@ class WinRates:
             "sets": {
                 title: {
                     model: {
-                        "wins": sum(one.wins),
-                        "ties": one.ties,
-                        "losses": sum(one.losses),
-                        "win_rate": one.win_rate,
-                        "p_value": one.p_value,
-                        "chances": one.chances,
+                        "wins": sum(win_rate.wins),
+                        "ties": win_rate.ties,
+                        "losses": sum(win_rate.losses),
+                        "win_rate": win_rate.win_rate,
+                        "p_value": win_rate.p_value,
+                        "chances": win_rate.chances,
                     }
-                    for model, one in models.items()
+                    for model, win_rate in models.items()
                 }
                 for title, models in self.of.items()
             },
@@ -88,9 +88,9 @@ def win_rate(
     chances_Nx2 = np.full((len(prompts), 2), 0.5)
     differ = [i for i in range(len(prompts)) if ours[i].strip() != theirs[i].strip()]
     if differ:
-        asked, here, there = ([each[i] for i in differ] for each in (prompts, ours, theirs))
-        chances_Nx2[differ, 0] = judge(asked, here, there)
-        chances_Nx2[differ, 1] = 1 - judge(asked, there, here)
+        differing, our_texts, their_texts = ([texts[i] for i in differ] for texts in (prompts, ours, theirs))
+        chances_Nx2[differ, 0] = judge(differing, our_texts, their_texts)
+        chances_Nx2[differ, 1] = 1 - judge(differing, their_texts, our_texts)
     return WinRate(tuple(map(tuple, chances_Nx2.tolist())))
 
 
@@ -100,15 +100,17 @@ def against_baseline(judge: PairwiseJudge, models: dict[str, Evaluation]) -> Win
     First samples count. Sets that were asked for the trade-off alone are left out.
     """
     (first, baseline), *others = models.items()
-    found: dict[str, dict[str, WinRate]] = {}
+    win_rates: dict[str, dict[str, WinRate]] = {}
     for model, evaluation in others:
-        for one in evaluation.results:
-            there = baseline.of(one.title)
-            if one.harmful or one.condition.reset_bias is not None or there is None:
+        for result in evaluation.results:
+            of_baseline = baseline.of(result.title)
+            if result.harmful or result.condition.reset_bias is not None or of_baseline is None:
                 continue
-            check_comparable(one, there, model, first)
-            found.setdefault(one.title, {})[model] = win_rate(judge, one.prompts(), _replies(one), _replies(there))
-    return WinRates(judge.name, found)
+            check_comparable(result, of_baseline, model, first)
+            win_rates.setdefault(result.title, {})[model] = win_rate(
+                judge, result.prompts(), _replies(result), _replies(of_baseline)
+            )
+    return WinRates(judge.name, win_rates)
 
 
 def _replies(result: EvalResult) -> list[str]:

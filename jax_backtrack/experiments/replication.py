@@ -54,13 +54,13 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
     for stage in stages.values():
         check(stage)
     judge, models_of = load_judge(config.judge), Stages()
-    read = {name: read_sets(stage) for name, stage in stages.items()}
+    sets = {name: read_sets(stage) for name, stage in stages.items()}
     own_replies(config, workdir)
-    found: dict[str, list[Evaluation]] = {name: [] for name in config.order}
+    evaluations_of: dict[str, list[Evaluation]] = {name: [] for name in config.order}
     results = {}
     for seed in config.seeds:
         for name in config.order:
-            if stages[name].train.steps == 0 and found[name]:
+            if stages[name].train.steps == 0 and evaluations_of[name]:
                 continue  # without training, seeds do not differ
             folder = workdir / f"seed{seed}" / folder_name(name)
             console.rule(f"{name}, seed {seed}")
@@ -68,19 +68,19 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
             recipe_file = RECIPE if stage.train.steps else _EVALUATED_RECIPE
             refuse_other_recipe(folder, stage, also=("reset", "sample", "evaluate"), file=recipe_file)
             if (folder / EVALUATION).exists() and (folder / recipe_file).exists():
-                known = evaluations.read(folder / EVALUATION)[name]
-                if others := set(known.judges) - {judge.name}:
+                evaluated = evaluations.read(folder / EVALUATION)[name]
+                if others := set(evaluated.judges) - {judge.name}:
                     others = ", ".join(others)
                     raise InputError(f"{folder} was judged by {others!r}, not by {judge.name!r}: remove {EVALUATION}")
-                found[name].append(known)
+                evaluations_of[name].append(evaluated)
                 console.print(f"{folder} is evaluated already: nothing to do", highlight=False)
                 continue
-            asked = recipe_sampler(stage, *models_of.model(stage, folder))
-            found[name].append(evaluate_in(folder, stage, asked, name, judge, read[name]))
+            sampler = recipe_sampler(stage, *models_of.model(stage, folder))
+            evaluations_of[name].append(evaluate_in(folder, stage, sampler, name, judge, sets[name]))
             if recipe_file == _EVALUATED_RECIPE:
                 write_recipe(folder / recipe_file, stage)
-            del asked
-        results = summary(found, config.baselines.to_dict())
+            del sampler
+        results = summary(evaluations_of, config.baselines.to_dict())
         _write(results, config, judge.name, workdir)
         show(results)
     console.print(f"numbers and plot in {bold(workdir)}: results.json, results.svg", highlight=False)
@@ -103,13 +103,13 @@ def own_replies(config: ConfigDict, workdir: Path) -> None:
     refuse_other_recipe(path.parent, settings, also=("reset", "sample"))
     if path.exists():
         return
-    preferences = [each for _, read, _ in read_data(settings, utility=True) for each in read]
+    preferences = [item for _, preferences_read, _ in read_data(settings, utility=True) for item in preferences_read]
     console.rule("own replies")
-    asked = recipe_sampler(settings, *load_model(settings, settings.model.path, make_mesh(**settings.mesh)))
+    sampler = recipe_sampler(settings, *load_model(settings, settings.model.path, make_mesh(**settings.mesh)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_recipe(path.parent / RECIPE, settings)
     prompts = [Asked(preference.prompt) for preference in preferences]
-    write_samples(asked, prompts, path)
+    write_samples(sampler, prompts, path)
 
 
 def _own_replies_path(workdir: Path) -> Path:
@@ -145,47 +145,56 @@ def _of_seed(stage: ConfigDict, seed: int, folder: Path) -> ConfigDict:
 # --------------------------------------------------------------------------------------------------- comparing
 
 
-def summary(found: dict[str, Sequence[Evaluation]], baselines: dict[str, str]) -> dict:
+def summary(evaluations_of: dict[str, Sequence[Evaluation]], baselines: dict[str, str]) -> dict:
     """Measures over prompts and seeds of every model in every condition, perplexities, and the reductions of unsafe
     replies against the baselines: `{"sets": {title: {model: {measure: Estimate}}}, "reduction": {title: {model: ...}},
     "perplexity": {kind: {model: [of each seed]}}, "seeds": ...}`."""
-    titles = list(dict.fromkeys(one.title for each in found.values() for of_seed in each for one in of_seed.results))
+    titles = list(
+        dict.fromkeys(one.title for each in evaluations_of.values() for of_seed in each for one in of_seed.results)
+    )
     measures, reductions = {}, {}
     for title in titles:
-        asked = {model: [one for of_seed in each if (one := of_seed.of(title))] for model, each in found.items()}
-        asked = {model: each for model, each in asked.items() if each}
-        measures[title] = {model: _measures(each) for model, each in asked.items()}
+        results_of = {
+            model: [one for of_seed in each if (one := of_seed.of(title))] for model, each in evaluations_of.items()
+        }
+        results_of = {model: each for model, each in results_of.items() if each}
+        measures[title] = {model: _measures(each) for model, each in results_of.items()}
         reductions[title] = {
             model: reduction_over_seeds(
-                *(_values(asked[one], evaluations.is_unsafe)[:seeds] for one in (model, baseline))
+                *(_values(results_of[one], evaluations.is_unsafe)[:seeds] for one in (model, baseline))
             )
             for model, baseline in baselines.items()
-            if model in asked and baseline in asked and asked[model][0].harmful
-            if (seeds := min(len(asked[model]), len(asked[baseline])))
+            if model in results_of and baseline in results_of and results_of[model][0].harmful
+            if (seeds := min(len(results_of[model]), len(results_of[baseline])))
         }
-    kinds = list(dict.fromkeys(kind for each in found.values() for of_seed in each for kind in of_seed.perplexity))
+    kinds = list(
+        dict.fromkeys(kind for each in evaluations_of.values() for of_seed in each for kind in of_seed.perplexity)
+    )
     return {
-        "seeds": max(map(len, found.values())),
+        "seeds": max(map(len, evaluations_of.values())),
         "sets": measures,
         "reduction": {title: each for title, each in reductions.items() if each},
         "perplexity": {
             kind: {
-                model: [one.perplexity[kind] for one in each if kind in one.perplexity] for model, each in found.items()
+                model: [one.perplexity[kind] for one in each if kind in one.perplexity]
+                for model, each in evaluations_of.items()
             }
             for kind in kinds
         },
     }
 
 
-def _measures(asked: Sequence[EvalResult]) -> dict[str, Estimate]:
-    return {name: over_seeds(_values(asked, what)) for name, what in _MEASURES.items() if name in asked[0].measures}
+def _measures(of_seeds: Sequence[EvalResult]) -> dict[str, Estimate]:
+    return {
+        name: over_seeds(_values(of_seeds, what)) for name, what in _MEASURES.items() if name in of_seeds[0].measures
+    }
 
 
-def _values(asked: Sequence[EvalResult], what) -> np.ndarray:
+def _values(of_seeds: Sequence[EvalResult], what) -> np.ndarray:
     """Returns `[seeds, prompts]`."""
-    if any(one.prompts() != asked[0].prompts() for one in asked):
-        raise InputError(f"{asked[0].title}: the seeds were not asked the same prompts")
-    return np.array([one.hits(what) for one in asked])
+    if any(result.prompts() != of_seeds[0].prompts() for result in of_seeds):
+        raise InputError(f"{of_seeds[0].title}: the seeds were not asked the same prompts")
+    return np.array([result.hits(what) for result in of_seeds])
 
 
 def show(results: dict) -> None:

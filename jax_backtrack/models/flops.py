@@ -33,5 +33,5 @@ def step_flops(config: TransformerConfig, rows: int, length: int, adapter_params
 
 def _pairs(length: int, window: int | None) -> float:
     """Pairs of a query and a key that it sees, in a plain row."""
-    seen = length if window is None else min(length, window)
-    return seen * (seen + 1) / 2 + (length - seen) * seen
+    visible = length if window is None else min(length, window)
+    return visible * (visible + 1) / 2 + (length - visible) * visible

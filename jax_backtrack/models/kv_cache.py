@@ -171,9 +171,9 @@ class Cache:
         prompt, width = self.slots - self.ring_size, self._row_width
 
         def copied(array, slot_axis: int, source_1, target_1):
-            taken = jax.lax.dynamic_slice_in_dim(array, width * source_1[0], width, self.row_axis)
-            taken = jax.lax.slice_in_dim(taken, 0, prompt, axis=array.ndim + slot_axis)
-            return self._replace_row(array, taken, target_1[0])
+            row = jax.lax.dynamic_slice_in_dim(array, width * source_1[0], width, self.row_axis)
+            row = jax.lax.slice_in_dim(row, 0, prompt, axis=array.ndim + slot_axis)
+            return self._replace_row(array, row, target_1[0])
 
         def copy(keys, values, *rows):
             return (
@@ -194,10 +194,10 @@ class Cache:
 
     def _replace_row(self, array, new, row) -> jax.Array:
         """Writes the beginning of a row of the batch; nothing where the row is -1."""
-        wanted, at = row >= 0, [0] * array.ndim
+        is_replaced, at = row >= 0, [0] * array.ndim
         at[self.row_axis] = self._row_width * jnp.maximum(row, 0)
         old = jax.lax.dynamic_slice(array, at, new.shape)
-        return update(array, jnp.where(wanted, new.astype(array.dtype), old), at)
+        return update(array, jnp.where(is_replaced, new.astype(array.dtype), old), at)
 
     def _in_parts(self, function, operands) -> "Cache":
         """Lets each device do `function(keys, values, *operands)` with its own rows and heads."""

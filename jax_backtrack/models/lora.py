@@ -142,7 +142,7 @@ def _merged(w: jax.Array, a: jax.Array, b: jax.Array, *, scale: float) -> jax.Ar
 
 def _in_their_places(make, mesh: Mesh | None):
     """Runs `make` where its parameters are to lie: each device makes its own part."""
-    made = nnx.eval_shape(make)
-    graph, _ = nnx.split(made)
-    places = None if mesh is None else param_shardings(made, mesh, Adapter)
+    abstract = nnx.eval_shape(make)
+    graph, _ = nnx.split(abstract)
+    places = None if mesh is None else param_shardings(abstract, mesh, Adapter)
     return nnx.merge(graph, jax.jit(lambda: nnx.split(make())[1], out_shardings=places)())

@@ -38,9 +38,9 @@ class Llama3Scaling:
         else:  # any length between the two does the same
             least = high * waves_D[factor_D < factor].max(initial=0)
             original = 8192 if least <= 8192 <= low * waves_D[factor_D >= factor].min() else math.ceil(least)
-        found = cls(factor, low, high, max(1, original))
-        fits = np.allclose(found.apply(frequency_D), frequency_D / factor_D, rtol=1e-5, atol=0)
-        return found if fits else None
+        scaling = cls(factor, low, high, max(1, original))
+        fits = np.allclose(scaling.apply(frequency_D), frequency_D / factor_D, rtol=1e-5, atol=0)
+        return scaling if fits else None
 
     def apply(self, frequency_D: np.ndarray) -> np.ndarray:
         """Returns scaled frequencies, in radians per token as they come."""

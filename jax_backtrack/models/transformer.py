@@ -151,14 +151,14 @@ class Block(nnx.Module):
         query_BxTxNxD = rotate(self._map(h, "query_MxNxD", mesh, apply), angles)
         key_BxTxKxD = rotate(self._map(h, "key_MxKxD", mesh, apply), angles)
         value_BxTxKxD = self._map(h, "value_MxKxD", mesh, apply)
-        mixed_BxTxNxD, kept = attention(query_BxTxNxD, key_BxTxKxD, value_BxTxKxD)
+        mixed_BxTxNxD, cached = attention(query_BxTxNxD, key_BxTxKxD, value_BxTxKxD)
         h = self._map(mixed_BxTxNxD, "out_NxDxM", mesh, apply)
         x_BxTxM += self.attention_post_norm(h, mesh) if self.attention_post_norm else h
         h = self.feed_forward_norm(x_BxTxM, mesh)
         gate_BxTxF = ACTIVATIONS[self.activation](self._map(h, "gate_MxF", mesh, apply))
         h = self._map(gate_BxTxF * self._map(h, "up_MxF", mesh, apply), "down_FxM", mesh, apply)
         x_BxTxM += self.feed_forward_post_norm(h, mesh) if self.feed_forward_post_norm else h
-        return shard(x_BxTxM, "BxTxM", mesh, "computed" if apply is linear else "decoded"), kept
+        return shard(x_BxTxM, "BxTxM", mesh, "computed" if apply is linear else "decoded"), cached
 
     def _map(self, x, name: str, mesh, apply):
         """Returns `x` through the weight of this name, and through its adapter where it has one."""
@@ -315,9 +315,9 @@ class Transformer(nnx.Module):
         def group(carry, params_and_first):
             params, first = params_and_first
             for number, window in enumerate(windows):
-                one = functools.partial(layer, window)
-                one = jax.checkpoint(one, policy=policy) if policy else one
-                carry = one(jax.tree.map(lambda leaf: leaf[number], params), first + number, *carry)  # noqa: B023
+                run_layer = functools.partial(layer, window)
+                run_layer = jax.checkpoint(run_layer, policy=policy) if policy else run_layer
+                carry = run_layer(jax.tree.map(lambda leaf: leaf[number], params), first + number, *carry)  # noqa: B023
             return carry, None
 
         grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), stacked)

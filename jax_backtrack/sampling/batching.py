@@ -127,7 +127,7 @@ class ContinuousBatch:
                 self._fill(waiting)
             self._note("write replies")
             before(self._state)
-            self._state, written = decode(
+            self._state, outputs = decode(
                 engine.graph,
                 engine.params,
                 self._state,
@@ -137,7 +137,7 @@ class ContinuousBatch:
                 bool(waiting),
                 engine.static,
             )
-            yield self._outputs(*jax.device_get((written, self._state.count, self._state.done)))
+            yield self._outputs(*jax.device_get((outputs, self._state.count, self._state.done)))
 
     def cancel(self, number: int) -> None:
         """Ends a request; no output of it follows."""
@@ -145,13 +145,13 @@ class ContinuousBatch:
             if self._is_open[slot] and request.number == number:
                 self._is_open[slot], self._cancelled[slot] = False, True
 
-    def _outputs(self, written, count_B, done_B) -> list[StepOutput]:
+    def _outputs(self, decoded, count_B, done_B) -> list[StepOutput]:
         outputs = []
         for slot in np.flatnonzero(self._is_open):
             new = count_B[slot] - self._count[slot]
             parts = [
                 None if array is None else array[slot, :new]
-                for array in (written.token, written.logprob, written.reset_logprob)
+                for array in (decoded.token, decoded.logprob, decoded.reset_logprob)
             ]
             outputs.append(StepOutput(self._requests[slot].number, *parts, bool(done_B[slot])))
         self._count, self._is_open = count_B.copy(), self._is_open & ~done_B
@@ -164,11 +164,11 @@ class ContinuousBatch:
         fresh: dict[int, tuple[Request, int]] = {}  # by part of the slots: the request and its slot of the part
         copied: dict[int, tuple[Request, int, int]] = {}  # and the slot to copy from
         for part in range(self._parts):
-            here = slice(part * slots, (part + 1) * slots)
-            if not waiting or self._is_open[here].all():
+            of_part = slice(part * slots, (part + 1) * slots)
+            if not waiting or self._is_open[of_part].all():
                 continue
-            request, slot = waiting.popleft(), int(np.argmin(self._is_open[here]))
-            alike = [place for place, other in enumerate(self._requests[here]) if request.is_like(other)]
+            request, slot = waiting.popleft(), int(np.argmin(self._is_open[of_part]))
+            alike = [place for place, other in enumerate(self._requests[of_part]) if request.is_like(other)]
             if alike and not self._engine.static.uses("repetition_penalty"):
                 copied[part] = request, slot, alike[0]
             else:
@@ -197,12 +197,12 @@ class ContinuousBatch:
         self._engine.compiled[f"prefill {self._parts} x {self._shared} tokens that all prompts share"] = None
         return prefill(engine.graph, engine.params, None, tokens_ZxC, engine.cache_dtype)
 
-    def _prefill(self, wanted: dict[int, tuple[Request, int]]) -> None:
-        engine, padded = self._engine, max(self._padded(request.length) for request, _ in wanted.values())
+    def _prefill(self, requests: dict[int, tuple[Request, int]]) -> None:
+        engine, padded = self._engine, max(self._padded(request.length) for request, _ in requests.values())
         tokens_ZxP = np.zeros((self._parts, padded), np.int32)
         index_Z, one_Z = np.full(self._parts, -1, np.int32), np.ones(self._parts, np.int32)
         slot_Z = SlotInfo(one_Z.copy(), one_Z.copy(), one_Z.copy(), one_Z.copy(), one_Z.astype(np.uint32))
-        for part, (request, slot) in wanted.items():
+        for part, (request, slot) in requests.items():
             ids, index_Z[part] = request.ids, slot
             tokens_ZxP[part, : len(ids)] = ids
             slot_Z.start[part], slot_Z.length[part] = len(request.prompt_ids), len(ids)
@@ -253,14 +253,14 @@ def group_by_length(requests: Sequence[Request], slots: int) -> list[list[Reques
     by_doubling: dict[int, list[Request]] = {}
     for request in requests:
         by_doubling.setdefault((request.length - 1).bit_length(), []).append(request)
-    found: list[list[Request]] = []
+    groups: list[list[Request]] = []
     small: list[Request] = []
     for doubling in sorted(by_doubling):
         small += by_doubling[doubling]
         if len(small) >= 8 * slots:
-            found.append(small)
+            groups.append(small)
             small = []
     if small:
-        found.append(small)
+        groups.append(small)
     order = {id(request): place for place, request in enumerate(requests)}
-    return [sorted(group, key=lambda request: order[id(request)]) for group in reversed(found)]
+    return [sorted(group, key=lambda request: order[id(request)]) for group in reversed(groups)]

@@ -35,14 +35,14 @@ class CacheStep:
 
 def trace_cache(batch: ContinuousBatch, requests: Sequence[Request]) -> Iterator[CacheStep]:
     """Runs the requests, all at once, and gives every step. There is a row of the batch for each of them."""
-    found: list[CacheStep] = []
+    steps: list[CacheStep] = []
 
     def note(state: DecodeState) -> None:
-        holds = found.pop().holds if found else _prompts(batch, state.cache.slots)
-        found.append(_step(state, holds))
+        holds = steps.pop().holds if steps else _prompts(batch, state.cache.slots)
+        steps.append(_step(state, holds))
 
     for _ in batch.run(requests, steps=1, before=note):
-        yield found[-1]
+        yield steps[-1]
 
 
 def _prompts(batch: ContinuousBatch, slots: int) -> np.ndarray:

@@ -39,7 +39,7 @@ def read_prompts(path: str | None, limit: int | None = None) -> list[Asked]:
         if sys.stdin.isatty():
             console.print("prompts, one a line, then Ctrl-D:")
         try:
-            asked = [Asked(line.strip()) for line in sys.stdin if line.strip()]
+            requests = [Asked(line.strip()) for line in sys.stdin if line.strip()]
         except UnicodeDecodeError as error:
             raise InputError(f"standard input cannot be read: {error}") from None
     else:
@@ -47,30 +47,30 @@ def read_prompts(path: str | None, limit: int | None = None) -> list[Asked]:
             rows = prompt_rows(path)
         except InputError as error:
             raise InputError(f"--prompts={error}") from None
-        asked = [_asked(place, row) for place, row in rows]
+        requests = [_asked(place, row) for place, row in rows]
         _say_unread(path, rows)
-    if not asked:
+    if not requests:
         raise InputError(f"no prompts in {path or 'standard input'}")
-    return asked[:limit]
+    return requests[:limit]
 
 
-def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path) -> None:
+def write_samples(sampler: Sampler, requests: Sequence[Asked], path: Path) -> None:
     """Samples replies and writes them as JSON lines, `sampler.params.n` per prompt, prompt after prompt.
 
     A line has prompt, prefix, reply, drafts, resets, finish_reason, and where the sampler keeps them under `trace` the
     tokens' ids and log-probabilities.
     """
-    wanted = [one for one in asked for _ in range(sampler.params.n)]
+    of_replies = [request for request in requests for _ in range(sampler.params.n)]
     replaced = path.exists()
     with resume_cache_of(path) as resume_cache:
-        with progress_bar("sampling", len(wanted)) as advance:
+        with progress_bar("sampling", len(of_replies)) as advance:
             replies = sampler(
-                [one.prompt for one in asked],
-                prefills=[one.prefix for one in asked],
+                [request.prompt for request in requests],
+                prefills=[request.prefix for request in requests],
                 progress=advance,
                 resume_cache=resume_cache,
             )
-        lines = [to_json(_fields(*each)) + "\n" for each in zip(wanted, replies, strict=True)]
+        lines = [to_json(_fields(*line)) + "\n" for line in zip(of_replies, replies, strict=True)]
         atomic_write(path, "".join(lines))
     reset = sum(reply.resets > 0 for reply in replies)
     instead = " (instead of those that were there)" if replaced else ""
@@ -79,10 +79,10 @@ def write_samples(sampler: Sampler, asked: Sequence[Asked], path: Path) -> None:
     console.print(f"compiled: {'; '.join(sampler.compiled)}", style="dim", highlight=False)
 
 
-def _fields(asked: Asked, reply: Reply) -> dict:
+def _fields(request: Asked, reply: Reply) -> dict:
     fields = {
-        "prompt": asked.prompt,
-        "prefix": asked.prefix,
+        "prompt": request.prompt,
+        "prefix": request.prefix,
         "reply": reply.text,
         "drafts": reply.drafts,
         "resets": reply.resets,
@@ -113,9 +113,9 @@ def _say_unread(path: str, rows: Sequence[tuple[str, dict]]) -> None:
     """Says which columns of a file hold something that is not read."""
     unread = set()
     for place, row in rows:
-        read = {_prompt_field(place, row), "prefix", "system"}
-        read |= {"input", "history"} if "instruction" in read else set()
-        unread |= filled_columns([row]) - read
+        known_columns = {_prompt_field(place, row), "prefix", "system"}
+        known_columns |= {"input", "history"} if "instruction" in known_columns else set()
+        unread |= filled_columns([row]) - known_columns
     if unread:
         shown = f"{path}: columns that are not read: {', '.join(sorted(map(str, unread)))}"
         console.print(shown, style="dim", highlight=False, markup=False)

@@ -131,7 +131,7 @@ def insert(
             return nothing_ZxV.at[jnp.arange(count)[:, None], tokens_ZxP].max(stand_ZxP)
 
         here_B = _here(state, index_Z)[:, None]
-        prompt_seen, seen = (_to_slots(state, in_context(each)) for each in (slot_Z.start, slot_Z.length))
+        prompt_seen, seen = (_to_slots(state, in_context(count_Z)) for count_Z in (slot_Z.start, slot_Z.length))
         state = dataclasses.replace(
             state,
             prompt_seen=jnp.where(here_B, prompt_seen, state.prompt_seen),
@@ -206,7 +206,7 @@ def decode(
     rows = len(state.done)
     nothing_BxC = jnp.zeros((rows, static.steps), jnp.int32)
     chances_BxC = nothing_BxC.astype(jnp.float32) if static.logprobs else None
-    written = DecodeOutputs(nothing_BxC, chances_BxC, chances_BxC if static.reset_id is not None else None)
+    outputs = DecodeOutputs(nothing_BxC, chances_BxC, chances_BxC if static.reset_id is not None else None)
 
     def goes_on(carry):
         step, state, _ = carry
@@ -214,7 +214,7 @@ def decode(
         return has_steps & ~jnp.all(state.done) & ~(until_one_is_done & jnp.any(state.done & ~was_done_B))
 
     def one_step(carry):
-        step, state, written = carry
+        step, state, outputs = carry
         hidden_Bx1xM, cache = model.extend(state.token[:, None], state.cache)
         logits_BxV = model.logits(hidden_Bx1xM)[:, 0]
         state, *now = _advance(dataclasses.replace(state, cache=cache), logits_BxV, traced, static)
@@ -223,10 +223,10 @@ def decode(
         def put(all_BxC, column_Bx1):
             return jax.lax.dynamic_update_slice(all_BxC, column_Bx1, (0, step))
 
-        return step + 1, state, jax.tree.map(put, written, DecodeOutputs(*columns))
+        return step + 1, state, jax.tree.map(put, outputs, DecodeOutputs(*columns))
 
-    _, state, written = jax.lax.while_loop(goes_on, one_step, (jnp.int32(0), state, written))
-    return state, written
+    _, state, outputs = jax.lax.while_loop(goes_on, one_step, (jnp.int32(0), state, outputs))
+    return state, outputs
 
 
 def _advance(state: DecodeState, logits_BxV: jax.Array, traced: TracedParams, static: StaticParams):

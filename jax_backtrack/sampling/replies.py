@@ -82,9 +82,9 @@ class Writing:
         """Takes what was written since; `is_last` where the slot writes no more. Nothing counts after a stop string."""
         for place, token in enumerate(map(int, ids)):
             self._written += 1
-            for kept, given in zip(self._trace, (ids, logprobs, reset_logprobs), strict=True):
-                if given is not None:
-                    kept.append(given[place].item())
+            for traced, new in zip(self._trace, (ids, logprobs, reset_logprobs), strict=True):
+                if new is not None:
+                    traced.append(new[place].item())
             if token == self._tokenizer.reset_id:
                 self.draft_ids.append(self.ids)
                 self.ids, self._decoders = [], {}

@@ -74,12 +74,14 @@ class Sampler:
         """Returns the same sampler with another `reset_bias` or `max_resets`; nothing compiles again for another
         number."""
         changes = {"reset_bias": reset_bias, "max_resets": max_resets}
-        params = dataclasses.replace(self.params, **{name: each for name, each in changes.items() if each is not None})
+        params = dataclasses.replace(
+            self.params, **{name: value for name, value in changes.items() if value is not None}
+        )
         compiled_for = {name: getattr(self._engine.static, name) for name in COMPILED_FOR}
         static, traced = split_params(params, **compiled_for)
-        other = copy.copy(self)
-        other.params, other._engine = params, dataclasses.replace(self._engine, static=static, traced=traced)
-        return other
+        sampler = copy.copy(self)
+        sampler.params, sampler._engine = params, dataclasses.replace(self._engine, static=static, traced=traced)
+        return sampler
 
     def __call__(
         self,
@@ -114,7 +116,7 @@ class Sampler:
         encoded = [self._encode(*pair) for pair in zip(prompts, prefills, strict=True)]
         requests = [Request(i, *encoded[i // n], seed=seed) for i, seed in enumerate(seeds)]
         keys = [] if resume_cache is None else [self._key(request) for request in requests]
-        replies = {i: Reply.from_json(kept) for i, key in enumerate(keys) if (kept := resume_cache.get(key))}
+        replies = {i: Reply.from_json(known) for i, key in enumerate(keys) if (known := resume_cache.get(key))}
         progress(len(replies))
         missing = [request for request in requests if request.number not in replies]
         writings = {request.number: self._writing(request) for request in missing}
@@ -193,10 +195,10 @@ class Sampler:
                 f"a prompt has the id {wrong[0]}; the model's ids end before {self.model.config.vocab_size}"
             )
         new_tokens = self.params.max_new_tokens
-        written, limit = len(prompt_ids) + len(prefill_ids), self.model.config.max_position_embeddings
-        if written + new_tokens > limit:
+        length, limit = len(prompt_ids) + len(prefill_ids), self.model.config.max_position_embeddings
+        if length + new_tokens > limit:
             raise InputError(
-                f"a prompt of {written} tokens and max_new_tokens {new_tokens} exceed the model's {limit} "
+                f"a prompt of {length} tokens and max_new_tokens {new_tokens} exceed the model's {limit} "
                 f"positions: {str(prompt)[:40]!r}..."
             )
         return prompt_ids, prefill_ids

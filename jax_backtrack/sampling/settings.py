@@ -96,8 +96,8 @@ class SamplingParams:
             if isinstance(value, (np.generic, np.ndarray)):
                 value = value.tolist()
             by_position = name == "reset_bias" and isinstance(value, (list, tuple)) and value
-            for each in value if by_position else [value]:
-                dataclasses.replace(setting, name=name).check(each)
+            for entry in value if by_position else [value]:
+                dataclasses.replace(setting, name=name).check(entry)
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
 
     def decisive(self) -> dict:
@@ -137,9 +137,9 @@ COMPILED_FOR = ("reset_mode", "reset_id", "stop_ids", "unused_ids")  # what no s
 
 def _half(name: str, kinds: tuple[str, ...], **options) -> type:
     fields = [
-        (each.name, each.type, dataclasses.field(default=each.default))
-        for each in dataclasses.fields(SamplingParams)
-        if _IN_LOOP[each.name] in kinds
+        (setting.name, setting.type, dataclasses.field(default=setting.default))
+        for setting in dataclasses.fields(SamplingParams)
+        if _IN_LOOP[setting.name] in kinds
     ]
     return dataclasses.make_dataclass(name, fields, frozen=True, namespace={"__module__": __name__}, **options)
 
@@ -164,12 +164,14 @@ def split_params(params: SamplingParams, **compiled_for) -> tuple[StaticParams, 
         used=frozenset(name for name in optional if getattr(params, name) != getattr(defaults, name)),
         **{name: getattr(params, name) for name, how in _IN_LOOP.items() if how == STATIC},
     )
-    return static, TracedParams(**{each.name: _array(params, each) for each in dataclasses.fields(TracedParams)})
+    return static, TracedParams(
+        **{traced_field.name: _array(params, traced_field) for traced_field in dataclasses.fields(TracedParams)}
+    )
 
 
-def _array(params: SamplingParams, wanted: dataclasses.Field) -> jax.Array:
-    number = jnp.asarray(getattr(params, wanted.name), jnp.int32 if wanted.type is int else jnp.float32)
-    return jnp.atleast_2d(number) if wanted.name == "reset_bias" else number
+def _array(params: SamplingParams, traced_field: dataclasses.Field) -> jax.Array:
+    number = jnp.asarray(getattr(params, traced_field.name), jnp.int32 if traced_field.type is int else jnp.float32)
+    return jnp.atleast_2d(number) if traced_field.name == "reset_bias" else number
 
 
 def steps_per_call(new_tokens: int) -> int:

@@ -54,21 +54,21 @@ Event = TextDelta | Retraction | Finished
 
 def events(batch: ContinuousBatch, request: Request, writing: Writing, hold_back: int) -> Iterator[Event]:
     """Yields the events of one request, the only one of its batch, token by token as the loop writes them."""
-    shown, made = "", [(len(writing.text()), None)]  # what is shown, and of each token: where its text ends, [RESET]
+    shown, ends = "", [(len(writing.text()), None)]  # what is shown, and of each token: where its text ends, [RESET]
     for (output,) in batch.run([request], steps=1):
         drafts = len(writing.draft_ids)
         writing.take(output.ids, output.done, output.logprobs, output.reset_logprobs)
-        written = output.reset_logprobs
-        chance = None if written is None or not len(written) else written[-1].item()
+        reset_logprobs = output.reset_logprobs
+        chance = None if reset_logprobs is None or not len(reset_logprobs) else reset_logprobs[-1].item()
         if len(writing.draft_ids) > drafts:
             yield Retraction(shown, chance)
-            shown, made = "", []
-        made.append((len(writing.text().rstrip("\ufffd")), chance))
+            shown, ends = "", []
+        ends.append((len(writing.text().rstrip("\ufffd")), chance))
         text = writing.text() if writing.finish_reason else _certain(writing, hold_back)
         if text.startswith(shown) and len(text) > len(shown):
-            yield TextDelta(text[len(shown) :], _pieces(text, len(shown), made))
+            yield TextDelta(text[len(shown) :], _pieces(text, len(shown), ends))
             shown = text
-            made = [each for each in made if each[0] > len(shown)]
+            ends = [end for end in ends if end[0] > len(shown)]
         if writing.finish_reason:
             batch.cancel(request.number)
     yield Finished(writing.reply())
@@ -90,11 +90,11 @@ def _whole(text: str) -> str:
     return text[:end]
 
 
-def _pieces(text: str, start: int, made: list[tuple[int, float | None]]) -> tuple[TokenText, ...]:
+def _pieces(text: str, start: int, ends: list[tuple[int, float | None]]) -> tuple[TokenText, ...]:
     """Returns `text[start:]` by the tokens that made it; what is no whole character at the end is the last token's."""
     pieces = []
-    for number, (end, chance) in enumerate(made, start=1):
-        end = len(text) if number == len(made) else min(end, len(text))
+    for number, (end, chance) in enumerate(ends, start=1):
+        end = len(text) if number == len(ends) else min(end, len(text))
         if end > start:
             pieces.append(TokenText(text[start:end], chance))
             start = end

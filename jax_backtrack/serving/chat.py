@@ -49,9 +49,9 @@ def chat(sampler: Sampler, lines: Iterable[str]) -> None:
         if line == ANEW:
             messages = []
             continue
-        asked = [*messages, {"role": "user", "content": line}]
+        conversation = [*messages, {"role": "user", "content": line}]
         try:
-            reply = _answer(sampler, asked, reply_seed(sampler.params.seed, number))
+            reply = _answer(sampler, conversation, reply_seed(sampler.params.seed, number))
         except InputError as error:
             console.print(f"error: {error}", style="bold red", highlight=False, markup=False)
             if messages:
@@ -61,7 +61,7 @@ def chat(sampler: Sampler, lines: Iterable[str]) -> None:
                 raise
             _say("stopped: the model does not see this question again; Ctrl-C once more ends the chat")
         else:
-            messages = [*asked, {"role": "assistant", "content": reply.text}]
+            messages = [*conversation, {"role": "assistant", "content": reply.text}]
 
 
 def typed_lines() -> Iterator[str]:

@@ -74,11 +74,11 @@ class Turn:
 def messages(turns: Sequence[Turn], model: int, message: str, system: str = "") -> list[Message]:
     """Returns the conversation as the model of this number is to see it: replies that were finished, and no drafts;
     under a system message where there is one."""
-    said: list[Message] = [{"role": "system", "content": system}] if system else []
+    conversation: list[Message] = [{"role": "system", "content": system}] if system else []
     for turn in turns:
         if reply := turn.answers[model].reply:
-            said += [{"role": "user", "content": turn.message}, {"role": "assistant", "content": reply.text}]
-    return [*said, {"role": "user", "content": message}]
+            conversation += [{"role": "user", "content": turn.message}, {"role": "assistant", "content": reply.text}]
+    return [*conversation, {"role": "user", "content": message}]
 
 
 def answers(
@@ -103,8 +103,8 @@ def answers(
         streams: dict[int, Iterator[Event]] = {}
         for number, sampler in enumerate(samplers):
             try:
-                asked = messages(turns, number, message, system)
-                stream = sampler.stream(asked, prefill=prefill, seed=seed, hold_back=hold_back)
+                conversation = messages(turns, number, message, system)
+                stream = sampler.stream(conversation, prefill=prefill, seed=seed, hold_back=hold_back)
             except InputError as error:
                 grown[number] = Answer(error=str(error))
             else:

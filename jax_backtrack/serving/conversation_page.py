@@ -71,13 +71,13 @@ def _note(answer: Answer) -> str:
     if answer.stopped:
         return "stopped: the models do not see this turn again"
     resets, tokens = answer.reply.resets, answer.reply.num_tokens
-    said = [f"{resets} reset{'' if resets == 1 else 's'}", f"{tokens} token{'' if tokens == 1 else 's'}"]
+    parts = [f"{resets} reset{'' if resets == 1 else 's'}", f"{tokens} token{'' if tokens == 1 else 's'}"]
     if answer.reply.finish_reason == "length":
-        said.append("cut off: out of room")
+        parts.append("cut off: out of room")
     likely = max((piece for piece in answer.pieces if piece.reset_logprob is not None), key=_chance, default=None)
     if likely:
-        said.append(f"[RESET] at most {_percent(likely.reset_logprob)} in the reply")
-    return " · ".join(said)
+        parts.append(f"[RESET] at most {_percent(likely.reset_logprob)} in the reply")
+    return " · ".join(parts)
 
 
 def _chance(piece: TokenText) -> float:

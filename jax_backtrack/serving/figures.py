@@ -32,16 +32,16 @@ def tree(row: trees.TokenTrees, tokenizer: ChatTokenizer, start: int = 0) -> Fig
     Green tokens are to become likelier, red ones less likely, grey ones are context only; a dashed frame is of a second
     pair. Tokens before `start` are left out, which should be a part of the prompt.
     """
-    kept = _kept(row, start)
+    indices = _kept(row, start)
     parent, position = np.asarray(row.parent), np.asarray(row.position)
     line, lines = {}, 0
-    for index in kept:
-        lines += index != kept[0] and parent[index] != index - 1
+    for index in indices:
+        lines += index != indices[0] and parent[index] != index - 1
         line[index] = lines
-    first = position[kept].min()
-    columns = int(position[kept].max() - first) + 1
+    first = position[indices].min()
+    columns = int(position[indices].max() - first) + 1
     figure, axes = _empty(0.78 * columns + 0.3, 0.5 * (lines + 1) + 0.2)
-    for index in kept:
+    for index in indices:
         x, y, above = position[index] - first, line[index], int(parent[index])
         if above in line:
             axes.plot([x - 1, x - 0.5, x - 0.5, x], [line[above], line[above], y, y], color="#888", lw=0.8, zorder=0)
@@ -65,15 +65,15 @@ def mask(row: trees.TokenTrees, tokenizer: ChatTokenizer, start: int = 0, window
 
     Tokens before `start` are left out, and padding at the end.
     """
-    kept = _kept(row, start)
+    indices = _kept(row, start)
     sees_SxS = np.asarray(trees.tree_attention_mask(row.position[None], row.subtree_end[None], window))[0][
-        np.ix_(kept, kept)
+        np.ix_(indices, indices)
     ]
-    side = 0.165 * len(kept) + 1
+    side = 0.165 * len(indices) + 1
     figure, axes = _empty(side, side)
-    axes.imshow(_colours(np.where(np.eye(len(kept), dtype=bool), 2, sees_SxS), [_EMPTY, _SEEN, _OWN]))
-    labels = [_spelt(tokenizer, row.tokens[index]) for index in kept]
-    ticks = range(len(kept))
+    axes.imshow(_colours(np.where(np.eye(len(indices), dtype=bool), 2, sees_SxS), [_EMPTY, _SEEN, _OWN]))
+    labels = [_spelt(tokenizer, row.tokens[index]) for index in indices]
+    ticks = range(len(indices))
     for text in (
         *axes.set_xticks(ticks, labels, rotation=90, fontsize=6),
         *axes.set_yticks(ticks, labels, fontsize=6),
@@ -81,7 +81,7 @@ def mask(row: trees.TokenTrees, tokenizer: ChatTokenizer, start: int = 0, window
         text.label1.set_parse_math(False)
     axes.tick_params(length=0)
     axes.set(xlabel="key", ylabel="query")
-    _grid(axes, len(kept), len(kept))
+    _grid(axes, len(indices), len(indices))
     return figure
 
 
@@ -105,8 +105,8 @@ def cache(steps: Sequence[CacheStep], tokenizer: ChatTokenizer, row: int = 0, st
     for number, step in enumerate(steps):
         for column, slot in enumerate(slots):
             if (token := step.holds[row, slot]) != NOTHING:
-                seen = step.sees[row, slot]
-                colour = "white" if slot == step.slot else "black" if seen else "#aaa"
+                is_seen = step.sees[row, slot]
+                colour = "white" if slot == step.slot else "black" if is_seen else "#aaa"
                 _write(axes, column, number, _spelt(tokenizer, token, 9), size=6, color=colour)
         if step.fed[row] == tokenizer.reset_id:
             axes.axhline(number - 0.5, color=_RESET, lw=2, zorder=3)
@@ -127,7 +127,7 @@ def reset_chances(trace: Trace, tokenizer: ChatTokenizer) -> Figure:
     """
     if trace.reset_logprobs is None:
         raise InputError("the trace is of a model without [RESET]: there are no chances to draw")
-    ids, chances = trace.token_ids, [math.exp(each) for each in trace.reset_logprobs]
+    ids, chances = trace.token_ids, [math.exp(logprob) for logprob in trace.reset_logprobs]
     last = max((place for place, token in enumerate(ids) if token == tokenizer.reset_id), default=-1)
     colours = [
         _RESET if token == tokenizer.reset_id else _MINUS if place < last else _PLUS for place, token in enumerate(ids)
@@ -145,10 +145,10 @@ def _kept(row: trees.TokenTrees, start: int) -> np.ndarray:
     """Indices from `start` on without the padding, whose tokens are roots that end with themselves."""
     size = row.length
     padding = (np.asarray(row.parent) == trees.NO_PARENT) & (np.asarray(row.subtree_end) == np.arange(1, size + 1))
-    used = size - int(np.argmin(padding[::-1])) if not padding.all() else 0
-    if not 0 <= start < used:
-        raise InputError(f"start is {start}; the row has {used} tokens that can be drawn")
-    return np.arange(start, used)
+    length = size - int(np.argmin(padding[::-1])) if not padding.all() else 0
+    if not 0 <= start < length:
+        raise InputError(f"start is {start}; the row has {length} tokens that can be drawn")
+    return np.arange(start, length)
 
 
 def _spelt(tokenizer: ChatTokenizer, token: int, longest: int = _LONGEST) -> str:

@@ -33,9 +33,9 @@ def watch(
     """
     from IPython.display import HTML, display  # a notebook has it, and nothing else needs it
 
-    asked = dict(system=system, prefill=prefill, seed=seed, hold_back=hold_back)
+    settings = dict(system=system, prefill=prefill, seed=seed, hold_back=hold_back)
     place = None
-    for turn in worth_drawing(answers(list(samplers.values()), [], message, **asked)):
+    for turn in worth_drawing(answers(list(samplers.values()), [], message, **settings)):
         page = HTML(f"<style>{STYLE.read_text()}{_HERE}</style>{conversation_html([turn], list(samplers))}")
         if place is None:
             place = display(page, display_id=True)

@@ -18,11 +18,11 @@ _SHARED_WITHIN = 60  # seconds until a file that one host wrote must be seen by 
 
 def agree_on_start(config: ConfigDict, finished: bool, step: int | None) -> None:
     """Compares recipe, package versions and the state of the workdir. Asks no device: those may differ too."""
-    found = "a finished run" if finished else "no checkpoint" if step is None else f"step {step}"
+    state = "a finished run" if finished else "no checkpoint" if step is None else f"step {step}"
     fields = flatten_dict(json.loads(config.to_json()), sep=".")
     facts = {f"config.{name}": repr(value) for name, value in fields.items()}
     facts |= {f"the version of {package}": importlib.metadata.version(package) for package in _PACKAGES}
-    hosts.agree(facts | {"the step to resume from": found})
+    hosts.agree(facts | {"the step to resume from": state})
 
 
 def agree_on_data(examples: int, content: str) -> None:

@@ -129,11 +129,11 @@ class Checkpoints:
     def _restore(self, step: int, like: TrainState) -> Restored:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore())
-        found = self._manager.restore(step, args=arguments)
-        if fingerprint(found.state) != found.facts["fingerprint"]:
+        restored = self._manager.restore(step, args=arguments)
+        if fingerprint(restored.state) != restored.facts["fingerprint"]:
             raise ValueError("its numbers are not those that were saved")
-        facts = {name: found.facts[name] for name in ("data_position", "data", "recipe")}
-        return Restored(step, found.state, **facts)
+        facts = {name: restored.facts[name] for name in ("data_position", "data", "recipe")}
+        return Restored(step, restored.state, **facts)
 
     def _set_aside(self, step: int) -> Path:
         names = (self._folder / f"{step}.{_ASIDE}{number or ''}" for number in itertools.count())
@@ -146,9 +146,9 @@ class Checkpoints:
         """Says what to raise where writing failed; where another process has gone, which can cause it, this ends."""
         hosts.end_with_another()
         step = max(_steps(self._folder), default=None)
-        kept = "no checkpoint is there yet" if step is None else f"the newest whole one is of step {step}"
+        newest = "no checkpoint is there yet" if step is None else f"the newest whole one is of step {step}"
         return OSError(
-            f"a checkpoint cannot be written to {self._folder} ({_first_line(error)}); {kept}. "
+            f"a checkpoint cannot be written to {self._folder} ({_first_line(error)}); {newest}. "
             "Once there is room, the same command goes on from there"
         )
 
@@ -172,5 +172,5 @@ def _is_damage(cause: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     """Returns what an error says, shortened: those of array storage go on for pages, and name the cause last."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return said if len(said) <= 2 * _SAID else f"{said[:_SAID]} ... {said[-_SAID:]}"
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 2 * _SAID else f"{line[:_SAID]} ... {line[-_SAID:]}"

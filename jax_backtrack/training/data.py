@@ -30,13 +30,13 @@ class Source:
 
 def read_sources(config: ConfigDict) -> list[Source]:
     """Reads safety and utility data of the recipe, without the prompts that are held out."""
-    sources, asked = [], held_out.asked_by(config.data.exclude)
+    sources, excluded = [], held_out.asked_by(config.data.exclude)
     for utility in (False, True):
         with console.status(escape(f"reading {', '.join(data_paths(config, utility=utility))}")):
-            read = read_data(config, utility=utility)
-        for path, preferences, report in read:
-            kept = held_out.for_training(preferences, asked, config.data.held_out_fraction, report)
-            sources.append(Source(path, utility, kept, report, config.data.utility_epochs if utility else 1))
+            records = read_data(config, utility=utility)
+        for path, preferences, report in records:
+            usable = held_out.for_training(preferences, excluded, config.data.held_out_fraction, report)
+            sources.append(Source(path, utility, usable, report, config.data.utility_epochs if utility else 1))
     return sources
 
 
@@ -91,7 +91,7 @@ def warn_if_nothing_is_taken_back(examples: list[Example], spec: TreeSpec) -> No
 def read_data(config: ConfigDict, *, utility: bool) -> list[tuple[str, list[Preference], Report]]:
     """Reads the recipe's safety data, or its utility data: each path with its preferences and their account."""
     data = config.data
-    read = []
+    records = []
     for path in data_paths(config, utility=utility):
         preferences, report = sources.read(
             path,
@@ -102,8 +102,8 @@ def read_data(config: ConfigDict, *, utility: bool) -> list[tuple[str, list[Pref
             columns=data.columns.to_dict(),
             config_name=data.config_name,
         )
-        read.append((path, preferences, report))
-    return read
+        records.append((path, preferences, report))
+    return records
 
 
 def data_paths(config: ConfigDict, *, utility: bool) -> list[str]:

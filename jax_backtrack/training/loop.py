@@ -176,7 +176,9 @@ def _run_steps(
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if numbers["skipped"] > skipped:
             skipped = int(numbers["skipped"])
-            origins = [each for row in range((step - 1) * batch_size, step * batch_size) for each in rows.origins(row)]
+            origins = [
+                origin for row in range((step - 1) * batch_size, step * batch_size) for origin in rows.origins(row)
+            ]
             what = (
                 f"step {step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; its batch holds "
                 f"{'; '.join(origins)}. It was skipped, as {skipped} in all"

@@ -25,13 +25,13 @@ class MetricsWriter:
         if jax.process_index() != 0:
             return
         path = workdir / METRICS
-        kept = [line for line in path.read_text().splitlines() if _step(line) < first_step] if path.exists() else []
-        atomic_write(path, "".join(line + "\n" for line in kept))
+        lines = [line for line in path.read_text().splitlines() if _step(line) < first_step] if path.exists() else []
+        atomic_write(path, "".join(line + "\n" for line in lines))
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir / TENSORBOARD), purge_step=first_step)
         if recipe.wandb.project:
             self._run = WandbRun(recipe.wandb.project, workdir, recipe.to_dict())
-            for line in map(json.loads, kept):
+            for line in map(json.loads, lines):
                 self._run.write(line.pop("step"), line)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:

@@ -93,18 +93,18 @@ def tree_logps(
     processes all must call this, and all get the same."""
     graph, params = nnx.split(model)
     packed = [row.members for row in source.best_fit_pack(0, indices, max_seq_len)]
-    pairs, found = source.spec.pairs, {}
+    pairs, all_logps = source.spec.pairs, {}
     tree = functools.partial(source.tree, 0)
     for members, batch in packed_batches(packed, tree, max_seq_len, batch_size, model.compute.mesh):
         logps_BxSx2 = on_host(logps(graph, params, batch, chunk))
         for number, row in enumerate(members):
-            found.update(zip(row, logps_BxSx2[number, : len(row) * pairs].reshape(-1, pairs, 2), strict=True))
+            all_logps.update(zip(row, logps_BxSx2[number, : len(row) * pairs].reshape(-1, pairs, 2), strict=True))
         progress(sum(map(len, members)))
-    return np.array([found[index] for index in indices])
+    return np.array([all_logps[index] for index in indices])
 
 
 def _read(file: Path, examples: int) -> np.ndarray:
     """Returns what process 0 finds in the file, NaN where there is nothing, on every process."""
     nothing = np.full((examples, PAIRS, 2), np.nan, np.float32)
-    found = np.load(file) if jax.process_index() == 0 and file.exists() else nothing
-    return np.array(multihost_utils.broadcast_one_to_all(found))
+    array = np.load(file) if jax.process_index() == 0 and file.exists() else nothing
+    return np.array(multihost_utils.broadcast_one_to_all(array))

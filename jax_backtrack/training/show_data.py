@@ -105,14 +105,14 @@ def _record(source: Source, preference: Preference, example: Example, tokenizer:
 
 def _account(sources: Sequence[Source]) -> dict:
     """Returns the account of all paths together, and under `sources` that of each."""
-    each = [source.report.account() | {"path": source.path, "utility": source.utility} for source in sources]
-    dropped = sum((Counter(account["dropped"]) for account in each), Counter())
+    accounts = [source.report.account() | {"path": source.path, "utility": source.utility} for source in sources]
+    dropped = sum((Counter(account["dropped"]) for account in accounts), Counter())
     return {
-        "read_as": ", ".join(dict.fromkeys(account["read_as"] for account in each)),
-        "used": sum(account["used"] for account in each),
+        "read_as": ", ".join(dict.fromkeys(account["read_as"] for account in accounts)),
+        "used": sum(account["used"] for account in accounts),
         "dropped": dict(dropped.most_common()),
-        "unused_columns": sorted({column for account in each for column in account["unused_columns"]}),
-        "sources": each,
+        "unused_columns": sorted({column for account in accounts for column in account["unused_columns"]}),
+        "sources": accounts,
     }
 
 

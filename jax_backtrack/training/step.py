@@ -166,7 +166,7 @@ def batch_gradients(
 
     def loss_of(params: nnx.State, frozen: nnx.State, batch: Batch, totals):
         """Loss and metrics of some rows, as their share of the batch's."""
-        rows, (chosen_weight, pairs, said) = batch.rows, totals
+        rows, (chosen_weight, pairs, num_resets) = batch.rows, totals
         logprob_BxS = token_logprobs(nnx.merge(graph, params, frozen), rows, config.logits_chunk_size)
         if config.objective == "sft":
             loss, metrics = sft_loss(logprob_BxS, rows.loss_weights, chosen_weight), {}
@@ -178,7 +178,7 @@ def batch_gradients(
             if config.rpo_alpha:
                 loss += config.rpo_alpha * sft_loss(logprob_BxS, jnp.maximum(rows.loss_weights, 0), chosen_weight)
         if config.reset_id is not None:
-            metrics["reset_loss"] = -jnp.sum(jnp.where(is_said(rows), logprob_BxS, 0)) / said
+            metrics["reset_loss"] = -jnp.sum(jnp.where(is_said(rows), logprob_BxS, 0)) / num_resets
         return loss, metrics | {"loss": loss}
 
     def gradients_of(params: nnx.State, frozen: nnx.State, batch: Batch):

@@ -30,14 +30,14 @@ class WandbRun:
         import wandb
 
         self._path = workdir / WANDB_RUN
-        known = json.loads(self._path.read_text()) if self._path.exists() else {}
-        if known.get("project") != project:
-            known = {"project": project, "id": secrets.token_hex(4), "step": 0}
-        self._known = known
+        saved = json.loads(self._path.read_text()) if self._path.exists() else {}
+        if saved.get("project") != project:
+            saved = {"project": project, "id": secrets.token_hex(4), "step": 0}
+        self._known = saved
         try:
             self._run = wandb.init(
                 project=project,
-                id=known["id"],
+                id=saved["id"],
                 resume="allow",
                 name=workdir.resolve().name,
                 dir=str(workdir),
@@ -46,7 +46,7 @@ class WandbRun:
             )
         except wandb.errors.Error as error:
             raise InputError(f"wandb.project = {project!r}: {error}. WANDB_MODE=offline keeps the run here") from None
-        self._sent = self._run.step - 1 if self._run.resumed else known["step"]
+        self._sent = self._run.step - 1 if self._run.resumed else saved["step"]
         self._keep()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:

@@ -20,4 +20,4 @@ def struck(draft: str) -> Text:
 
 def readable(text: str) -> str:
     """Returns the text with the characters that a terminal obeys shown by their numbers."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -41,7 +41,7 @@ def _sums(arrays: list[jax.Array], layered: tuple[bool, ...]) -> list[list[jax.A
 # Compiled into what calls it. Arrays of one shape, such as a parameter's and its moments', are traced once.
 @jax.jit
 def _sum_of_layers(array: jax.Array, seed: jax.Array) -> jax.Array:
-    sums = jax.lax.map(lambda each: _sum(*each), (array, _places(len(array), seed)))
+    sums = jax.lax.map(lambda layer: _sum(*layer), (array, _places(len(array), seed)))
     return jnp.sum(sums, dtype=jnp.uint32)
 
 

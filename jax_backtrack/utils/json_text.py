@@ -31,12 +31,12 @@ def from_json(kind, value):
     if origin is types.UnionType:
         return None if value is None else from_json(inner[0], value)
     if origin is tuple:
-        return tuple(from_json(inner[0], each) for each in _is_a(list, value))
+        return tuple(from_json(inner[0], entry) for entry in _is_a(list, value))
     if origin is dict:
-        return {from_json(inner[0], key): from_json(inner[1], each) for key, each in _is_a(dict, value).items()}
+        return {from_json(inner[0], key): from_json(inner[1], entry) for key, entry in _is_a(dict, value).items()}
     if dataclasses.is_dataclass(kind):
         kinds, fields = _hints(kind), _is_a(dict, value).items()
-        return kind(**{name: from_json(kinds[name], each) for name, each in fields if name in kinds})
+        return kind(**{name: from_json(kinds[name], entry) for name, entry in fields if name in kinds})
     if kind is float and value is None:
         return math.nan
     if kind is float and not math.isfinite(value := float(_is_a(kind, value))):
@@ -63,7 +63,7 @@ def _plain(value):
     if dataclasses.is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -70,8 +70,8 @@ class Objective:
     ) -> "Objective":
         """Returns the objective of a suffix right after the last message."""
         messages = tuple(messages)
-        plain, one, other = (_rendered(tokenizer, messages, end) for end in ("", " x", " y"))
-        shared = common_beginning(one[::-1], other[::-1])
+        plain, first_end, second_end = (_rendered(tokenizer, messages, end) for end in ("", " x", " y"))
+        shared = common_beginning(first_end[::-1], second_end[::-1])
         return cls(
             before=tuple(plain[: len(plain) - shared].tolist()),
             after=tuple(plain[len(plain) - shared :].tolist()),
@@ -193,10 +193,10 @@ class Attack:
         gradient_TxV = np.where(self._forbidden, np.inf, gradient_TxV)
         best_TxK = np.argpartition(gradient_TxV, top_k, axis=1)[:, :top_k]
         places = self._rng.integers(0, len(self.suffix), width)
-        made = np.tile(self.suffix, (width, 1))
-        made[np.arange(width), places] = best_TxK[places, self._rng.integers(0, top_k, width)]
-        made = np.unique(made[(made != self.suffix).any(axis=1)], axis=0)
-        return np.array([ids for ids in made if self._is_sent(ids)], np.int32).reshape(-1, len(self.suffix))
+        suffixes = np.tile(self.suffix, (width, 1))
+        suffixes[np.arange(width), places] = best_TxK[places, self._rng.integers(0, top_k, width)]
+        suffixes = np.unique(suffixes[(suffixes != self.suffix).any(axis=1)], axis=0)
+        return np.array([ids for ids in suffixes if self._is_sent(ids)], np.int32).reshape(-1, len(self.suffix))
 
     def losses(self, candidates_NxT: np.ndarray) -> np.ndarray:
         """Returns float32 `[N]`: mean negative log-likelihood of the target behind each suffix, and what is added of

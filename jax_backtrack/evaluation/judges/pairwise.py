@@ -49,13 +49,13 @@ class PairwiseJudge:
         self, prompts: Sequence[Sequence[Message]], firsts: Sequence[str], seconds: Sequence[str]
     ) -> np.ndarray:
         """Returns float64 `[N]`: the probability that the reply which is shown first is the better one."""
-        asked = {
+        questions_by_number = {
             i: self._tokenizer.render([{"role": "user", "content": question(*pair)}])
             for i, pair in enumerate(zip(prompts, firsts, seconds, strict=True))
         }
-        with progress_bar("judging pairs", len(asked)) as advance:
-            shares = self._next_token(asked, advance)
-        return np.array([shares[i] for i in range(len(asked))])
+        with progress_bar("judging pairs", len(questions_by_number)) as advance:
+            shares = self._next_token(questions_by_number, advance)
+        return np.array([shares[i] for i in range(len(questions_by_number))])
 
 
 def question(prompt: Sequence[Message], first: str, second: str) -> str:

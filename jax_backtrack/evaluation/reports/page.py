@@ -34,9 +34,13 @@ def write(models: dict[str, Evaluation], path: Path, false_resets: float, win_ra
     """Writes the page. The first model is the baseline that the others are compared with, prompt by prompt. A bias is
     chosen for at most the share `false_resets`."""
     baseline = next(iter(models))
-    results_of = {model: _shown(found) for model, found in models.items()}
-    titles = list(dict.fromkeys(one.title for results in results_of.values() for one in results))
-    points = {model: found for model, each in models.items() if (found := calibration.points(each.results))}
+    results_of = {model: _shown(evaluation) for model, evaluation in models.items()}
+    titles = list(dict.fromkeys(result.title for results in results_of.values() for result in results))
+    points = {
+        model: points_of_model
+        for model, evaluation in models.items()
+        if (points_of_model := calibration.points(evaluation.results))
+    }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(_TEMPLATE.read_text()).render(
         title=f"Evaluation of {', '.join(models)}",
@@ -48,46 +52,46 @@ def write(models: dict[str, Evaluation], path: Path, false_resets: float, win_ra
         win_rates=_win_rates(win_rates),
         perplexity=[
             {"model": model, "kind": kind, "count": measure.count, "value": in_line(measure, "perplexity")}
-            for model, found in models.items()
-            for kind, measure in found.perplexity.items()
+            for model, evaluation in models.items()
+            for kind, measure in evaluation.perplexity.items()
         ],
         trade_off=plots.trade_off(points) if points else "",
-        trade_offs=[_trade_off(model, found, false_resets) for model, found in points.items()],
+        trade_offs=[_trade_off(model, points_of_model, false_resets) for model, points_of_model in points.items()],
         false_resets=f"{100 * false_resets:g} %",
         transcripts=[
-            {"title": f"{model}: {one.title}", "responses": _transcripts(one)}
+            {"title": f"{model}: {result.title}", "responses": _transcripts(result)}
             for model, results in results_of.items()
-            for one in results
+            for result in results
         ],
     )
     atomic_write(path, text)
 
 
-def _shown(found: Evaluation) -> list[EvalResult]:
+def _shown(evaluation: Evaluation) -> list[EvalResult]:
     """Returns all but what was asked for the trade-off alone."""
-    return [one for one in found.results if one.condition.reset_bias is None]
+    return [result for result in evaluation.results if result.condition.reset_bias is None]
 
 
-def _trade_off(model: str, found: Sequence[calibration.Point], false_resets: float) -> dict:
-    chosen = calibration.calibrated(found, false_resets)
+def _trade_off(model: str, points: Sequence[calibration.Point], false_resets: float) -> dict:
+    chosen = calibration.calibrated(points, false_resets)
     return {
         "model": model,
         "chosen": None if chosen is None else f"{chosen.bias:+g}",
         "rows": [
             [f"{point.bias:+g}", *(in_line(half, "") for half in (*point.unsafe, *point.false_resets))]
-            for point in found
+            for point in points
         ],
     }
 
 
 def _table(title: str, models: dict[str, Sequence[EvalResult]], win_rates: WinRates) -> dict:
     rows = {
-        model: win_rates.measures(model, one)
+        model: win_rates.measures(model, result)
         for model, results in models.items()
-        for one in results
-        if one.title == title
+        for result in results
+        if result.title == title
     }
-    count = next(len(one.responses) for results in models.values() for one in results if one.title == title)
+    count = next(len(result.responses) for results in models.values() for result in results if result.title == title)
     names = list(dict.fromkeys(name for measures in rows.values() for name in measures))
     return {
         "title": f"{title} ({count} prompts)",
@@ -100,39 +104,39 @@ def _table(title: str, models: dict[str, Sequence[EvalResult]], win_rates: WinRa
 
 
 def _paired(models: dict[str, Sequence[EvalResult]], baseline: str) -> list[dict]:
-    found = []
-    there = {one.title: one for one in models[baseline] if one.harmful}
+    rows = []
+    of_baseline = {result.title: result for result in models[baseline] if result.harmful}
     for model, results in models.items():
-        for one in results:
-            if model == baseline or one.title not in there:
+        for result in results:
+            if model == baseline or result.title not in of_baseline:
                 continue
-            check_comparable(one, there[one.title], model, baseline)
-            compared = paired(one.hits(is_unsafe), there[one.title].hits(is_unsafe))
-            found.append(
+            check_comparable(result, of_baseline[result.title], model, baseline)
+            compared = paired(result.hits(is_unsafe), of_baseline[result.title].hits(is_unsafe))
+            rows.append(
                 {
                     "model": model,
-                    "title": one.title,
-                    "count": len(one.responses),
+                    "title": result.title,
+                    "count": len(result.responses),
                     "only_here": compared.only_here,
                     "only_baseline": compared.only_baseline,
                     "reduction": in_line(compared.reduction, "reduction"),
                     "p_value": f"{compared.p_value:.2g}",
                 }
             )
-    return found
+    return rows
 
 
-def _win_rates(found: WinRates) -> list[dict]:
+def _win_rates(win_rates: WinRates) -> list[dict]:
     return [
         {
             "model": model,
             "title": title,
-            "counts": [len(one.chances), sum(one.wins), one.ties, sum(one.losses)],
-            "win_rate": in_line(one.win_rate, "win_rate"),
-            "p_value": f"{one.p_value:.2g}",
+            "counts": [len(win_rate.chances), sum(win_rate.wins), win_rate.ties, sum(win_rate.losses)],
+            "win_rate": in_line(win_rate.win_rate, "win_rate"),
+            "p_value": f"{win_rate.p_value:.2g}",
         }
-        for title, models in found.of.items()
-        for model, one in models.items()
+        for title, models in win_rates.of.items()
+        for model, win_rate in models.items()
     ]
 
 

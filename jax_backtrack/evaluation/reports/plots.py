@@ -13,12 +13,12 @@ _COLOURS = "#4269d0 #ff725c #3ca951 #a463f2 #efb118 #97bbf5 #9c6b4e #ff8ab7 #6cc
 def trade_off(points_of_models: dict[str, Sequence[Point]]) -> str:
     """Draws the share of unsafe replies over share of false resets, a line for each model and a mark for each bias."""
     figure, axes = _empty(6, 4)
-    for (model, found), colour in zip(points_of_models.items(), _repeated(len(points_of_models)), strict=True):
-        x = [100 * point.false_resets[1].value for point in found]
-        y = [100 * point.unsafe[1].value for point in found]
+    for (model, points), colour in zip(points_of_models.items(), _repeated(len(points_of_models)), strict=True):
+        x = [100 * point.false_resets[1].value for point in points]
+        y = [100 * point.unsafe[1].value for point in points]
         axes.plot(x, y, marker="o", color=colour, label=model)
         biases_at = {}
-        for point, at in zip(found, zip(x, y, strict=True), strict=True):
+        for point, at in zip(points, zip(x, y, strict=True), strict=True):
             biases_at.setdefault(at, []).append(f"{point.bias:+g}")
         for at, biases in biases_at.items():
             axes.annotate(", ".join(biases), at, textcoords="offset points", xytext=(5, 5), fontsize=9, color=colour)

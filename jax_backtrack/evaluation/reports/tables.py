@@ -56,32 +56,32 @@ def in_line(measure: Estimate | None, name: str) -> str:
 
 def judges(models: dict[str, Evaluation]) -> str:
     """Returns the names of the judges of all models."""
-    return ", ".join(dict.fromkeys(judge for found in models.values() for judge in found.judges))
+    return ", ".join(dict.fromkeys(judge for evaluation in models.values() for judge in evaluation.judges))
 
 
 def show(models: dict[str, Evaluation], win_rates: WinRates = NOT_JUDGED) -> None:
     """Prints a row for each model on the testbed; a row for each model, set and condition of the others."""
-    if any(found.testbed for found in models.values()):
+    if any(evaluation.testbed for evaluation in models.values()):
         console.print(_testbed_table(models, win_rates))
     rows = [
-        (model, one, win_rates.measures(model, one))
-        for model, found in models.items()
-        for one in found.results
-        if one not in found.on_testbed.values()
+        (model, result, win_rates.measures(model, result))
+        for model, evaluation in models.items()
+        for result in evaluation.results
+        if result not in evaluation.on_testbed.values()
     ]
     if rows:
         _show_sets(rows, judges(models))
     if win_rates.of:
         console.print(f"preferred to {next(iter(models))}, by {win_rates.judge}", highlight=False, markup=False)
-    for model, found in models.items():
-        for kind, measure in found.perplexity.items():
+    for model, evaluation in models.items():
+        for kind, measure in evaluation.perplexity.items():
             shown = in_line(measure, "perplexity")
             console.print(f"{model}: perplexity of {measure.count} held-out {kind} replies {shown}")
 
 
 def show_transcripts(evaluation: Evaluation, count: int) -> None:
     """Prints the first `count` conversations with a reset, drafts struck through: `~~so~~` in a file."""
-    firsts = [samples[0] for one in evaluation.results for samples in one.responses]
+    firsts = [samples[0] for result in evaluation.results for samples in result.responses]
     with_resets = [response for response in firsts if response.reply.resets]
     for response in with_resets[:count]:
         console.print()
@@ -97,10 +97,10 @@ def show_transcripts(evaluation: Evaluation, count: int) -> None:
 
 def _testbed_table(models: dict[str, Evaluation], win_rates: WinRates) -> Table:
     measures = {
-        model: found.testbed
-        | {name: each for name, each in win_rates.measures(model, public).items() if name == "win_rate"}
-        for model, found in models.items()
-        if (public := found.on_testbed.get("public"))
+        model: evaluation.testbed
+        | {name: estimates for name, estimates in win_rates.measures(model, public).items() if name == "win_rate"}
+        for model, evaluation in models.items()
+        if (public := evaluation.on_testbed.get("public"))
     }
     first = next(iter(measures.values()))
     table = new_table(
@@ -108,11 +108,11 @@ def _testbed_table(models: dict[str, Evaluation], win_rates: WinRates) -> Table:
         f"{first['reset_word_leak'].count} replies"
     )
     add_names(table, "model", measures)
-    names = [name for name in _OF_TESTBED if any(name in each for each in measures.values())]
+    names = [name for name in _OF_TESTBED if any(name in estimates for estimates in measures.values())]
     for name in names:
         add_figures(table, _OF_TESTBED[name])
-    for model, each in measures.items():
-        table.add_row(model, *_cells(each, names))
+    for model, estimates in measures.items():
+        table.add_row(model, *_cells(estimates, names))
     return table
 
 
@@ -127,7 +127,7 @@ def _show_sets(rows: Sequence[tuple[str, EvalResult, dict[str, Estimate]]], judg
     console.print(table)
     if _IN_A_LINE in left_out:
         for model in dict.fromkeys(model for model, _, _ in rows):
-            hits = [hit for name, one, _ in rows if name == model for hit in one.hits(has_reset_word_leak)]
+            hits = [hit for name, result, _ in rows if name == model for hit in result.hits(has_reset_word_leak)]
             console.print(f"{model}: reset word leak in {sum(hits)} of {len(hits)} replies", markup=False)
     if left_out:
         console.print("words and tokens stand in the page; a wider terminal has them here too", style="dim")
@@ -136,11 +136,11 @@ def _show_sets(rows: Sequence[tuple[str, EvalResult, dict[str, Estimate]]], judg
 def _sets_table(rows: Sequence[tuple[str, EvalResult, dict[str, Estimate]]], judge: str, names: Sequence[str]) -> Table:
     table = new_table(f"judge: {judge}; 95 % intervals" if judge else "95 % intervals")
     add_names(table, "model", (model for model, _, _ in rows))
-    add_names(table, "set", (one.title for _, one, _ in rows))
+    add_names(table, "set", (result.title for _, result, _ in rows))
     for heading in ("prompts", *(HEADINGS[name] for name in names)):
         add_figures(table, heading)
-    for model, one, measures in rows:
-        table.add_row(model, one.title.replace(", ", ",\n"), str(len(one.responses)), *_cells(measures, names))
+    for model, result, measures in rows:
+        table.add_row(model, result.title.replace(", ", ",\n"), str(len(result.responses)), *_cells(measures, names))
     return table
 
 

@@ -42,7 +42,7 @@ def log_likelihoods(
             raise InputError(f"pair {number} has {len(context)} tokens of context and {len(continuation)} behind it")
     longest = max((len(context) + len(continuation) for context, continuation in pairs), default=0)
     max_seq_len = -(-max(max_seq_len, longest) // _MULTIPLE) * _MULTIPLE
-    (graph, params), found = nnx.split(model), {}
+    (graph, params), likelihoods = nnx.split(model), {}
 
     def tree(index: int) -> TokenTrees:
         context, continuation = pairs[index]
@@ -53,23 +53,23 @@ def log_likelihoods(
         sums_2xBxS = on_host(_sums(graph, params, batch, chunk))
         for number, row in enumerate(members):
             log_p, others = sums_2xBxS[:, number, : len(row)]
-            found.update(zip(row, zip(log_p.tolist(), (others == 0).tolist(), strict=True), strict=True))
+            likelihoods.update(zip(row, zip(log_p.tolist(), (others == 0).tolist(), strict=True), strict=True))
         progress(sum(map(len, members)))
-    return [found[index] for index in range(len(pairs))]
+    return [likelihoods[index] for index in range(len(pairs))]
 
 
 def plan(pairs: Sequence[Pair], max_seq_len: int) -> list[list[int]]:
     """Returns which pairs go into which row, by number: those with the most in common one behind the other."""
     rows: list[list[int]] = []
-    used, before = max_seq_len, np.zeros(0, np.int32)
+    length, before = max_seq_len, np.zeros(0, np.int32)
     for index in sorted(range(len(pairs)), key=lambda index: tuple(map(list, pairs[index]))):
         context, continuation = (np.asarray(ids, np.int32) for ids in pairs[index])
         new = len(context) + len(continuation) - common_beginning(before, context)
-        if used + new > max_seq_len:
+        if length + new > max_seq_len:
             rows.append([])
-            used, new = 0, len(context) + len(continuation)
+            length, new = 0, len(context) + len(continuation)
         rows[-1].append(index)
-        used, before = used + new, context
+        length, before = length + new, context
     return rows
 
 

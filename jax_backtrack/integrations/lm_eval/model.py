@@ -154,18 +154,18 @@ class JaxBacktrackLM(TemplateLM):
                 shown = "" if texts is None else f": {texts[1]!r:.60}"
                 raise InputError(f"a continuation has {len(continuation)} tokens, more than {self.max_length}{shown}")
             # The last token is only asked for, so there may be one more than positions.
-            kept = context[-(self.max_length + 1 - len(continuation)) :]
-            cut += len(kept) < len(context)
-            pairs.append((kept, continuation))
+            shortened = context[-(self.max_length + 1 - len(continuation)) :]
+            cut += len(shortened) < len(context)
+            pairs.append((shortened, continuation))
         self._say_cut(cut, len(pairs))
         with progress_bar("log-likelihoods", len(pairs)) as advance:
-            found = log_likelihoods(
+            likelihoods = log_likelihoods(
                 self._model, pairs, max_seq_len=self._max_seq_len, batch_size=self.batch_size, progress=advance
             )
-        for (texts, *_rest), result in zip(requests, found, strict=True):
+        for (texts, *_rest), result in zip(requests, likelihoods, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, result)
-        return found
+        return likelihoods
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Returns `log p(text)` of whole texts, in nats, by windows where one is longer than the model's positions."""
@@ -192,25 +192,25 @@ class JaxBacktrackLM(TemplateLM):
             alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
         seed_N = reply_seeds(self._seed, len(requests))
         with progress_bar("replies", len(requests)) as advance:
-            for asked in alike.values():
-                sampler, room = self._sampler(requests[asked[0]].args[1])
+            for numbers in alike.values():
+                sampler, room = self._sampler(requests[numbers[0]].args[1])
                 prompts, cut = [], 0
-                for number in asked:
+                for number in numbers:
                     ids = self.tok_encode(requests[number].args[0]) or [self.prefix_token_id]
                     cut += len(ids) > room
                     prompts.append(np.asarray(ids[-room:], np.int32))
                 self._say_cut(cut, len(prompts))
-                seeds = [seed_N[number] for number in asked]
-                for number, reply in zip(asked, sampler(prompts, seeds=seeds, progress=advance), strict=True):
+                seeds = [seed_N[number] for number in numbers]
+                for number, reply in zip(numbers, sampler(prompts, seeds=seeds, progress=advance), strict=True):
                     replies[number] = reply.text
                     resets += reply.resets > 0
                     self.cache_hook.add_partial("generate_until", requests[number].args, reply.text)
         console.print(f"{resets} of {len(replies)} replies have a reset", highlight=False)
         return replies
 
-    def _sampler(self, asked: dict) -> tuple[Sampler, int]:
+    def _sampler(self, request: dict) -> tuple[Sampler, int]:
         """Returns a sampler for what a task asks for, and the tokens that its prompts may have."""
-        settings = dict(normalize_gen_kwargs(asked, self._max_gen_toks))
+        settings = dict(normalize_gen_kwargs(request, self._max_gen_toks))
         new_tokens, stop_strings = settings.pop("max_gen_toks"), settings.pop("until", None) or []
         temperature = settings.pop("temperature", 0.0)
         if not settings.pop("do_sample"):
@@ -223,7 +223,7 @@ class JaxBacktrackLM(TemplateLM):
         room = self.max_length - new_tokens
         if room < 1:
             raise InputError(f"max_gen_toks is {new_tokens}, and the model has {self.max_length} positions")
-        key = json.dumps(asked, sort_keys=True)
+        key = json.dumps(request, sort_keys=True)
         if key not in self._samplers:
             self._samplers.clear()  # each may hold a second copy of the weights
             params = dataclasses.replace(
