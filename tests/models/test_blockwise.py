@@ -63,10 +63,10 @@ def assert_same(rows, sizes, window=None, softcap=None, dtype="float32", error=1
 def rows_of(branches) -> trees.TokenTrees:
     rows, open_trees = [], []
     for tree in map(flatten, branches):
-        if sum(map(len, open_trees)) + len(tree) > S:
+        if sum(each.length for each in open_trees) + tree.length > S:
             rows.append(pack(open_trees, S))
             open_trees = []
-        if len(tree) <= S:
+        if tree.length <= S:
             open_trees.append(tree)
     rows.append(pack(open_trees, S))
     return stack([rows[0], rows[-1]])

@@ -284,7 +284,7 @@ def test_replies_come_in_order_and_by_seed_whatever_the_batch(smollm_shaped, res
     settings = dict(temperature=1.0, max_new_tokens=5, max_resets=1)
     alone = [
         Sampler(smollm_shaped, reset_tokenizer, SamplingParams(max_num_seqs=4, **settings))([one], seeds=[seed])[0]
-        for seed, one in enumerate(asked)
+        for seed, one in zip(reply_seeds(0, 7), asked, strict=True)
     ]
     seen = []
     together = Sampler(smollm_shaped, reset_tokenizer, SamplingParams(max_num_seqs=4, **settings))(
@@ -515,8 +515,9 @@ def test_more_prompts_than_fit_with_several_samples_each_equal_each_alone(tiny_p
     together = sampler(asked, n=samples)
     assert len(together) == 33 * samples and any(reply.drafts for reply in together)
     for number in (0, 15, 16, 32):
-        seeds = range(number * samples, (number + 1) * samples)
-        assert sampler([asked[number]], n=samples, seeds=seeds) == together[seeds.start : seeds.stop]
+        of_prompt = slice(number * samples, (number + 1) * samples)
+        seeds = reply_seeds(0, len(together))[of_prompt]
+        assert sampler([asked[number]], n=samples, seeds=seeds) == together[of_prompt]
 
 
 @every_mode
@@ -535,8 +536,8 @@ def test_a_prompt_that_ends_where_the_positions_do(tiny_pair, mode, new_tokens):
         padded[0, : len(ids)] = ids
         return np.array(causal_logits(*split, padded)[len(ids) - 1])
 
-    for seed, reply in enumerate(sampler([prompt], n=3)):
-        request = Request(seed, prompt, np.zeros(0, np.int32), seed=seed)
+    for number, (seed, reply) in enumerate(zip(reply_seeds(0, 3), sampler([prompt], n=3), strict=True)):
+        request = Request(number, prompt, np.zeros(0, np.int32), seed=seed)
         plan, turned = sampler._engine.static, sampler._engine.traced
         assert list(reply.trace.token_ids) == naive(last_logits, request, 0, plan, turned, new_tokens)
     with pytest.raises(InputError, match="exceed the model's 256 positions"):
