@@ -18,6 +18,7 @@ from benchmarks.worker import platforms, say
 from jax_backtrack.hub.load import packaged_gguf
 from jax_backtrack.hub.reset import add_reset
 from jax_backtrack.sampling import files
+from jax_backtrack.sampling.seeds import reply_seeds
 
 
 def main():
@@ -44,10 +45,11 @@ def main():
 
     one = jax_backtrack.Sampler(model, tokenizer, dataclasses.replace(params, max_num_seqs=1), reset_mode="rewind")
     start, same = time.perf_counter(), 0
-    for seed, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
+    seeds = reply_seeds(params.seed, len(prompts))
+    for number, (prompt, reply, seed) in enumerate(zip(prompts, replies, seeds, strict=True), start=1):
         same += one([prompt], seeds=[seed]) == [reply]
-        if (seed + 1) % 100 == 0:
-            say(f"{seed + 1} alone in {time.perf_counter() - start:.0f} s, {same} the same")
+        if number % 100 == 0:
+            say(f"{number} alone in {time.perf_counter() - start:.0f} s, {same} the same")
     seconds["alone"] = time.perf_counter() - start
     resets = [reply.resets for reply in replies]
     print(
