@@ -26,7 +26,7 @@ from jax_backtrack.utils.console import bold, console
 from jax_backtrack.utils.json_text import to_json
 from jax_backtrack.utils.settings import check
 from jax_backtrack.utils.tables import add_figures, add_names, new_table
-from jax_backtrack.utils.workdir import RECIPE, atomic_write
+from jax_backtrack.utils.workdir import RECIPE, SAMPLES, atomic_write
 
 _SCALES = ("small", "full")
 _EVALUATED_RECIPE = "evaluated.json"  # of a stage that is not trained, and so has no RECIPE
@@ -113,7 +113,7 @@ def own_replies(config: ConfigDict, workdir: Path) -> None:
 
 
 def _own_replies_path(workdir: Path) -> Path:
-    return workdir / "own_replies" / "samples.jsonl"
+    return workdir / "own_replies" / SAMPLES
 
 
 def _stage(config: ConfigDict, name: str) -> ConfigDict:
