@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from jax_backtrack.errors import InputError
 from jax_backtrack.evaluation import results, win_rate
 from jax_backtrack.evaluation.judges.pairwise import PairwiseJudge
-from jax_backtrack.evaluation.reports.page import COMPARISON_PAGE, report
-from jax_backtrack.evaluation.results import EVALUATION, Evaluation, check_comparable
+from jax_backtrack.evaluation.reports.page import report
+from jax_backtrack.evaluation.results import Evaluation, check_comparable
 from jax_backtrack.evaluation.win_rate import NOT_JUDGED
+from jax_backtrack.utils.workdir import COMPARISON_PAGE, EVALUATION
 
 
 def compare(folders: Sequence[Path], workdir: Path, settings: ConfigDict) -> None:

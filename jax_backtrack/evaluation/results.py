@@ -20,7 +20,6 @@ from jax_backtrack.utils.console import bold, console
 from jax_backtrack.utils.json_text import from_json, to_json
 from jax_backtrack.utils.workdir import atomic_write
 
-EVALUATION = "evaluation.json"
 SCHEMA_VERSION = 1
 SYSTEM_PROMPT = "system prompt"  # an attack
 

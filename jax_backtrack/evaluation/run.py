@@ -17,12 +17,13 @@ from jax_backtrack.evaluation.judges import load_judge
 from jax_backtrack.evaluation.judges.exact import ExactJudge
 from jax_backtrack.evaluation.judges.judge import Judge
 from jax_backtrack.evaluation.perplexity import held_out_perplexity
-from jax_backtrack.evaluation.reports.page import EVALUATION_PAGE, report
-from jax_backtrack.evaluation.results import EVALUATION, SYSTEM_PROMPT, Condition, EvalResult, Evaluation, Response
+from jax_backtrack.evaluation.reports.page import report
+from jax_backtrack.evaluation.results import SYSTEM_PROMPT, Condition, EvalResult, Evaluation, Response
 from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.sampling.sampler import Sampler
 from jax_backtrack.utils.console import progress_bar
 from jax_backtrack.utils.resume_cache import ResumeCache, key_of, resume_cache_of
+from jax_backtrack.utils.workdir import EVALUATION, EVALUATION_PAGE
 
 
 def read_sets(config: ConfigDict) -> list[PromptSet]:

@@ -13,7 +13,7 @@ from jax_backtrack.evaluation import results as evaluations
 from jax_backtrack.evaluation.judges import load_judge
 from jax_backtrack.evaluation.reports import plots
 from jax_backtrack.evaluation.reports.tables import cell, in_line
-from jax_backtrack.evaluation.results import EVALUATION, EvalResult, Evaluation
+from jax_backtrack.evaluation.results import EvalResult, Evaluation
 from jax_backtrack.evaluation.run import evaluate_in, read_sets
 from jax_backtrack.evaluation.stats import Estimate, over_seeds, reduction_over_seeds
 from jax_backtrack.experiments.stages import Stages, folder_name
@@ -26,7 +26,7 @@ from jax_backtrack.utils.console import bold, console
 from jax_backtrack.utils.json_text import to_json
 from jax_backtrack.utils.settings import check
 from jax_backtrack.utils.tables import add_figures, add_names, new_table
-from jax_backtrack.utils.workdir import RECIPE, SAMPLES, atomic_write
+from jax_backtrack.utils.workdir import EVALUATION, RECIPE, REPLICATION, REPLICATION_PLOT, SAMPLES, atomic_write
 
 _SCALES = ("small", "full")
 _EVALUATED_RECIPE = "evaluated.json"  # of a stage that is not trained, and so has no RECIPE
@@ -83,7 +83,7 @@ def replicate(config: ConfigDict, workdir: Path) -> dict:
         results = summary(evaluations_of, config.baselines.to_dict())
         _write(results, config, judge.name, workdir)
         show(results)
-    console.print(f"numbers and plot in {bold(workdir)}: results.json, results.svg", highlight=False)
+    console.print(f"numbers and plot in {bold(workdir)}: {REPLICATION}, {REPLICATION_PLOT}", highlight=False)
     return results
 
 
@@ -220,10 +220,10 @@ def show(results: dict) -> None:
 def _write(results: dict, config: ConfigDict, judge: str, workdir: Path) -> None:
     content = {"judge": judge, "scale": config.scale, "cuts": config.cuts.to_dict() if config.scale == "small" else {}}
     content |= results
-    atomic_write(workdir / "results.json", to_json(content, indent=1) + "\n")
+    atomic_write(workdir / REPLICATION, to_json(content, indent=1) + "\n")
     unsafe = {
         title: {model: measures["unsafe"] for model, measures in models.items()}
         for title, models in results["sets"].items()
         if "unsafe" in next(iter(models.values()))
     }
-    atomic_write(workdir / "results.svg", plots.bars(unsafe, "unsafe replies, %"))
+    atomic_write(workdir / REPLICATION_PLOT, plots.bars(unsafe, "unsafe replies, %"))

@@ -13,8 +13,8 @@ from jax_backtrack.errors import InputError
 from jax_backtrack.evaluation import results
 from jax_backtrack.evaluation.judges.pairwise import PairwiseJudge
 from jax_backtrack.evaluation.reports import tables
-from jax_backtrack.evaluation.reports.page import EVALUATION_PAGE, report
-from jax_backtrack.evaluation.results import EVALUATION, Evaluation
+from jax_backtrack.evaluation.reports.page import report
+from jax_backtrack.evaluation.results import Evaluation
 from jax_backtrack.evaluation.run import evaluate
 from jax_backtrack.evaluation.win_rate import NOT_JUDGED, against_baseline
 from jax_backtrack.hub.load import load
@@ -26,7 +26,7 @@ from jax_backtrack.training.loop import train
 from jax_backtrack.utils.console import console
 from jax_backtrack.utils.resume_cache import resume_cache_of
 from jax_backtrack.utils.settings import check
-from jax_backtrack.utils.workdir import EXPORT
+from jax_backtrack.utils.workdir import EVALUATION, EVALUATION_PAGE, EXPORT
 
 
 def run_stages(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:

@@ -23,6 +23,10 @@ EXPORT = "export"  # the trained model, a Hugging Face folder
 # Left by the other modes.
 SAMPLES = "samples.jsonl"
 MT_BENCH = "mt_bench.jsonl"
+EVALUATION, EVALUATION_PAGE = "evaluation.json", "evaluation.html"
+COMPARISON_PAGE, WIN_RATES = "comparison.html", "win_rates.json"
+AGREEMENT = "agreement.json"  # of a probe with its labels
+REPLICATION, REPLICATION_PLOT = "results.json", "results.svg"
 SHOWN_DATA, DATA_ACCOUNT = "data.jsonl", "account.json"
 COMPILED = "compile.json"
 

@@ -20,7 +20,6 @@ from jax_backtrack.evaluation.judges import load_judge
 from jax_backtrack.evaluation.judges.llama_guard import LlamaGuard
 from jax_backtrack.evaluation.reports import page
 from jax_backtrack.evaluation.results import (
-    EVALUATION,
     Condition,
     EvalResult,
     Evaluation,
@@ -33,6 +32,7 @@ from jax_backtrack.evaluation.stats import Estimate
 from jax_backtrack.sampling.replies import Reply
 from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer
 from jax_backtrack.utils.console import progress_bar
+from jax_backtrack.utils.workdir import EVALUATION
 from tests import tiny
 from tests.evaluations import harmful, user
 

@@ -13,6 +13,7 @@ from jax_backtrack.evaluation.results import Condition, EvalResult, Evaluation, 
 from jax_backtrack.evaluation.win_rate import WinRate
 from jax_backtrack.hub.export import save
 from jax_backtrack.sampling.replies import Reply
+from jax_backtrack.utils.workdir import EVALUATION
 from tests import tiny
 from tests.evaluations import SETS, user
 
@@ -48,7 +49,7 @@ def test_compared_evaluations_are_judged_as_the_recipe_says(tokenizer, tmp_path,
     trade_off = tuple(one for one in SETS if one.condition.reset_bias != 0)
     for model, texts in {"one": ("So.", "Thus.", "Same."), "two": ("No.", "Because.", "Same. ")}.items():
         found = Evaluation((harmless(*texts), *trade_off))
-        results.write({model: found}, tmp_path / model / results.EVALUATION)
+        results.write({model: found}, tmp_path / model / EVALUATION)
     config = sft_smollm.get_config()
     config.evaluate.win_rate_judge, config.evaluate.false_resets = str(tmp_path / "judge"), 0.6
     compared = [str(tmp_path / model) for model in ("one", "two")]

@@ -12,6 +12,7 @@ from jax_backtrack.evaluation.compare import compare
 from jax_backtrack.evaluation.judges import probe
 from jax_backtrack.evaluation.judges.probe import Heads
 from jax_backtrack.utils.console import console
+from jax_backtrack.utils.workdir import EVALUATION
 from tests.fuzz.odd import TEXT, changed, dumps, mangled
 from tests.fuzz.trials import fuzz
 
@@ -66,7 +67,7 @@ evaluations = changed(st.just(content("backtracking"))).map(dumps).map(str.encod
 def test_evaluations(text, tmp_path):
     for name, held in (("baseline", dumps(content("SFT")).encode()), ("backtracking", text)):
         (tmp_path / name).mkdir(exist_ok=True)
-        (tmp_path / name / results.EVALUATION).write_bytes(held)
+        (tmp_path / name / EVALUATION).write_bytes(held)
     with console.capture():
         compare([tmp_path / "baseline", tmp_path / "backtracking"], tmp_path, base.get_config().evaluate)
     assert (tmp_path / "comparison.html").read_text()

@@ -37,7 +37,7 @@ from jax_backtrack.tokenizer.chat_tokenizer import ChatTokenizer, Message, check
 from jax_backtrack.utils.console import bold, console, progress_bar, share_bar
 from jax_backtrack.utils.fingerprint import fingerprint
 from jax_backtrack.utils.json_text import to_json
-from jax_backtrack.utils.workdir import atomic_write
+from jax_backtrack.utils.workdir import AGREEMENT, atomic_write
 
 _SETTINGS, _ARRAYS = "judge.json", "judge.safetensors"
 _WORDS_C, _HIDDEN_C = 10.0, 1e-3  # inverse strengths of regularisation
@@ -282,7 +282,7 @@ def fit(config: ConfigDict, workdir: Path) -> Estimate:
     accuracy = float(((judged_N >= UNSAFE_FROM) == unsafe_N).mean())
     save(workdir, Heads.fit(replies, hidden_NxF, unsafe_N), config.model.path, settings.layers, settings.tokens)
     content = {"kappa": agreement, "accuracy": accuracy, "prompts": int(groups.max()) + 1}
-    atomic_write(workdir / "agreement.json", to_json(content, indent=1) + "\n")
+    atomic_write(workdir / AGREEMENT, to_json(content, indent=1) + "\n")
     console.print(
         f"{len(labelled)} replies to {content['prompts']} prompts, {unsafe_N.mean():.0%} unsafe. On prompts that were "
         f"left out ({settings.folds} folds): kappa {agreement.value:.2f} ({agreement.low:.2f}–{agreement.high:.2f}), "

@@ -13,18 +13,16 @@ from jax_backtrack.evaluation.stats import paired
 from jax_backtrack.evaluation.win_rate import NOT_JUDGED, WinRates
 from jax_backtrack.utils.console import bold, console
 from jax_backtrack.utils.json_text import to_json
-from jax_backtrack.utils.workdir import atomic_write
+from jax_backtrack.utils.workdir import WIN_RATES, atomic_write
 
 _TEMPLATE = Path(__file__).with_name("page.html")
-EVALUATION_PAGE, COMPARISON_PAGE = "evaluation.html", "comparison.html"
-_WIN_RATES = "win_rates.json"
 _TRANSCRIPTS = 20  # of each set and condition; those with resets first
 
 
 def report(models: dict[str, Evaluation], page: Path, false_resets: float, win_rates: WinRates = NOT_JUDGED) -> None:
     """Prints the table and writes the page, and `win_rates.json` beside it where replies were compared."""
     if win_rates.of:
-        atomic_write(page.with_name(_WIN_RATES), to_json(win_rates.as_json(), indent=1) + "\n")
+        atomic_write(page.with_name(WIN_RATES), to_json(win_rates.as_json(), indent=1) + "\n")
     tables.show(models, win_rates)
     write(models, page, false_resets, win_rates)
     console.print(f"page in {bold(page.parent)}: {page.name}", highlight=False)
