@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from jax_backtrack.errors import InputError
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "120"))
-SECONDS = 5.0  # of the processor, for one input
+SECONDS = 5.0  # of the processor, for one input: by SIGVTALRM, since a process that has loaded libtpu gets SIGPROF anyway
 MEMORY = 256 * 2**20  # bytes that one input may add
 _LEAST_SHARE = 0.1  # of the inputs that work, and of those that are refused
 _COUNTED_FROM = 100  # inputs, below which shares say little
@@ -122,15 +122,15 @@ def _limits():
     def stop(*_):
         raise Stuck(f"took longer than {SECONDS:g} seconds")
 
-    earlier, (soft, hard) = signal.signal(signal.SIGPROF, stop), resource.getrlimit(resource.RLIMIT_AS)
+    earlier, (soft, hard) = signal.signal(signal.SIGVTALRM, stop), resource.getrlimit(resource.RLIMIT_AS)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + 4 * MEMORY, hard))
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, earlier)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, earlier)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
