@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from jax_backtrack.errors import InputError
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "120"))
-SECONDS = 5.0  # of the processor, for one input: by SIGVTALRM, since a process that has loaded libtpu gets SIGPROF anyway
+SECONDS = 5.0  # of the processor, for one input; by SIGVTALRM, since libtpu sends its process SIGPROF
 MEMORY = 256 * 2**20  # bytes that one input may add
 _LEAST_SHARE = 0.1  # of the inputs that work, and of those that are refused
 _COUNTED_FROM = 100  # inputs, below which shares say little
