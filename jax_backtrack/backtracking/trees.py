@@ -81,7 +81,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class TreeSpec:
-    """What becomes of an example: the objective, whether drafts and resets take part, and the id of `[RESET]`.
+    """Says what becomes of an example: the objective, whether drafts and resets take part, the id of `[RESET]`.
 
     `reset_weight` is the weight of a `[RESET]` in SFT, where a token of a reply has 1: one reset stands against a whole
     reply, and is the token that has everything to learn. `initial_reply_weight` is the weight of each token of a safe

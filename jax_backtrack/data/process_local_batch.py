@@ -1,4 +1,4 @@
-"""Of the rows of a batch, those that this process's devices hold, and how all hosts' rows become one batch."""
+"""This process's rows of a batch, and how the rows of all hosts become one batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar

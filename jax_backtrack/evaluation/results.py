@@ -139,7 +139,7 @@ class EvalResult:
 
     @functools.cached_property
     def measures(self) -> dict[str, Estimate]:
-        """Of a harmful set unsafe, stream_unsafe and worst_of_<k>; of a harmless one over_refusal, and useful where
+        """Unsafe, stream_unsafe and worst_of_<k> of a harmful set; over_refusal of a harmless one, and useful where
         replies are judged exactly; of both reset (the share of replies with a reset, which are false ones where the set
         is harmless), reset_word_leak (the share with a word that [RESET] starts from where none belongs), draft_words
         and reply_words (mean lengths of what was discarded and of what is seen) and tokens (mean number that were

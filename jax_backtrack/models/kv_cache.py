@@ -189,7 +189,7 @@ class Cache:
 
     @property
     def _row_width(self) -> int:
-        """What a row of the batch has of the axis of rows."""
+        """Entries that one row of the batch has along the axis of rows."""
         return jax.tree.leaves(self.keys)[0].shape[self.row_axis] // len(self.prompt_len)
 
     def _replace_row(self, array, new, row) -> jax.Array:

@@ -91,7 +91,7 @@ class SamplingParams:
 
     def __post_init__(self):
         for setting in self.settings:
-            name = setting.name.rpartition(".")[2]
+            name = setting.short_name
             value = getattr(self, name)
             if isinstance(value, (np.generic, np.ndarray)):
                 value = value.tolist()
@@ -105,12 +105,12 @@ class SamplingParams:
         return {name: getattr(self, name) for name, how in _IN_LOOP.items() if how != NO_REPLY}
 
 
-_IN_LOOP = {setting.name.rpartition(".")[2]: setting.in_loop for setting in SamplingParams.settings}
+_IN_LOOP = {setting.short_name: setting.in_loop for setting in SamplingParams.settings}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Static:
-    """What the loop is compiled for, beside the settings that are `STATIC`.
+    """Holds what the loop is compiled for, beside the settings that are `STATIC`.
 
     reset_mode: "keep" | "rewind" | "resample"
     reset_id:   id of [RESET], or None for a model without it

@@ -33,7 +33,7 @@ class TextDelta:
 
 @dataclasses.dataclass(frozen=True)
 class Retraction:
-    """What was shown since the last `Retraction` is withdrawn; "" where nothing was.
+    """Withdraws what was shown since the last `Retraction`; "" where nothing was.
 
     reset_logprob: of the [RESET] that was written, as in `TokenText`
     """

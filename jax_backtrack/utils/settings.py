@@ -53,6 +53,11 @@ class Setting:
     shown_default: object = None
 
     @property
+    def short_name(self) -> str:
+        """The name within its section."""
+        return self.name.rpartition(".")[2]
+
+    @property
     def entry(self) -> type | None:
         """The type of a list's entries; None of what is no list."""
         return typing.get_args(self.kind)[0] if typing.get_origin(self.kind) is tuple else None

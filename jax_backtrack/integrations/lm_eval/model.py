@@ -24,7 +24,7 @@ from jax_backtrack.utils.console import console, progress_bar
 _log = logging.getLogger(__name__)
 _ROWS = 16  # of a batch whose size is "auto"
 # What a task may ask for beside `until`, `max_gen_toks`, `do_sample` and `temperature`: as the sampler has it.
-_SAMPLED = [each.name.rpartition(".")[2] for each in SamplingParams.settings if each.in_loop in (STATIC, OPTIONAL)]
+_SAMPLED = [each.short_name for each in SamplingParams.settings if each.in_loop in (STATIC, OPTIONAL)]
 
 
 @register_model("jax_backtrack")
